@@ -1,0 +1,83 @@
+"""YAML checked against pydantic models: unknown keys are refused with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from foldwise import UserError
+
+
+class Strict(BaseModel):
+    """A model that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError where it is missing, malformed or not a mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(data).__name__}")
+    return data
+
+
+def validate(model: type[M], data: dict[str, Any], source: str) -> M:
+    """`data` as a `model`; the first complaint becomes one UserError line that names `source` and the key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{source}: unknown key '{key}'{_nearest_key(model, first['loc'])}") from None
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+        raise UserError(f"{source}: {key}: {message}{found}{more}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean 'x'?' for the closest known name, or the list of names where nothing is close."""
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; known: {listed}" if names else ""
+
+
+def submodel(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as `Split | None`, if there is one."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = submodel(field.annotation) if field else None
+        if inner is None:
+            return ""
+        model = inner
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    return nearest(str(loc[-1]), names)
