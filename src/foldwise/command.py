@@ -1,0 +1,61 @@
+"""What every numbered script shares: its arguments' look, and errors as one line with exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from foldwise import UserError
+from foldwise.schema import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, with the nearest flag for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flag = unknown[1].split("=")[0]
+            message = f"unknown argument {flag}{nearest(flag, self._option_string_actions)}"
+        self.exit(2, f"{self.prog}: {message} (--help shows every flag with examples)\n")
+
+
+def parser(doc: str | None, *, competition: bool = True) -> Parser:
+    """A parser whose help is the script's docstring; with `--competition` unless told otherwise."""
+    made = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    if competition:
+        made.add_argument(
+            "--competition",
+            metavar="C",
+            default=os.environ.get("FOLDWISE_COMPETITION", "demo"),
+            help="src/competitions/C.yaml, or a path to such a file (default: $FOLDWISE_COMPETITION, else demo)",
+        )
+    return made
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def note(message: str) -> None:
+    """A line of progress for the person at the terminal, above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)

@@ -1,0 +1,176 @@
+"""What the host defines: tables, columns, classes, metric, submission shape; where it lies, here or on Kaggle."""
+
+from __future__ import annotations
+
+import os
+import string
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from foldwise import UserError
+from foldwise.schema import Strict, nearest, read_yaml, validate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DESCRIPTIONS = REPOSITORY / "src" / "competitions"
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+
+
+class Split(Strict):
+    """Where the rows and the images of one split lie, below the competition's root."""
+
+    table: str | None = Field(None, description="CSV or parquet with a row per image")
+    images: str | None = Field(
+        None, description="'train/{image_id}.jpg', its columns in braces; without a table, a folder of images"
+    )
+    folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
+    target_pattern: str | None = Field(
+        None, description=r"where a folder's file names hold the label: a regex whose group 1 is it, '^(cat|dog)\.'"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Split:
+        if (self.folders is None) == (self.images is None):
+            raise ValueError("give either `images` or `folders`")
+        if self.table and not template_columns(self.images or ""):
+            raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
+        if self.folders and self.table:
+            raise ValueError("`folders` takes no `table`: each folder's name is the class")
+        return self
+
+
+class Metadata(Strict):
+    """Columns of the tables that a model may use beside the pixels."""
+
+    numeric: list[str] = Field([], description="columns read as numbers")
+    categorical: list[str] = Field([], description="columns read as categories")
+
+
+class Folds(Strict):
+    """How the training rows are split, once."""
+
+    n: int = Field(5, ge=2, description="number of folds")
+    seed: int = Field(0, description="seed of the split")
+    file: str | None = Field(None, description="a CSV (id, fold) from elsewhere, used and checked instead")
+
+
+class SubmissionShape(Strict):
+    """How predictions become rows of the submission file."""
+
+    row_id: str | None = Field(
+        None,
+        description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a row",
+    )
+    aggregate: Literal["mean", "max", "median"] = Field("mean", description="over the images of one row")
+    prediction: Literal["auto", "value", "label"] = Field(
+        "auto",
+        description="what the host wants: probabilities (value) or classes (label); auto asks the metric and columns",
+    )
+
+
+class Competition(Strict):
+    """A competition.yaml. Paths are relative to the folder that holds the competition's raw files."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names its folders under oof/ and so on")
+    slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
+    root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
+    task: Task
+    metric: str = Field(description="a name from foldwise.metrics, or module:function")
+    id: str = Field("id", description="the column that names an image")
+    target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
+    positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
+    group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
+    train: Split
+    test: Split | None = None
+    sample_submission: str | None = None
+    submission: SubmissionShape = SubmissionShape()
+    metadata: Metadata = Metadata()
+    dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
+    folds: Folds = Folds()
+
+    _file: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _targets_fit_task(self) -> Competition:
+        if (self.task == "multilabel") != isinstance(self.target, list):
+            raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
+        if self.positive is not None and self.task != "binary":
+            raise ValueError("`positive` belongs to task: binary")
+        if self.train.table is None and self.train.folders is None and self.train.target_pattern is None:
+            raise ValueError("`train` needs a table, `folders`, or `images` with a `target_pattern`")
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """The target columns, one unless the task is multilabel."""
+        return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
+    def file(self) -> Path:
+        """The YAML this was read from."""
+        return self._file
+
+    def raw(self) -> Path:
+        """The folder with the host's files; UserError lists the places where it was looked for."""
+        places = self._raw_candidates()
+        for place in places:
+            if place.is_dir():
+                return place
+        hint = "run python src/00_demo.py" if self.name == "demo" else f"put them in {places[-1]}, or set `root`"
+        raise UserError(
+            f"{self._file}: the raw files of '{self.name}' were not found in {', '.join(map(str, places))}; {hint}"
+        )
+
+    def _raw_candidates(self) -> list[Path]:
+        if self.root is not None:
+            beside = [(base / self.root).resolve() for base in (REPOSITORY, self._file.parent)]
+        else:
+            beside = []
+        slug = self.slug or self.name
+        mounted = sorted(KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if KAGGLE_INPUT.is_dir() else []
+        kaggle = [KAGGLE_INPUT / "competitions" / slug, KAGGLE_INPUT / slug, *mounted]
+        own = [output_root() / "input" / slug, REPOSITORY / "input" / slug]
+        return list(dict.fromkeys([*beside, *kaggle, *own]))
+
+    def derived(self) -> Path:
+        """input/derived/<name>: what 01_preprocess.py writes."""
+        return output_root() / "input" / "derived" / self.name
+
+    def runs(self) -> Path:
+        """oof/<name>: a folder per run."""
+        return output_root() / "oof" / self.name
+
+    def submissions(self) -> Path:
+        """submissions/<name>."""
+        return output_root() / "submissions" / self.name
+
+
+def output_root() -> Path:
+    """Where input/derived, oof and submissions go: $FOLDWISE_ROOT, the repository, or /kaggle/working."""
+    if os.environ.get("FOLDWISE_ROOT"):
+        return Path(os.environ["FOLDWISE_ROOT"]).resolve()
+    if os.access(REPOSITORY, os.W_OK) or not KAGGLE_WORKING.is_dir():
+        return REPOSITORY
+    return KAGGLE_WORKING
+
+
+def load(name_or_path: str) -> Competition:
+    """The competition described by src/competitions/NAME.yaml, or by the file at that path."""
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = DESCRIPTIONS / f"{name_or_path}.yaml"
+        if not path.exists():
+            known = nearest(name_or_path, (file.stem for file in DESCRIPTIONS.glob("*.yaml")))
+            raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
+    competition = validate(Competition, read_yaml(path), str(path))
+    competition._file = path.resolve()
+    return competition
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field]
