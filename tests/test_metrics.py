@@ -1,0 +1,223 @@
+"""Every metric against its scikit-learn twin on random input with ties, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from foldwise import UserError
+from foldwise.metrics import auc_of, greater_is_better, resampler, resolve, score, score_many
+
+quick = settings(max_examples=60, deadline=None)
+
+
+def draw_rows(seed: int, n: int, levels: int, classes: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and scores in 0..1 of `levels` distinct values, so that ties are common; no class is absent."""
+    rng = np.random.default_rng(seed)
+    if not classes:
+        target = rng.integers(0, 2, n)
+        target[:2] = 0, 1
+        return target, rng.integers(0, levels, n) / max(1, levels - 1)
+    target = rng.integers(0, classes, n)
+    target[:classes] = np.arange(classes)
+    pred = rng.integers(1, levels + 2, (n, classes)).astype(float)
+    return target, pred / pred.sum(axis=1, keepdims=True)
+
+
+rows = st.tuples(st.integers(0, 10**6), st.integers(8, 200), st.integers(1, 40))
+BINARY = {
+    "roc_auc": sk.roc_auc_score,
+    "log_loss": lambda t, p: sk.log_loss(t, p, labels=[0, 1]),
+    "accuracy": lambda t, p: sk.accuracy_score(t, p >= 0.5),
+    "balanced_accuracy": lambda t, p: sk.balanced_accuracy_score(t, p >= 0.5),
+    "f1": lambda t, p: sk.f1_score(t, p >= 0.5, zero_division=0),
+    "f1_macro": lambda t, p: sk.f1_score(t, p >= 0.5, average="macro", zero_division=0),
+    "f1_micro": lambda t, p: sk.f1_score(t, p >= 0.5, average="micro", zero_division=0),
+    "average_precision": sk.average_precision_score,
+    "quadratic_weighted_kappa": lambda t, p: sk.cohen_kappa_score(t, p >= 0.5, weights="quadratic"),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", BINARY)
+@given(rows)
+@quick
+def test_binary_twins(name, drawn):
+    target, pred = draw_rows(*drawn)
+    assert score(name, target, pred) == pytest.approx(BINARY[name](target, pred), abs=1e-9)
+
+
+MULTICLASS = {
+    "roc_auc": lambda t, p: sk.roc_auc_score(t, p, multi_class="ovr", average="macro"),
+    "log_loss": sk.log_loss,
+    "accuracy": lambda t, p: sk.accuracy_score(t, p.argmax(1)),
+    "balanced_accuracy": lambda t, p: sk.balanced_accuracy_score(t, p.argmax(1)),
+    "f1_macro": lambda t, p: sk.f1_score(t, p.argmax(1), average="macro", zero_division=0),
+    "f1_micro": lambda t, p: sk.f1_score(t, p.argmax(1), average="micro", zero_division=0),
+    "quadratic_weighted_kappa": lambda t, p: sk.cohen_kappa_score(t, p.argmax(1), weights="quadratic"),
+    "average_precision": lambda t, p: np.mean(
+        [sk.average_precision_score(t == c, p[:, c]) for c in range(p.shape[1])]
+    ),
+    "map@1": lambda t, p: sk.accuracy_score(t, p.argmax(1)),
+}
+
+
+@pytest.mark.parametrize("name", MULTICLASS)
+@given(rows, st.integers(3, 6))
+@quick
+def test_multiclass_twins(name, drawn, classes):
+    target, pred = draw_rows(*drawn, classes)
+    assert score(name, target, pred) == pytest.approx(MULTICLASS[name](target, pred), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "f1", "balanced_accuracy", "pf1"])
+@given(rows)
+@quick
+def test_multilabel_is_the_mean_of_columns(name, drawn):
+    first, second = draw_rows(*drawn), draw_rows(drawn[0] + 1, *drawn[1:])
+    target, pred = np.c_[first[0], second[0]], np.c_[first[1], second[1]]
+    expected = (score(name, *first) + score(name, *second)) / 2
+    assert score(name, target, pred) == pytest.approx(expected, abs=1e-12)
+
+
+@given(rows)
+@quick
+def test_regression_twins(drawn):
+    rng = np.random.default_rng(drawn[0])
+    target, pred = rng.normal(size=(2, drawn[1]))
+    assert score("rmse", target, pred) == pytest.approx(sk.root_mean_squared_error(target, pred))
+    assert score("mae", target, pred) == pytest.approx(sk.mean_absolute_error(target, pred))
+
+
+def plain_map(target: np.ndarray, pred: np.ndarray, k: int) -> float:
+    total = 0.0
+    for truth, row in zip(target, pred, strict=True):
+        order = sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
+        total += next((1 / rank for rank, c in enumerate(order, 1) if c == truth), 0.0)
+    return total / len(target)
+
+
+@given(rows, st.integers(3, 6), st.integers(1, 7))
+@quick
+def test_map_at_k(drawn, classes, k):
+    target, pred = draw_rows(*drawn, classes)
+    assert score(f"map@{k}", target, pred) == pytest.approx(plain_map(target, pred, k))
+    one_hot = np.eye(classes)[target]
+    assert score(f"map@{k}", one_hot, pred) == pytest.approx(plain_map(target, pred, k))
+
+
+def host_pf1(labels, predictions):
+    """The host's code of rsna-breast-cancer-detection, in its own words."""
+    ctp = cfp = y_true_count = 0.0
+    for label, value in zip(labels, predictions, strict=True):
+        prediction = min(max(value, 0), 1)
+        if label:
+            y_true_count += 1
+            ctp += prediction
+        else:
+            cfp += prediction
+    if ctp + cfp == 0:
+        return 0.0
+    precision, recall = ctp / (ctp + cfp), ctp / y_true_count
+    return 2 * precision * recall / (precision + recall) if precision > 0 and recall > 0 else 0.0
+
+
+@given(rows)
+@quick
+def test_pf1_is_the_hosts(drawn):
+    target, pred = draw_rows(*drawn)
+    assert score("pf1", target, pred * 1.4 - 0.2) == pytest.approx(host_pf1(target, pred * 1.4 - 0.2))
+
+
+@given(rows)
+@quick
+def test_kappa_of_grades(drawn):
+    target, _ = draw_rows(*drawn, 5)
+    pred = np.random.default_rng(drawn[0]).normal(target, 1.0)
+    grades = np.clip(np.floor(pred + 0.5), 0, 4)
+    expected = sk.cohen_kappa_score(target, grades, weights="quadratic")
+    assert score("qwk", target, pred) == pytest.approx(expected)
+    assert score("qwk", target.astype(float) + 1, pred + 1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", [*BINARY, "pf1"])
+@given(rows)
+@quick
+def test_weights_repeat_rows(name, drawn):
+    target, pred = draw_rows(*drawn)
+    counts = np.random.default_rng(drawn[0]).integers(0, 4, len(target))
+    counts[:2] += 1
+    expected = score(name, np.repeat(target, counts), np.repeat(pred, counts))
+    assert score(name, target, pred, weight=counts) == pytest.approx(expected, abs=1e-9)
+    again = resampler(resolve(name), target, pred)
+    assert again(counts.astype(float)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(rows, st.sampled_from([0.02, 0.3, 0.5, 0.97]), st.sampled_from([np.float32, np.float64]))
+@quick
+def test_auc_paths_agree(drawn, share, dtype):
+    rng = np.random.default_rng(drawn[0])
+    target = rng.random(drawn[1]) < share
+    target[:2] = False, True
+    pred = (rng.integers(0, drawn[2], drawn[1]) / 7).astype(dtype)
+    expected = sk.roc_auc_score(target, pred)
+    assert auc_of(pred[~target], pred[target]) == pytest.approx(expected, abs=1e-12)
+    many = np.stack([pred, -pred, pred * 0])
+    assert score_many("auc", target, many) == pytest.approx([expected, 1 - expected, 0.5], abs=1e-12)
+
+
+@pytest.mark.smoke
+def test_containers_and_directions():
+    target, pred = [0, 1, 1, 0], [0.1, 0.9, 0.4, 0.4]
+    assert score("auc", target, pred) == 0.875
+    assert score("auc", pd.Series(target), pd.DataFrame({"p": pred})) == 0.875
+    assert score("auc", pd.Series(target, dtype="Int64"), pd.Series(pred, dtype="Float64")) == 0.875
+    assert score("auc", np.array(target, bool), np.array(pred, np.float16)) == 0.875
+    assert greater_is_better("auc") and not greater_is_better("logloss") and not greater_is_better("rmse")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("name", "target", "pred", "words"),
+    [
+        ("roc_acu", [0, 1], [0.1, 0.2], "roc_auc"),
+        ("auc", [0, 1], [0.1, np.nan], "row 1"),
+        ("auc", [0, 1], [0.1, np.inf], "infinite"),
+        ("auc", [0, 1], ["a", "b"], "numbers"),
+        ("auc", [0, 1], ["a", None], "number"),
+        ("auc", [0, 1], [0.1, 0.2, 0.3], "do not fit"),
+        ("auc", [], [], "no rows"),
+        ("auc", [1, 1], [0.1, 0.2], "one class only"),
+        ("auc", [[0, 1], [0, 0]], [[0.1, 0.2], [0.1, 0.2]], "column 0"),
+        ("auc", [0, 2], [0.1, 0.2], "expected 0 to 1"),
+        ("auc", [0, 3], [[0.1, 0.9], [0.3, 0.7]], "expected 0 to 1"),
+        ("auc", [0, 0.5], [0.1, 0.2], "class indices"),
+        ("log_loss", [0, 1], [0.1, 1.2], "probabilities"),
+        ("ap", [0, 0], [0.1, 0.2], "one class only"),
+        ("pf1", [0, 0], [0.1, 0.2], "one class only"),
+        ("qwk", [2, 2], [2.0, 2.0], "one class only"),
+        ("f1", [0, 1, 2], np.ones((3, 3)), "binary"),
+        ("map@3", [0, 1], [0.1, 0.9], "multiclass"),
+        ("rmse", [0, 1], np.ones((2, 3)), "do not fit"),
+        ("no_such_module:f", [0, 1], [0, 1], "no_such_module"),
+        ("math:no_such", [0, 1], [0, 1], "no_such"),
+    ],
+)
+def test_refused_in_one_line(name, target, pred, words):
+    with pytest.raises(UserError) as caught:
+        score(name, target, pred)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_own_metric_beside_the_competition(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def worst(target, pred):\n    return abs(target - pred).max()\nworst.greater_is_better = False\n"
+    )
+    monkeypatch.setenv("FOLDWISE_COMPETITION", str(tmp_path / "c.yaml"))
+    assert score("mine:worst", [0.0, 1.0], [0.25, 0.5]) == 0.5
+    assert not greater_is_better("mine:worst")
+    assert score(f"{tmp_path / 'mine.py'}:worst", [0.0, 1.0], [0.25, 0.5]) == 0.5
