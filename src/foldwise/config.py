@@ -172,19 +172,9 @@ def _override(text: str) -> dict[str, Any]:
         leaf = yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"override '{text}': the value is not valid YAML") from None
-    if isinstance(leaf, str):
-        leaf = _number(leaf)
     for part in reversed(key.split(".")):
         leaf = {part: leaf}
     return leaf
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads '3e-4' as a string; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

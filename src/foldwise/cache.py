@@ -1,0 +1,190 @@
+"""Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
+
+    images_<size>.npy        uint8 (N, size, size, 3), RGB, a row per row of index.parquet, in its order
+    images_<size>_ids.csv    split, id, ok: whose row is which; ok is 0 where the file could not be read (row of zeros)
+    images_<size>.json       the key of what made it
+
+Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
+A build that is killed leaves only *.part files, and the next one goes on from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError, image, launch
+from foldwise.competition import Competition
+from foldwise.config import digest
+
+FORMAT = 1  # raise it when the same file and options would give other pixels
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Images of one size, read by row number without holding them in memory."""
+
+    path: Path
+    size: int
+    ids: pd.DataFrame
+
+    @cached_property
+    def _file(self) -> tuple[int, int]:
+        with self.path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            header = stream.tell()
+        if shape != (len(self.ids), self.size, self.size, 3) or dtype != np.uint8:
+            raise UserError(f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
+                            "run 01_preprocess.py again")
+        return os.open(self.path, os.O_RDONLY), header
+
+    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (len(rows), size, size, 3), in the order of `rows`; thread-safe.
+
+        pread rather than a memory map: mapped pages count as this process's memory, and would grow with the images.
+        """
+        descriptor, header = self._file
+        if out is None:
+            out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        step = self.size * self.size * 3
+        for place, row in zip(out, rows, strict=True):
+            if os.preadv(descriptor, [place.reshape(-1)], header + int(row) * step) != step:
+                raise UserError(f"{self.path}: ends before image {row}; delete it and run 01_preprocess.py again")
+        return out
+
+    def rows(self, split: str, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers int64 of ids in one split, -1 where the file could not be read; UserError for an unknown id."""
+        part = self.ids[self.ids["split"] == split]
+        rows = pd.Series(np.where(part["ok"], part.index, -1), index=part["id"]).reindex(ids)
+        if rows.isna().any():
+            raise UserError(f"{self.path}: has no image of {split} id '{rows.index[rows.isna()][0]}'; "
+                            "run 01_preprocess.py again")
+        return rows.to_numpy(np.int64, copy=True)
+
+
+def load(competition: Competition, size: int) -> Cache:
+    """The finished cache of one size; UserError says what to run where there is none."""
+    path = _path(competition, size)
+    if not path.exists():
+        made = sorted(int(p.stem.split("_")[1]) for p in path.parent.glob("images_*.npy"))
+        has = f" (made so far: {', '.join(map(str, made))})" if made else ""
+        raise UserError(f"{path}: not there yet{has}; run python src/01_preprocess.py "
+                        f"--competition {competition.name} --sizes {size}")
+    ids = pd.read_csv(path.with_name(f"images_{size}_ids.csv"), dtype={"id": str, "split": str}, keep_default_na=False)
+    return Cache(path, size, ids)
+
+
+def build(competition: Competition, index: pd.DataFrame, sizes: Sequence[int], workers: int | None = None) -> pd.Series:
+    """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
+    errors = index["error"].astype(object).where(index["error"].notna(), None)
+    for size in sizes:
+        found = _build_one(competition, index, size, workers)
+        errors = errors.combine_first(found)
+    return errors
+
+
+def _path(competition: Competition, size: int) -> Path:
+    return competition.derived() / f"images_{size}.npy"
+
+
+def _key(competition: Competition, index: pd.DataFrame, size: int) -> str:
+    files = index[["split", "id", "path", "bytes"]].astype(object).where(index[["bytes"]].notna().all(axis=1), None)
+    return digest({"format": FORMAT, "size": size, "image": competition.image.model_dump(mode="json"),
+                   "files": files.astype(str).to_numpy().tolist()})
+
+
+def _build_one(competition: Competition, index: pd.DataFrame, size: int, workers: int | None) -> pd.Series:
+    path, key = _path(competition, size), _key(competition, index, size)
+    facts = path.with_suffix(".json")
+    if path.exists() and facts.exists():
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return pd.Series(known["errors"], dtype=object).rename(int).reindex(index.index)
+    started = time.perf_counter()
+    pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
+    _allocate(pixels, state, path.with_suffix(".key.part"), key, len(index), size)
+
+    done = np.fromfile(state, np.uint8) == 1
+    todo = index.index[index["error"].isna() & ~done]
+    job = partial(_decode_rows, str(competition.raw()), str(pixels), str(state), size, competition.image)
+    reasons: dict[int, str] = {}
+    rows = list(zip(todo.tolist(), index.loc[todo, "path"], strict=True))
+    for (row, _), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img"):
+        if result is not None:
+            reasons[row] = str(result)
+    ok = np.fromfile(state, np.uint8) == 1
+    ids = index[["split", "id"]].assign(ok=ok.astype(int))
+    _write(path.with_name(f"images_{size}_ids.csv"), ids.to_csv(index=False, lineterminator="\n"))
+    os.replace(pixels, path)
+    _write(facts, json.dumps({"key": key, "size": size, "images": len(index), "unreadable": int((~ok).sum()),
+                              "seconds": round(time.perf_counter() - started, 2), "errors": reasons}, indent=1) + "\n")
+    for part in (state, path.with_suffix(".key.part")):
+        part.unlink()
+    return pd.Series(reasons, dtype=object).reindex(index.index)
+
+
+def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: int) -> None:
+    """Files of the final size, zeroed and really reserved, unless those of a killed build with the same key are there."""
+    if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
+        return
+    for stale in (keyfile, pixels, state):
+        stale.unlink(missing_ok=True)
+    header = _header(n, size)
+    total = len(header) + n * size * size * 3
+    free = shutil.disk_usage(pixels.parent).free
+    if total > free:
+        raise UserError(f"{pixels.parent}: {n} images at {size} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+                        "free; make room, choose a smaller --sizes, or set FOLDWISE_ROOT to another disk")
+    with pixels.open("wb") as stream:
+        stream.write(header)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, total)
+        stream.truncate(total)
+    state.write_bytes(bytes(n))
+    keyfile.write_text(key, encoding="utf-8")  # last: it vouches for the other two
+
+
+def _header(n: int, size: int) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    facts = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+    np.lib.format.write_array_header_1_0(stream, facts)
+    return stream.getvalue()
+
+
+def _decode_rows(
+    raw: str, pixels: str, state: str, size: int, options: image.ImageOptions, rows: Sequence[tuple[int, str]]
+) -> list[str | None]:
+    """Decode, resize and write each row in place; its reason where it can't be read. Pixels first, then its mark."""
+    results: list[str | None] = []
+    with Path(pixels).open("r+b", buffering=0) as out, Path(state).open("r+b", buffering=0) as marks:
+        np.lib.format.read_magic(out)
+        np.lib.format.read_array_header_1_0(out)
+        header = out.tell()
+        for row, path in rows:
+            try:
+                found = image.read_image(Path(raw) / path, size=size, options=options)
+            except UserError as error:
+                results.append(str(error))
+                continue
+            os.pwrite(out.fileno(), np.ascontiguousarray(found).data, header + row * found.size)
+            os.pwrite(marks.fileno(), b"\x01", row)
+            results.append(None)
+    return results
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,295 @@
+"""Raw folder -> one row per image, with its target and metadata; unreadable files set aside with the reason.
+
+Columns of index.parquet, one row per image of train and test:
+
+    split      'train' or 'test'
+    id         str, the competition's id; unique within a split
+    row_id     str, the submission row that the image belongs to (= id unless several images make a row)
+    group      str, rows that must share a fold (= id where the host gives none)
+    path       str, below the competition's raw folder
+    target     binary 0/1, multiclass the class's name, regression a number; multilabel: target_<column>...
+    width, height, bytes, format      of the image file
+    error      str, why the file can't be used; null where it can
+    (metadata columns and dicom_tags under their own names: float64 or str)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError, dicom, image, launch
+from foldwise.competition import Competition, Split, template_columns
+from foldwise.schema import nearest
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ""}
+
+
+def build(competition: Competition, workers: int | None = None) -> pd.DataFrame:
+    """The index of both splits, file headers read in parallel; nothing is written."""
+    frames = [_split(competition, "train", competition.train)]
+    if competition.test is not None:
+        frames.append(_split(competition, "test", competition.test))
+    index = pd.concat(frames, ignore_index=True)
+    headers = _headers(competition, index, workers)
+    index = pd.concat([index, headers], axis=1)
+    for split, part in index.groupby("split"):
+        if part["error"].notna().all():
+            raise UserError(
+                f"{competition.file}: none of the {len(part)} {split} images can be used; the first: "
+                f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
+            )
+    return _typed(competition, index)
+
+
+def save(index: pd.DataFrame, path: Path) -> None:
+    """index.parquet, written whole."""
+    part = path.with_suffix(".parquet.part")
+    index.to_parquet(part, index=False)
+    part.replace(path)
+
+
+def load(competition: Competition) -> pd.DataFrame:
+    """The saved index; UserError says what to run where there is none."""
+    path = competition.derived() / "index.parquet"
+    if not path.exists():
+        raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
+    return pd.read_parquet(path)
+
+
+def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
+    """The names behind pred_<name>: sorted classes, or the target columns; [] for binary and regression."""
+    if competition.task == "multilabel":
+        return competition.targets
+    if competition.task != "multiclass":
+        return []
+    names = index.loc[index["split"] == "train", "target"].dropna().unique()
+    return sorted(names, key=lambda name: (0, float(name), "") if _is_number(name) else (1, 0.0, name))
+
+
+def target_array(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
+    if competition.task == "multilabel":
+        return rows[[f"target_{name}" for name in names]].to_numpy(dtype=np.float32, copy=True)
+    if competition.task == "multiclass":
+        return pd.Categorical(rows["target"], categories=names).codes.astype(np.int64)
+    return rows["target"].to_numpy(dtype=np.float32, copy=True)
+
+
+def metadata_columns(competition: Competition) -> list[str]:
+    """The columns a model may use beside the pixels: numeric, categorical, then DICOM header fields."""
+    meta = competition.metadata
+    return list(dict.fromkeys([*meta.numeric, *meta.categorical, *competition.dicom_tags]))
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def _split(competition: Competition, name: str, split: Split) -> pd.DataFrame:
+    rows = _from_table(competition, name, split) if split.table else _from_folder(competition, name, split)
+    if not len(rows):
+        raise UserError(f"{competition.file}: `{name}` has no rows")
+    twice = rows["id"].duplicated()
+    if twice.any():
+        raise UserError(f"{competition.file}: {name} id '{rows['id'][twice].iloc[0]}' stands there twice")
+    rows.insert(0, "split", name)
+    return rows
+
+
+def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV or parquet; `text_columns` stay text, so that ids keep their leading zeros."""
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, dtype=dict.fromkeys(text_columns, str), low_memory=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: can't be read as a table ({' '.join(str(error).split())[:200]})") from None
+    return frame.astype({column: str for column in text_columns if column in frame})
+
+
+def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
+    path = competition.raw() / str(split.table)
+    row_id = competition.submission.row_id or competition.id
+    row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
+    keys = {competition.id, *template_columns(str(split.images)), *template_columns(row_template)}
+    table = read_table(path, sorted(keys))
+    needed = {competition.id, *template_columns(str(split.images))}
+    if name == "train":
+        needed |= set(competition.targets) | ({competition.group} if competition.group else set())
+        needed |= set(competition.metadata.numeric) | set(competition.metadata.categorical)
+    for column in sorted(needed):
+        if column not in table:
+            raise UserError(f"{path}: no column '{column}', which {competition.file} names{nearest(column, table)}")
+    for column in sorted(needed & keys):
+        empty = table[column].isna() | table[column].isin(["nan", ""])
+        if empty.any():
+            raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 2}: '{column}' is empty")
+
+    rows = pd.DataFrame({"id": table[competition.id]})
+    known = set(template_columns(row_template)) <= set(table)
+    rows["row_id"] = _fill(row_template, table) if known else rows["id"]
+    rows["group"] = _groups(competition, table, rows["id"])
+    rows["path"] = _fill(str(split.images), table)
+    if name == "train":
+        rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
+    for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
+        rows[column] = table[column] if column in table else None
+    return rows
+
+
+def _fill(template: str, table: pd.DataFrame) -> list[str]:
+    columns = template_columns(template)
+    return [template.format(**dict(zip(columns, values, strict=True))) for values in zip(*(table[c] for c in columns))]
+
+
+def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
+    if competition.group is None or competition.group not in table:
+        return ids
+    named = table[competition.group]
+    return named.astype(str).where(named.notna(), ids)  # a row without a group is a group of its own
+
+
+def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    made = {}
+    for column in competition.targets:
+        values = table[column]
+        if values.isna().any():
+            row = int(np.flatnonzero(values.isna())[0])
+            raise UserError(f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
+                            "give it a label or take the row out")
+        name = f"target_{column}" if competition.task == "multilabel" else "target"
+        made[name] = _target(competition, values, f"{path}: column '{column}'")
+    return pd.DataFrame(made)
+
+
+def _target(competition: Competition, values: pd.Series, where: str) -> pd.Series:
+    if competition.task == "multiclass":
+        whole = pd.api.types.is_float_dtype(values) and (values % 1 == 0).all()
+        names = (values.astype("int64") if whole else values).astype(str).str.strip()
+        if names.nunique() < 2:
+            raise UserError(f"{where}: only one class, '{names.iloc[0]}'; nothing to learn")
+        return names
+    if competition.positive is not None:
+        names = values.astype(str)
+        if competition.positive not in set(names) or names.nunique() != 2:
+            found = ", ".join(sorted(set(names))[:5])
+            raise UserError(f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}")
+        return (names == competition.positive).astype("float64")
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    if numbers.isna().any() or not np.isfinite(numbers).all():
+        bad = values[~np.isfinite(numbers)].iloc[0]
+        hint = "; set `positive` in the competition to the label that counts as 1" if competition.task == "binary" else ""
+        raise UserError(f"{where}: '{bad}' is not a number{hint}")
+    if competition.task != "regression" and not numbers.isin([0, 1]).all():
+        raise UserError(f"{where}: {competition.task} targets are 0 and 1, found {numbers[~numbers.isin([0, 1])].iloc[0]:g}")
+    if competition.task == "binary" and numbers.nunique() < 2:
+        raise UserError(f"{where}: every row is {numbers.iloc[0]:g}; nothing to learn")
+    return numbers
+
+
+def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFrame:
+    folder = competition.raw() / str(split.folders or split.images)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, named by `{name}` in {competition.file}")
+    files = sorted(
+        path for path in folder.rglob("*")
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not files:
+        raise UserError(f"{folder}: no images in it")
+    ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
+    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
+    rows["path"] = [path.relative_to(competition.raw()).as_posix() for path in files]
+    if name == "train":
+        labels = _folder_labels(competition, split, ids, folder)
+        rows["target"] = _target(competition, labels, f"{folder}: its labels")
+    return rows
+
+
+def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folder: Path) -> pd.Series:
+    if split.folders:
+        stray = ids[~ids.str.contains("/")]
+        if len(stray):
+            raise UserError(f"{folder / stray.iloc[0]}: lies beside the class folders; move it into one or away")
+        return ids.str.split("/").str[0]
+    found = ids.str.extract(re.compile(str(split.target_pattern)))[0]
+    if found.isna().any():
+        raise UserError(f"{folder / ids[found.isna()].iloc[0]}: its name does not match target_pattern "
+                        f"'{split.target_pattern}' in {competition.file}")
+    return found
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _headers(competition: Competition, index: pd.DataFrame, workers: int | None) -> pd.DataFrame:
+    raw = competition.raw()
+    job = partial(_read_headers, str(raw), tuple(competition.dicom_tags))
+    found: list[dict[str, Any]] = [{} for _ in range(len(index))]
+    rows = list(enumerate(index["path"]))
+    for (row, _), result in launch.map_rows(job, rows, workers=workers, label="headers"):
+        found[row] = {"error": str(result)} if isinstance(result, Exception) else result
+    columns = ["format", "width", "height", "bytes", "error", *competition.dicom_tags]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _read_headers(raw: str, tags: tuple[str, ...], rows: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    return [_read_header(Path(raw) / path, tags) for _, path in rows]
+
+
+def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        return {"error": "missing file"}
+    try:
+        found: dict[str, Any] = dict(image.probe(path))
+        if tags and found["format"] == "DICOM":
+            found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
+        return found
+    except UserError as error:
+        return {"error": str(error), "bytes": path.stat().st_size}
+
+
+def _scalar(value: Any) -> Any:
+    return "\\".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
+    for column in competition.metadata.numeric:
+        index[column] = pd.to_numeric(index[column], errors="coerce").astype("float64")
+    for column in competition.metadata.categorical:
+        index[column] = _text(index[column])
+    for column in competition.dicom_tags:
+        numbers = pd.to_numeric(index[column], errors="coerce").astype("float64")
+        is_text = (numbers.isna() & index[column].notna()).any()
+        index[column] = _text(index[column]) if is_text else numbers
+    for column in ("width", "height", "bytes"):
+        index[column] = index[column].astype("Int64")
+    for column in ("format", "error"):
+        index[column] = _text(index[column])
+    return index
+
+
+def _text(values: pd.Series) -> pd.Series:
+    return values.astype(object).map(_name, na_action="ignore").astype("string")
+
+
+def _name(value: Any) -> str:
+    """1.0 and 1 name the same category: a column with gaps is read as float, one without as int."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""Work spread over processes: rows over cores, in chunks, past any file that crashes its decoder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CRASH = "the decoder crashed its process on this file"
+
+
+def cores() -> int:
+    """Cores this process may use (a container's share, not the machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_rows(
+    job: Callable[[Sequence[T]], list[Any]],
+    rows: Sequence[T],
+    *,
+    workers: int | None = None,
+    label: str = "",
+    unit: str = "file",
+) -> Iterator[tuple[T, Any]]:
+    """(row, result) for every row, in the order in which they finish, with a progress bar.
+
+    `job` takes a short list of rows and returns one result a row; it runs in worker processes and must be a
+    module-level function (or a partial of one) that raises nothing. A native decoder can still kill its process:
+    the rows that were in flight then run again, one process each, and those that kill it again yield
+    `RuntimeError(CRASH)` as their result. Few chunks are in flight at once, so memory does not grow with the rows.
+    """
+    from tqdm import tqdm
+
+    workers = max(1, min(workers or cores(), len(rows)))
+    size = max(1, min(64, len(rows) // (workers * 8)))
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    crashed: list[Sequence[T]] = []
+    with tqdm(total=len(rows), desc=label, unit=unit, smoothing=0.05, disable=not rows or None) as bar:
+        for chunk, results in _in_pool(job, chunks, workers, crashed):
+            bar.update(len(chunk))
+            yield from zip(chunk, results, strict=True)
+        for row, result in _one_by_one(job, [row for chunk in crashed for row in chunk]):
+            bar.update(1)
+            yield row, result
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # forkserver: a fork of a process that has threads (BLAS, OpenCV, torch) can deadlock
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # the processes are the parallelism; threads inside them only contend
+
+
+def _in_pool(
+    job: Callable[[Sequence[T]], list[Any]], chunks: list[Sequence[T]], workers: int, crashed: list[Sequence[T]]
+) -> Iterator[tuple[Sequence[T], list[Any]]]:
+    waiting = list(reversed(chunks))
+    while waiting:
+        flying: dict[Future[list[Any]], Sequence[T]] = {}
+        pool = _pool(workers)
+        try:
+            while waiting or flying:
+                while waiting and len(flying) < 2 * workers:
+                    chunk = waiting.pop()
+                    flying[pool.submit(job, chunk)] = chunk
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    results = future.result()
+                    yield flying.pop(future), results
+        except BrokenProcessPool:
+            crashed.extend(flying.values())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_by_one(job: Callable[[Sequence[T]], list[Any]], rows: list[T]) -> Iterator[tuple[T, Any]]:
+    """One row in flight at a time, so that a crash names its file."""
+    waiting = list(reversed(rows))
+    while waiting:
+        with _pool(1) as pool:
+            try:
+                while waiting:
+                    result = pool.submit(job, [waiting[-1]]).result()[0]
+                    yield waiting.pop(), result
+            except BrokenProcessPool:
+                yield waiting.pop(), RuntimeError(CRASH)

@@ -1,0 +1,224 @@
+"""The only reader and writer of prediction tables: oof/<competition>/<run>/, joined by id, never by position.
+
+    fold<K>.csv, oof.csv      id, fold, target, pred         (multiclass: pred_<class>...;
+    fold<K>_test.csv, test.csv      id, pred                  multilabel: target_<c>..., pred_<c>...)
+    run.json                  what made them, and their scores
+
+Any folder with an oof.csv and a test.csv is a run, whoever made it; run.json is then optional.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError, __version__, folds, index, metrics
+from foldwise.competition import Competition
+from foldwise.schema import nearest
+
+DIGITS = "%.9g"  # a float32 comes back to the bit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's predictions: `oof` (id, fold, target..., pred...), `test` (id, pred...), `info` (run.json)."""
+
+    name: str
+    folder: Path
+    oof: pd.DataFrame
+    test: pd.DataFrame
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def pred_columns(self) -> list[str]:
+        """['pred'], or ['pred_<class>', ...] in the file's order."""
+        return pred_columns(self.oof)
+
+
+def pred_columns(table: pd.DataFrame) -> list[str]:
+    """The prediction columns of a table."""
+    return [name for name in table.columns if name == "pred" or name.startswith("pred_")]
+
+
+def table(
+    competition: Competition,
+    names: Sequence[str],
+    rows: pd.DataFrame,
+    pred: np.ndarray,
+    fold: int | None = None,
+) -> pd.DataFrame:
+    """A prediction table for index rows: with fold and target where `fold` is given, else a test table.
+
+    pred: (N,) or (N, C) with its columns in the order of `names` (index.classes).
+    """
+    made = {"id": rows["id"].to_numpy()}
+    if fold is not None:
+        made["fold"] = np.full(len(rows), fold)
+        for column in [c for c in rows.columns if c == "target" or c.startswith("target_")]:
+            made[column] = rows[column].to_numpy()
+    columns = [f"pred_{name}" for name in names] or ["pred"]
+    values = pred.reshape(len(rows), len(columns))
+    return pd.DataFrame({**made, **dict(zip(columns, values.T, strict=True))})
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """A CSV, written whole: under a temporary name, then renamed. 0/1 targets as integers, no NaN."""
+    preds = frame[pred_columns(frame)]
+    if not np.isfinite(preds.to_numpy(dtype=float)).all():
+        row = int(np.flatnonzero(~np.isfinite(preds.to_numpy(dtype=float)).all(axis=1))[0])
+        raise UserError(f"{path}: the prediction of id {frame['id'].iloc[row]} is not a finite number; not written")
+    whole = {c: "int64" for c in frame if c.startswith("target") and _is_whole(frame[c])}
+    part = path.with_name(path.name + ".part")
+    frame.astype(whole).to_csv(part, index=False, float_format=DIGITS, lineterminator="\n")
+    os.replace(part, path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A prediction table; UserError names the file and the row of a missing or doubled id or a prediction not finite."""
+    frame = index.read_table(path, ["id"])
+    preds = pred_columns(frame)
+    if "id" not in frame or not preds:
+        raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")
+    for problem, rows in (("is empty", frame["id"].isin(["nan", ""])), ("stands there twice", frame["id"].duplicated())):
+        if rows.any():
+            row = int(np.flatnonzero(rows)[0])
+            raise UserError(f"{path}: row {row + 2}: id '{frame['id'].iloc[row]}' {problem}")
+    for column in preds:
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        bad = ~np.isfinite(numbers.to_numpy(dtype=float))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise UserError(f"{path}: row {row + 2} (id {frame['id'].iloc[row]}): {column} is "
+                            f"'{frame[column].iloc[row]}', not a finite number")
+        frame[column] = numbers.astype(float)
+    return frame
+
+
+def list_runs(competition: Competition) -> list[str]:
+    """Names of the folders in oof/<competition>/ that hold an oof.csv and a test.csv."""
+    folder = competition.runs()
+    found = (path.parent for path in folder.glob("*/oof.csv")) if folder.is_dir() else ()
+    return sorted(run.name for run in found if (run / "test.csv").exists())
+
+
+def load_run(competition: Competition, name: str) -> Run:
+    """One run; UserError where it is not there, not finished, or its tables are damaged."""
+    folder = competition.runs() / name
+    missing = [file for file in ("oof.csv", "test.csv") if not (folder / file).exists()]
+    if missing:
+        if folder.is_dir() and sorted(folder.glob("fold*.csv")):
+            raise UserError(f"{folder}: no {missing[0]} yet, only some folds; finish it with 02_train.py --fold all")
+        raise UserError(f"{folder}: no {missing[0]}{nearest(name, list_runs(competition))}")
+    oof, test = read_table(folder / "oof.csv"), read_table(folder / "test.csv")
+    absent = set(pred_columns(oof)) ^ set(pred_columns(test))
+    if absent:
+        raise UserError(f"{folder}: oof.csv and test.csv differ in column {sorted(absent)[0]}")
+    return Run(name, folder, oof, test, read_info(folder))
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """run.json, or {} where there is none."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it or write the run anew") from None
+
+
+def write_info(folder: Path, info: dict[str, Any]) -> None:
+    """run.json, written whole."""
+    part = folder / "run.json.part"
+    part.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / "run.json")
+
+
+def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame | None = None) -> float:
+    """The competition's metric on an OOF table, or NaN where it does not exist (one class only).
+
+    Where several images make a submission row, predictions are aggregated first, as they will be in the submission
+    (the truth of such a row is the largest of its images' targets).
+    """
+    names = [column.removeprefix("pred_") for column in pred_columns(oof)]
+    if competition.submission.row_id is not None and table_index is not None:
+        row_ids = table_index.loc[table_index["split"] == "train"].set_index("id")["row_id"]
+        how: dict[str, Any] = {c: competition.submission.aggregate for c in pred_columns(oof)}
+        how |= {c: "max" for c in oof if c.startswith("target")}
+        oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
+    pred = oof[pred_columns(oof)].to_numpy()
+    target = index.target_array(competition, oof, names)
+    if competition.file.parent not in metrics.search_folders:
+        metrics.search_folders.append(competition.file.parent)
+    try:
+        return metrics.score(competition.metric, target, pred[:, 0] if names == ["pred"] else pred)
+    except UserError:
+        present = oof["target"].nunique() if "target" in oof else 2
+        if present > 1:
+            raise
+        return float("nan")
+
+
+def finished_folds(folder: Path) -> list[int]:
+    """Numbers of the folds whose OOF and test tables are both written."""
+    done = (int(path.stem.removeprefix("fold")) for path in folder.glob("fold*.csv") if path.stem[4:].isdigit())
+    return sorted(fold for fold in done if (folder / f"fold{fold}_test.csv").exists())
+
+
+def finish(competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame,
+           facts: dict[str, Any]) -> dict[str, Any]:
+    """Gather the folds into oof.csv (all rows, in the order of folds.csv) and test.csv (the folds' mean); run.json.
+
+    With folds missing, only run.json is written, and says which. `facts` (config, hash, seconds...) join it.
+    """
+    wanted = sorted(fold_table["fold"].unique().tolist())
+    done = [fold for fold in finished_folds(folder) if fold in wanted]
+    parts = [read_table(folder / f"fold{fold}.csv") for fold in done]
+    info: dict[str, Any] = {
+        "run": folder.name, "competition": competition.name, "task": competition.task, "metric": competition.metric,
+        **facts, "folds_hash": folds.digest(fold_table), "folds_done": done, "folds_wanted": wanted,
+        "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},
+        "versions": versions(),
+    }
+    if done == wanted:
+        oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].reset_index()
+        tests = [read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done]
+        write_table(oof, folder / "oof.csv")
+        if len(tests[0]):
+            mean = sum(test.loc[tests[0].index, pred_columns(test)] for test in tests) / len(tests)
+            write_table(pd.DataFrame(mean).reset_index(), folder / "test.csv")
+        info["score"] = _json(score(competition, oof, table_index))
+        values = [value for value in info["fold_scores"].values() if value is not None]
+        info["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    write_info(folder, info)
+    return info
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"foldwise": __version__, "python": platform.python_version()}
+    for name in ("torch", "timm", "numpy", "pandas", "scikit-learn", "lightgbm", "opencv-python", "pydicom"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _is_whole(values: pd.Series) -> bool:
+    return pd.api.types.is_float_dtype(values) and bool((values % 1 == 0).all())
+
+
+def _json(value: float) -> float | None:
+    return None if np.isnan(value) else value

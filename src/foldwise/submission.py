@@ -1,0 +1,156 @@
+"""The only writer of submissions/: the host's shape, checked row by row before the file gets its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError, index, metrics, oof
+from foldwise.competition import Competition
+
+
+def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
+    """submissions/<competition>/<name>.csv and .json from a test table (id, pred...), whose ids may come in any order.
+
+    The file has the columns and the row order of the sample submission; nothing is written unless `validate` agrees.
+    `made_by` goes into the JSON: runs, weights, scores.
+    """
+    table_index = index.load(competition)
+    sample = read_sample(competition, table_index, pred)
+    rows = to_rows(competition, pred, table_index)
+    frame = shape(competition, rows, sample, table_index)
+    folder = competition.submissions()
+    path = folder / f"{name}.csv"
+    validate(competition, frame, sample, str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
+    validate(competition, index.read_table(part, [sample.columns[0]]), sample, str(path))  # what the host will read
+    facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
+    _write_json(path.with_suffix(".json"), facts)
+    os.replace(part, path)
+    return path
+
+
+def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.DataFrame) -> pd.DataFrame:
+    """The host's sample submission, its first column as text; made from the test rows where the host gives none."""
+    if competition.sample_submission is not None:
+        path = competition.raw() / competition.sample_submission
+        first = pd.read_csv(path, nrows=0).columns if path.exists() else []
+        return index.read_table(path, list(first[:1]))
+    row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
+    columns = oof.pred_columns(pred)
+    if competition.task == "multiclass":
+        return pd.DataFrame({competition.id: row_ids, competition.targets[0]: ""})
+    return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(competition.targets[: len(columns)], 0.0)})
+
+
+def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
+    """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids astray."""
+    test = table_index[table_index["split"] == "test"]
+    _same_ids("the test predictions", pred["id"], "the test images", test["id"])
+    row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
+    columns = oof.pred_columns(pred)
+    if competition.submission.row_id is None:
+        return pred.set_index(row_ids)[columns]
+    return pred[columns].groupby(row_ids, sort=False).agg(competition.submission.aggregate)
+
+
+def shape(competition: Competition, rows: pd.DataFrame, sample: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the sample's order under the sample's columns: probabilities by class name, or labels."""
+    id_column, *value_columns = sample.columns
+    _same_ids("the test table", pd.Series(rows.index), "the sample submission", sample[id_column])
+    rows = rows.reindex(sample[id_column])
+    if len(value_columns) == 1 and wants_label(competition):
+        values = _labels(competition, rows, table_index)[:, None]
+    elif len(value_columns) == rows.shape[1] == 1:
+        values = rows.to_numpy()
+    else:
+        values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
+    return pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+
+
+def wants_label(competition: Competition) -> bool:
+    """True where one value column holds a class rather than a number."""
+    if competition.submission.prediction != "auto":
+        return competition.submission.prediction == "label"
+    return competition.task == "multiclass" or metrics.resolve(competition.metric).decides
+
+
+def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame, where: str) -> None:
+    """UserError for what a host rejects: columns, ids, doubles, order, NaN, values out of range."""
+    if list(frame.columns) != list(sample.columns):
+        raise UserError(f"{where}: columns are {', '.join(frame.columns)}, the sample's {', '.join(sample.columns)}")
+    id_column, *value_columns = sample.columns
+    ids = frame[id_column].astype(str)
+    if ids.duplicated().any():
+        raise UserError(f"{where}: {id_column} '{ids[ids.duplicated()].iloc[0]}' stands there twice")
+    _same_ids(where, ids, "the sample submission", sample[id_column])
+    if ids.tolist() != sample[id_column].astype(str).tolist():
+        raise UserError(f"{where}: rows are not in the sample's order")
+    for column in value_columns:
+        _validate_values(competition, frame[column], ids, f"{where}: {column}")
+
+
+def _validate_values(competition: Competition, values: pd.Series, ids: pd.Series, where: str) -> None:
+    if values.isna().any():
+        raise UserError(f"{where} of {ids[values.isna()].iloc[0]} is empty")
+    if not pd.api.types.is_numeric_dtype(values):
+        return  # class names
+    numbers = values.to_numpy(dtype=float)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{where} of {ids.iloc[int(np.flatnonzero(~np.isfinite(numbers))[0])]} is not finite")
+    bounded = competition.task != "regression" and not (competition.task == "multiclass" and wants_label(competition))
+    if bounded and (numbers.min() < 0 or numbers.max() > 1):
+        row = int(np.flatnonzero((numbers < 0) | (numbers > 1))[0])
+        raise UserError(f"{where} of {ids.iloc[row]} is {numbers[row]:g}, outside 0..1")
+
+
+def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame) -> np.ndarray:
+    values = rows.to_numpy()
+    if competition.task == "binary":
+        return (values[:, 0] >= 0.5).astype(int)
+    if competition.task == "regression":
+        known = table_index.loc[table_index["split"] == "train", "target"]
+        return np.clip(np.rint(values[:, 0]), known.min(), known.max()).astype(int)
+    names = np.array([column.removeprefix("pred_") for column in rows.columns], dtype=object)
+    top = competition.metric.lower().partition("map@")[2]
+    if top.isdigit():  # MAP@k wants the k likeliest classes, best first, in one cell
+        order = np.argsort(-values, axis=1, kind="stable")[:, : int(top)]
+        return np.array([" ".join(names[row]) for row in order], dtype=object)
+    return names[values.argmax(axis=1)]
+
+
+def _matching(competition: Competition, preds: list[str], columns: list[str]) -> list[str]:
+    """pred_<class> for each of the sample's columns, by name."""
+    if preds == ["pred"] and len(columns) == 1:
+        return preds
+    missing = [column for column in columns if f"pred_{column}" not in preds]
+    if missing or len(columns) != len(preds):
+        names = ", ".join(name.removeprefix("pred_") for name in preds)
+        raise UserError(f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "
+                        f"match the predicted classes {names}")
+    return [f"pred_{column}" for column in columns]
+
+
+def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> None:
+    ids, expected = ids.astype(str), expected.astype(str)
+    missing = expected[~expected.isin(set(ids))]
+    if len(missing):
+        raise UserError(f"{what}: no row for '{missing.iloc[0]}'"
+                        + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") + f" of {other}")
+    extra = ids[~ids.isin(set(expected))]
+    if len(extra):
+        raise UserError(f"{what}: '{extra.iloc[0]}'" + (f" and {len(extra) - 1} more" if len(extra) > 1 else "")
+                        + f" is not in {other}")
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
