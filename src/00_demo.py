@@ -1,0 +1,33 @@
+"""Make the embedded demo competition, or print its final score table.
+
+Reads   nothing; with --score: input/demo/, oof/demo/*/{oof,test}.csv, submissions/demo/*.csv
+Writes  input/demo/: train/*.dcm test/*.dcm train.csv test.csv sample_submission.csv solution.csv demo.json
+
+    python src/00_demo.py                        # 1400 images, half a minute
+    python src/00_demo.py --images 300 --seed 7  # another one, smaller; replaces the first
+    python src/00_demo.py --score                # after 01 to 06: OOF and test AUC beside the best possible
+    python src/00_demo.py --score --csv scores.csv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foldwise import command, demo
+
+
+def main() -> None:
+    parser = command.parser(__doc__, competition=False)
+    parser.add_argument("--images", type=int, default=1400, help="train and test images together (default 1400)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another competition (default 0)")
+    parser.add_argument("--score", action="store_true", help="print the final table instead")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="with --score: write the table there too")
+    options = parser.parse_args()
+    if options.score:
+        demo.print_scores(csv=options.csv)
+    else:
+        demo.make(images=options.images, seed=options.seed)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,558 @@
+"""The embedded demo: a small dermoscopy-like competition whose best possible score is known.
+
+Each image shows one lesion. Its malignancy is drawn with probability
+
+    p = sigmoid(intercept + shape + colour + texture      what the image shows
+                + freckles                                what every image of the patient shows
+                + age + sex + site)                       what the table and the DICOM header say
+
+so p is a function of observables, and AUC(p, target) is the Bayes optimum: no honest model beats it by more
+than luck. `solution.csv` holds p and the truth; only the final table (`print_scores`) reads it.
+
+Traps of real competitions are built in: photographs filed twice under different patients, in train and
+across train and test (exactly, or re-encoded, brightened and shifted by a pixel or two); 12-bit
+MONOCHROME1 and MONOCHROME2 files that need their window; gaps in the table and in the header, on
+different rows; a truncated file in train, a file of random bytes in test.
+
+A copy shows its source's lesion, so it keeps the source's site, p and label: it is not drawn again, which
+would give one photograph two truths. Age and sex are those of the patient under whom it was filed, as a
+clerk's error would leave them. `solution.csv` names the source of every copy (`copy_of`, `copy`).
+
+Every random number comes from numpy generators keyed by the seed, and the files carry no dates or UIDs but
+derived ones: the same seed and the same library versions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    VLPhotographicImageStorage,
+)
+from tqdm import tqdm
+
+from foldwise import UserError
+from foldwise.competition import output_root
+
+Floats = NDArray[np.float32]
+
+VERSION = 1  # of the generator: a folder made by another version is made again
+FEWEST_IMAGES = 40  # below that five positives in each part are a matter of patience
+TEST_SHARE = 2 / 7
+
+SITES = {  # table's word: (header's word, share of images, weight in the logit)
+    "head/neck": ("HEADNECK", 0.15, 1.5),
+    "torso": ("TRUNK", 0.40, 0.5),
+    "upper extremity": ("ARM", 0.18, -0.3),
+    "lower extremity": ("LEG", 0.22, -0.9),
+    "foot": ("FOOT", 0.05, -1.6),
+}
+WEIGHTS = {"asymmetry": 5.3, "variegation": 7.0, "texture": 4.8, "freckles": 3.0, "age": 0.08, "male": 0.85}
+INTERCEPT = -3.1  # gives 22 % positives
+ATYPIA = 0.35  # correlation between asymmetry, variegation and texture of one lesion
+SIZES = ((128, 128), (120, 160), (144, 144), (128, 152), (150, 132))  # rows, columns
+SYNTAXES = {
+    "explicit": ExplicitVRLittleEndian,
+    "implicit": ImplicitVRLittleEndian,
+    "jpeg2000": JPEG2000Lossless,
+    "rle": RLELossless,
+}
+COMPRESSED = ("jpeg2000", "rle")
+TABLE = ["image_id", "patient_id", "age", "sex", "site"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides every byte of the demo; saved as demo.json."""
+
+    images: int = 1400
+    seed: int = 0
+    version: int = VERSION
+
+
+# --- what is drawn: patients, lesions, labels -------------------------------------------------------------
+
+
+def draw_cases(settings: Settings) -> pd.DataFrame:
+    """One row per image: ids, metadata, what the lesion looks like, p, label, file format and flaws.
+
+    Small demos are drawn again until both parts hold five positives in three patients, as folds need them;
+    from some 200 images on the first draw passes, and labels follow p exactly.
+    """
+    for attempt in range(1000):
+        cases = _draw_once(settings, np.random.default_rng([settings.seed, 0, attempt]))
+        positives = cases[cases["target"] == 1].groupby("split")
+        if (positives.size() >= 5).sum() == 2 and (positives["patient_id"].nunique() >= 3).sum() == 2:
+            return cases
+    raise UserError(f"--images {settings.images}: too few for five positives in train and test; take more")
+
+
+def _draw_once(settings: Settings, rng: np.random.Generator) -> pd.DataFrame:
+    n_test = round(settings.images * TEST_SHARE)
+    parts = [_draw_part("train", settings.images - n_test, rng), _draw_part("test", n_test, rng)]
+    cases = pd.concat(parts, ignore_index=True)
+    # Ids are random numbers: neither the order of rows nor an id tells the label, the part or the patient.
+    cases["image_id"] = [f"LES_{k:07d}" for k in rng.choice(10_000_000, len(cases), replace=False)]
+    codes, patients = pd.factorize(cases["patient_id"])
+    names = np.array([f"P_{k:05d}" for k in rng.choice(100_000, len(patients), replace=False)])
+    cases["patient_id"] = names[codes]
+    cases = cases.sort_values(["split", "image_id"], ascending=[False, True], ignore_index=True)
+    cases["probability"] = probability(cases)
+    cases["target"] = (rng.random(len(cases)) < cases["probability"]).astype(int)
+    _draw_formats(cases, rng)
+    _draw_flaws(cases, rng)
+    return cases
+
+
+def _draw_part(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Patients with a long-tailed number of images (most one or two, some twenty), then their lesions."""
+    counts: list[int] = []
+    while sum(counts) < n:
+        longest = min(25, max(2, n // 8), n - sum(counts))
+        counts.append(min(1 + int(1.3 * rng.pareto(1.25)), longest))
+    patient = np.repeat(np.arange(len(counts)), counts)
+    people = pd.DataFrame(
+        {
+            "patient_id": [f"{split}{k}" for k in range(len(counts))],
+            "age": np.clip(rng.normal(52, 16, len(counts)), 15, 89).astype(int),
+            "sex": rng.choice(["female", "male"], len(counts)),
+            "tone": rng.beta(1.3, 2.6, len(counts)),  # 0 fair to 1 brown; says nothing about the label
+            "freckles": rng.beta(1.1, 2.0, len(counts)),  # 0 none to 1 dense
+        }
+    )
+    lesions = people.iloc[patient].reset_index(drop=True)
+    lesions["split"] = split
+    lesions["site"] = rng.choice(list(SITES), n, p=[share for _, share, _ in SITES.values()])
+    atypia = rng.normal(size=n)
+    for trait in ("asymmetry", "variegation", "texture"):
+        z = np.sqrt(ATYPIA) * atypia + np.sqrt(1 - ATYPIA) * rng.normal(size=n)
+        lesions[trait] = np.clip(0.5 + z / 4.4, 0, 1)  # drawn as it is scored: nothing beyond 0..1
+    return lesions
+
+
+def probability(cases: pd.DataFrame) -> NDArray[np.float64]:
+    """p of each row, 0..1, from what its image and its metadata show."""
+    logit = INTERCEPT + WEIGHTS["age"] * (cases["age"].to_numpy() - 52) + WEIGHTS["male"] * (cases["sex"] == "male")
+    for trait in ("asymmetry", "variegation", "texture"):
+        logit = logit + WEIGHTS[trait] * (cases[trait].to_numpy() - 0.5)
+    logit = logit + WEIGHTS["freckles"] * (cases["freckles"].to_numpy() - 0.35)
+    logit = logit + cases["site"].map({site: weight for site, (_, _, weight) in SITES.items()}).to_numpy()
+    return np.asarray(1 / (1 + np.exp(-logit)), dtype=np.float64)
+
+
+def _draw_formats(cases: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Size, photometric interpretation and transfer syntax; none of them depends on the label."""
+    n = len(cases)
+    cases[["rows", "columns"]] = np.array(SIZES)[rng.integers(len(SIZES), size=n)]
+    cases["photometric"] = rng.choice(["RGB", "MONOCHROME2", "MONOCHROME1"], n, p=[0.8, 0.11, 0.09])
+    cases["syntax"] = rng.choice(list(SYNTAXES), n, p=[0.4, 0.1, 0.25, 0.25])
+    cases["hide_table_age"] = rng.random(n) < 0.04
+    cases["hide_table_sex"] = rng.random(n) < 0.01
+    cases["hide_table_site"] = rng.random(n) < 0.15
+    # The header's gaps lie on other rows, so that whoever reads both knows nearly everything.
+    for name, share in (("age", 0.06), ("sex", 0.03), ("site", 0.12)):
+        cases[f"hide_header_{name}"] = (rng.random(n) < share) & ~cases[f"hide_table_{name}"]
+
+
+def _draw_flaws(cases: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Copies across patients, and one unreadable file in each part."""
+    cases["photo"] = np.arange(len(cases))  # the row whose lesion the image shows
+    cases["copy"] = ""
+    cases["damage"] = ""
+    free = [int(k) for k in rng.permutation(len(cases))]
+    split = cases["split"].to_numpy()
+    for part, damage in (("train", "truncated"), ("test", "garbage")):
+        cases.loc[_take(free, split, part), "damage"] = damage
+    for kind, source_part, part, share in (
+        ("exact", "train", "train", 0.005),
+        ("near", "train", "train", 0.008),
+        ("exact", "train", "test", 0.004),
+        ("near", "train", "test", 0.006),
+    ):
+        for _ in range(max(1, round(share * len(cases)))):
+            _copy(cases, _take(free, split, source_part), free, part, kind)
+
+
+def _take(free: list[int], split: NDArray[Any], part: str) -> int:
+    row = next(k for k in free if split[k] == part)
+    free.remove(row)
+    return row
+
+
+def _copy(cases: pd.DataFrame, source: int, free: list[int], part: str, kind: str) -> None:
+    """Make a row of another patient show the lesion of `source`."""
+    patient = cases.loc[source, "patient_id"]
+    others = [k for k in free if cases.loc[k, "patient_id"] != patient]
+    row = _take(others, cases["split"].to_numpy(), part)
+    free.remove(row)
+    shared = ["rows", "columns", "photometric", "site", "tone", "freckles", "asymmetry", "variegation", "texture"]
+    for column in [*shared, "probability", "target"]:
+        cases.loc[row, column] = cases.loc[source, column]
+    syntax = str(cases.loc[source, "syntax"])
+    if kind == "near":  # re-encoded by whoever exported it
+        syntax = "jpeg2000" if syntax != "jpeg2000" else "explicit"
+    cases.loc[row, ["photo", "copy", "syntax"]] = [source, kind, syntax]
+
+
+# --- what is shown: skin, lesion, optics ------------------------------------------------------------------
+
+
+def render(case: dict[str, Any], rng: np.random.Generator) -> Floats:
+    """The photograph of a case: float32 (rows, columns, 3), RGB, 0..1.
+
+    The generator decides all that the label does not depend on: place, size, hair, light, noise.
+    """
+    rows, columns = int(case["rows"]), int(case["columns"])
+    image = _skin(rows, columns, float(case["tone"]), float(case["freckles"]), rng)
+    depth, polar = _outline(rows, columns, float(case["asymmetry"]), rng)
+    cover = _smoothstep(0.0, rng.uniform(0.07, 0.16), depth)[..., None]
+    pigment = _pigment(image, depth, float(case["variegation"]), rng)
+    pigment = _texture(pigment, depth, polar, float(case["texture"]), rng)
+    image = image * (1 - cover) + pigment * cover
+    image = _hair(image, rng)
+    return _optics(image, rng)
+
+
+def _noise(rows: int, columns: int, scale: float, rng: np.random.Generator) -> Floats:
+    """Smooth noise with features of some `scale` pixels: mean 0, standard deviation 1."""
+    coarse = max(1.0, scale / 3)
+    small = rng.standard_normal((int(rows / coarse) + 8, int(columns / coarse) + 8), dtype=np.float32)
+    small = cv2.GaussianBlur(small, (0, 0), scale / coarse / 2)
+    big = cv2.resize(small, None, fx=coarse, fy=coarse, interpolation=cv2.INTER_CUBIC)
+    field = big[2 : rows + 2, 2 : columns + 2]
+    return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
+
+
+def _smoothstep(low: float, high: float, x: Floats) -> Floats:
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _rgb(*levels: int) -> Floats:
+    return np.array(levels, np.float32) / 255
+
+
+def _skin(rows: int, columns: int, tone: float, freckles: float, rng: np.random.Generator) -> Floats:
+    base = (1 - tone) * _rgb(228, 184, 164) + tone * _rgb(168, 118, 90)
+    base = base * rng.uniform(0.96, 1.04, 3).astype(np.float32)
+    image = np.broadcast_to(base, (rows, columns, 3)).copy()
+    image *= 1 + 0.03 * _noise(rows, columns, 40, rng)[..., None] + 0.018 * _noise(rows, columns, 4, rng)[..., None]
+    flush = _smoothstep(0.6, 2.2, _noise(rows, columns, 30, rng))[..., None]
+    image *= 1 - flush * np.array([0.0, 0.10, 0.08], np.float32)
+    mask = np.zeros((rows, columns), np.float32)
+    for _ in range(rng.poisson(75 * freckles**1.2)):
+        centre = (int(rng.integers(columns)), int(rng.integers(rows)))
+        axes = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+        cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, float(rng.uniform(0.35, 0.9)), -1)
+    mask = cv2.GaussianBlur(mask, (0, 0), 0.9)[..., None]
+    return np.asarray(image * (1 - 0.55 * mask * (1 - _rgb(130, 84, 58))), dtype=np.float32)
+
+
+def _outline(rows: int, columns: int, asymmetry: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Depth inside the lesion (1 at its centre, 0 on its border, negative outside) and the polar angle."""
+    radius = rng.uniform(0.23, 0.33) * min(rows, columns)
+    y, x = np.mgrid[:rows, :columns].astype(np.float32)
+    y -= rows * rng.uniform(0.45, 0.55)
+    x -= columns * rng.uniform(0.45, 0.55)
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.12) + 0.25 * asymmetry
+    u = (x * np.cos(turn) + y * np.sin(turn)) / np.sqrt(stretch)
+    v = (y * np.cos(turn) - x * np.sin(turn)) * np.sqrt(stretch)
+    angle = np.arctan2(v, u).astype(np.float32)
+    border = np.ones_like(angle)
+    for k in range(2, 11):  # lobes, then notches
+        size = (0.012 + 0.30 * asymmetry**1.5) * rng.uniform(0.5, 1.2) / k**0.75
+        border += size * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+    border += (0.01 + 0.06 * asymmetry) * _noise(rows, columns, 9, rng)
+    depth = 1 - np.hypot(u, v) / (radius * np.maximum(border, 0.25))
+    return np.asarray(depth, dtype=np.float32), angle
+
+
+def _pigment(skin: Floats, depth: Floats, variegation: float, rng: np.random.Generator) -> Floats:
+    """A brown that deepens inwards; with variegation black, blue-grey, red and white areas join it."""
+    rows, columns = depth.shape
+    mix = rng.uniform(0, 1)
+    brown = (1 - mix) * _rgb(176, 118, 84) + mix * _rgb(122, 76, 54)
+    brown = brown * (0.55 + 0.45 * skin.mean((0, 1)) / _rgb(215, 172, 150))
+    centre = np.clip(depth, 0, 1)[..., None]
+    image = brown * (1.08 - rng.uniform(0.1, 0.35) * centre) * (1 + 0.03 * _noise(rows, columns, 14, rng)[..., None])
+    areas = [_rgb(46, 30, 28), _rgb(98, 104, 128), _rgb(176, 72, 66), _rgb(222, 192, 184)]
+    for k, colour in enumerate(areas):
+        strength = np.clip(variegation * 5.2 - 0.7 - 0.75 * k, 0, 1) * rng.uniform(0.75, 0.95)
+        area = _smoothstep(0.25, 0.8, _noise(rows, columns, rng.uniform(20, 32), rng))[..., None]
+        image = image * (1 - strength * area) + colour * strength * area
+    return np.asarray(image, dtype=np.float32)
+
+
+def _texture(image: Floats, depth: Floats, angle: Floats, texture: float, rng: np.random.Generator) -> Floats:
+    """A fine regular network when low; broken, coarse lines, blotches and streaks at the rim when high."""
+    rows, columns = depth.shape
+    y, x = np.mgrid[:rows, :columns].astype(np.float32)
+    warp = 0.6 + 5.0 * texture
+    x += warp * _noise(rows, columns, 16, rng)
+    y += warp * _noise(rows, columns, 16, rng)
+    period, turn = rng.uniform(5.5, 7.5) * (1 + 0.5 * texture), rng.uniform(0, np.pi)
+    waves = [np.cos(2 * np.pi / period * (x * np.cos(t) + y * np.sin(t))) for t in turn + np.pi / 3 * np.arange(3)]
+    net = 1 - _smoothstep(-0.9, 0.3, np.asarray(sum(waves), dtype=np.float32))
+    broken = _smoothstep(-1.2 + 1.4 * texture, 0.2 + 1.4 * texture, _noise(rows, columns, 22, rng) + 1)
+    dark = (0.10 + 0.28 * texture) * net * broken
+    dark = dark + 0.55 * _globules(rows, columns, texture, rng)
+    rim = np.exp(-(((depth - 0.12) / 0.16) ** 2))
+    spokes = _smoothstep(0.2, 0.9, np.cos(angle * int(rng.integers(13, 22)) + 1.5 * _noise(rows, columns, 18, rng)))
+    dark = dark + 0.6 * np.clip(texture - 0.35, 0, 1) * rim * spokes
+    return np.asarray(image * (1 - np.clip(dark, 0, 0.85))[..., None], dtype=np.float32)
+
+
+def _globules(rows: int, columns: int, texture: float, rng: np.random.Generator) -> Floats:
+    """Round dots, 0..1: few and alike when texture is low, many and of all sizes when it is high."""
+    mask = np.zeros((rows, columns), np.float32)
+    for _ in range(rng.poisson(3 + 75 * texture**2)):
+        centre = (int(rng.normal(columns / 2, columns / 7)), int(rng.normal(rows / 2, rows / 7)))
+        radius = 1 if rng.random() > texture else int(rng.integers(1, 5))
+        cv2.circle(mask, centre, radius, float(rng.uniform(0.4, 1.0)), -1, cv2.LINE_AA)
+    return np.asarray(cv2.GaussianBlur(mask, (0, 0), 0.7), dtype=np.float32)
+
+
+def _hair(image: Floats, rng: np.random.Generator) -> Floats:
+    """Dark curved hairs over everything; most images have none or few."""
+    rows, columns = image.shape[:2]
+    mask = np.zeros((rows, columns), np.float32)
+    for _ in range(rng.poisson(rng.choice([0, 2, 9], p=[0.5, 0.35, 0.15]))):
+        start = rng.uniform([0, 0], [columns, rows])
+        heading, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.035)
+        turns = heading + bend * np.arange(int(rng.integers(10, 40)))
+        path = start + np.cumsum(3 * np.stack([np.cos(turns), np.sin(turns)], 1), 0)
+        points = np.round(path * 16).astype(np.int32)[:, None]
+        cv2.polylines(mask, [points], False, float(rng.uniform(0.5, 0.9)), 1, cv2.LINE_AA, shift=4)
+    return np.asarray(image * (1 - 0.8 * mask[..., None]) + 0.8 * mask[..., None] * _rgb(48, 34, 28), np.float32)
+
+
+def _optics(image: Floats, rng: np.random.Generator) -> Floats:
+    """Uneven light, vignette (some dermatoscopes show their round edge), white balance, blur, noise."""
+    rows, columns = image.shape[:2]
+    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)  # type: ignore[misc]
+    radius = np.hypot(x * columns, y * rows) / np.hypot(columns, rows)
+    turn = rng.uniform(0, 2 * np.pi)
+    light = 1 + rng.uniform(0, 0.10) * (x * np.cos(turn) + y * np.sin(turn))
+    light *= 1 - rng.uniform(0.02, 0.3) * radius**2.5
+    if rng.random() < 0.15:
+        edge = rng.uniform(0.80, 0.95)
+        light *= 1 - 0.97 * _smoothstep(edge - 0.02, edge + 0.02, radius)
+    image = image * (light * rng.uniform(0.92, 1.06))[..., None] * rng.uniform(0.97, 1.03, 3).astype(np.float32)
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8))
+    image = image + rng.normal(0, 0.010, image.shape)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+def _export_again(image: Floats, rng: np.random.Generator) -> Floats:
+    """A near-duplicate: shifted by a pixel or two, brighter or darker, through a lossy JPEG."""
+    shift = rng.integers(1, 3, 2) * rng.choice([-1, 1], 2)
+    moved = np.roll(np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge"), tuple(shift), (0, 1))[2:-2, 2:-2]
+    moved = np.clip(moved * rng.choice([0.94, 1.05]) * 255, 0, 255).astype(np.uint8)
+    _, coded = cv2.imencode(".jpg", np.ascontiguousarray(moved[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1], dtype=np.float32) / 255
+
+
+# --- what is filed: DICOM ---------------------------------------------------------------------------------
+
+
+def write_image(case: dict[str, Any], source: dict[str, Any], folder: Path, settings: Settings) -> None:
+    """Render one case (`source` is the case whose lesion it shows) and write <folder>/<split>/<id>.dcm."""
+    path = folder / str(case["split"]) / f"{case['image_id']}.dcm"
+    photo = np.random.default_rng([settings.seed, 1, int(case["photo"])])
+    own = np.random.default_rng([settings.seed, 2, int(case["row"])])
+    if case["damage"] == "garbage":
+        path.write_bytes(own.bytes(20_000))
+        return
+    image = render(source, photo)
+    if case["copy"] == "near":
+        image = _export_again(image, own)
+    dataset = _header(case, settings)
+    if case["photometric"] == "RGB":
+        _put_rgb(dataset, image)
+    else:
+        _put_mono(dataset, image, str(case["photometric"]), photo)
+    _save(dataset, str(case["syntax"]), path)
+    if case["damage"] == "truncated":
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) * 6 // 10])
+
+
+def _uid(settings: Settings, *parts: object) -> UID:
+    """A UID derived from the seed: 2.25 and a 128-bit integer (PS3.5 B.2)."""
+    text = "/".join(str(part) for part in (settings.images, settings.seed, *parts))
+    return UID(f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}")
+
+
+def _header(case: dict[str, Any], settings: Settings) -> Dataset:
+    rgb = case["photometric"] == "RGB"
+    dataset = Dataset()
+    dataset.SOPClassUID = VLPhotographicImageStorage if rgb else SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = _uid(settings, "image", case["image_id"])
+    dataset.StudyInstanceUID = _uid(settings, "study", case["patient_id"])
+    dataset.SeriesInstanceUID = _uid(settings, "series", case["image_id"])
+    dataset.Modality = "XC" if rgb else "OT"
+    dataset.Manufacturer = "Foldwise demo"
+    dataset.PatientName = ""
+    dataset.PatientID = str(case["patient_id"])
+    dataset.PatientSex = "" if case["hide_header_sex"] else str(case["sex"])[0].upper()
+    dataset.PatientAge = "" if case["hide_header_age"] else f"{int(case['age']):03d}Y"  # PS3.5 6.2, AS
+    dataset.BodyPartExamined = "" if case["hide_header_site"] else SITES[str(case["site"])][0]
+    dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.StudyID = ""
+    dataset.SeriesNumber = dataset.InstanceNumber = "1"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.ImplementationClassUID = UID("2.25.77101108100119105115101")
+    dataset.file_meta.ImplementationVersionName = "FOLDWISE"  # else pydicom writes its own version's name
+    return dataset
+
+
+def _put_rgb(dataset: Dataset, image: Floats) -> None:
+    pixels = np.round(image * 255).astype(np.uint8)
+    dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
+    _put_pixels(dataset, pixels, "RGB", 8)
+
+
+def _put_mono(dataset: Dataset, image: Floats, photometric: str, rng: np.random.Generator) -> None:
+    """12 bits in 16, with a window; pixels outside the window make scaling by min and max a bad guess."""
+    grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    low, width = rng.integers(300, 1200), rng.integers(1200, 2200)
+    levels = np.clip(np.round(low + grey * width), 0, 4095).astype(np.uint16)
+    top, left = rng.integers(1, 8, 2)
+    levels[top : top + 3, left : left + 10] = 4095  # a burnt-in mark
+    levels[-3:, -3:] = 0
+    centre = low + width / 2
+    if photometric == "MONOCHROME1":  # high values are dark (PS3.3 C.7.6.3.1.2)
+        levels, centre = (4095 - levels).astype(np.uint16), 4095 - centre
+    dataset.SamplesPerPixel = 1
+    dataset.WindowCenter, dataset.WindowWidth = f"{centre:.1f}", str(int(width))
+    _put_pixels(dataset, levels, photometric, 12)
+
+
+def _put_pixels(dataset: Dataset, pixels: NDArray[Any], photometric: str, bits: int) -> None:
+    dataset.PhotometricInterpretation = photometric
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, 0
+    dataset.PixelData = pixels.tobytes()
+    dataset["PixelData"].VR = "OB" if pixels.dtype == np.uint8 else "OW"
+
+
+def _save(dataset: Dataset, syntax: str, path: Path) -> None:
+    if syntax in COMPRESSED:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.compress(SYNTAXES[syntax], encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    else:
+        if syntax == "implicit":
+            dataset["PixelData"].VR = "OW"  # PS3.5 A.1
+        dataset.file_meta.TransferSyntaxUID = SYNTAXES[syntax]
+    dataset.save_as(path, enforce_file_format=True)
+
+
+# --- the folder -------------------------------------------------------------------------------------------
+
+
+def make(images: int = 1400, seed: int = 0, root: Path | None = None, workers: int | None = None) -> Path:
+    """Write <root>/input/demo, unless it is there already with these settings; returns the folder."""
+    if images < FEWEST_IMAGES:
+        raise UserError(f"--images {images}: at least {FEWEST_IMAGES} are needed for two classes in every fold")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: give a number from 0 upwards")
+    settings = Settings(images, seed)
+    folder = (root or output_root()) / "input" / "demo"
+    if _already(folder, settings):
+        print(f"{folder} is there already: {images} images, seed {seed}")
+        return folder
+    cases = draw_cases(settings)
+    with _whole(folder) as part:
+        _write_tables(cases, part)
+        _write_images(cases, part, settings, workers)
+        (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    counts = cases["split"].value_counts()
+    print(f"{folder}: {counts['train']} train and {counts['test']} test images, {cases['target'].mean():.0%} positive")
+    return folder
+
+
+def _already(folder: Path, settings: Settings) -> bool:
+    note = folder / "demo.json"
+    if not folder.exists():
+        return False
+    if not note.exists():
+        raise UserError(f"{folder}: not made by this script (no demo.json); move it away first")
+    try:
+        return bool(json.loads(note.read_text(encoding="utf-8")) == asdict(settings))
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` only when the block ends well."""
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old.part")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for split in ("train", "test"):
+        (part / split).mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_tables(cases: pd.DataFrame, folder: Path) -> None:
+    table = cases.astype({"age": "Int64"})
+    for name in ("age", "sex", "site"):
+        table[name] = table[name].mask(table[f"hide_table_{name}"])
+    train, test = table["split"] == "train", table["split"] == "test"
+    table.loc[train, [*TABLE, "target"]].to_csv(folder / "train.csv", index=False)
+    table.loc[test, TABLE].to_csv(folder / "test.csv", index=False)
+    table.loc[test, ["image_id"]].assign(target=0.5).to_csv(folder / "sample_submission.csv", index=False)
+    ids = cases["image_id"].to_numpy()
+    solution = cases[["image_id", "patient_id", "target", "probability", "split", "copy"]].copy()
+    solution["probability"] = solution["probability"].round(6)
+    solution["copy_of"] = np.where(cases["copy"] == "", "", ids[cases["photo"].to_numpy()])
+    solution.to_csv(folder / "solution.csv", index=False)
+
+
+def _write_images(cases: pd.DataFrame, folder: Path, settings: Settings, workers: int | None) -> None:
+    cases = cases.assign(row=np.arange(len(cases)))
+    records: list[dict[str, Any]] = cases.to_dict("records")  # type: ignore[assignment]
+    sources = [records[record["photo"]] for record in records]
+    write = partial(write_image, folder=folder, settings=settings)
+    workers = workers or min(os.cpu_count() or 1, 8)
+    bar = tqdm(total=len(records), desc="images", unit="image")
+    if workers == 1 or len(records) < 200:  # starting processes takes longer than drawing so few
+        for record, source in zip(records, sources, strict=True):
+            write(record, source)
+            bar.update()
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for _ in pool.map(write, records, sources, chunksize=16):
+                bar.update()
+    bar.close()
