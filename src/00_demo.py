@@ -18,11 +18,13 @@ from foldwise import command, demo
 
 def main() -> None:
     parser = command.parser(__doc__, competition=False)
-    parser.add_argument("--images", type=int, default=1400, help="train and test images together (default 1400)")
+    parser.add_argument("--images", type=int, default=1400, help="train and test together (default 1400)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another competition (default 0)")
     parser.add_argument("--score", action="store_true", help="print the final table instead")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="with --score: write the table there too")
     options = parser.parse_args()
+    if options.csv and not options.score:
+        parser.error("--csv goes with --score")
     if options.score:
         demo.print_scores(csv=options.csv)
     else:

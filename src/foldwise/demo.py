@@ -26,11 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -53,24 +50,26 @@ from pydicom.uid import (
 )
 from tqdm import tqdm
 
-from foldwise import UserError
+from foldwise import UserError, metrics
 from foldwise.competition import output_root
+from foldwise.launch import map_rows
 
 Floats = NDArray[np.float32]
+Pair = tuple[dict[str, Any], dict[str, Any]]  # a case, and the case whose lesion its image shows
 
-VERSION = 1  # of the generator: a folder made by another version is made again
+VERSION = 2  # of the generator: a folder made by another version is made again
 FEWEST_IMAGES = 40  # below that five positives in each part are a matter of patience
 TEST_SHARE = 2 / 7
 
 SITES = {  # table's word: (header's word, share of images, weight in the logit)
-    "head/neck": ("HEADNECK", 0.15, 1.5),
-    "torso": ("TRUNK", 0.40, 0.5),
-    "upper extremity": ("ARM", 0.18, -0.3),
-    "lower extremity": ("LEG", 0.22, -0.9),
-    "foot": ("FOOT", 0.05, -1.6),
+    "head/neck": ("HEADNECK", 0.15, 2.0),
+    "torso": ("TRUNK", 0.40, 0.6),
+    "upper extremity": ("ARM", 0.18, -0.5),
+    "lower extremity": ("LEG", 0.22, -1.3),
+    "foot": ("FOOT", 0.05, -2.0),
 }
-WEIGHTS = {"asymmetry": 5.3, "variegation": 7.0, "texture": 4.8, "freckles": 3.0, "age": 0.08, "male": 0.85}
-INTERCEPT = -3.1  # gives 22 % positives
+WEIGHTS = {"asymmetry": 5.3, "variegation": 7.0, "texture": 4.8, "freckles": 3.0, "age": 0.095, "male": 1.2}
+INTERCEPT = -3.8  # gives 22 % positives
 ATYPIA = 0.35  # correlation between asymmetry, variegation and texture of one lesion
 SIZES = ((128, 128), (120, 160), (144, 144), (128, 152), (150, 132))  # rows, columns
 SYNTAXES = {
@@ -80,6 +79,14 @@ SYNTAXES = {
     "rle": RLELossless,
 }
 COMPRESSED = ("jpeg2000", "rle")
+COPIES = (  # kind, the part of the source, the part of the copy, share of all images (one at least)
+    ("exact", "train", "train", 0.005),
+    ("near", "train", "train", 0.008),
+    ("exact", "train", "test", 0.004),
+    ("near", "train", "test", 0.006),
+)
+TRAITS = ["asymmetry", "variegation", "texture"]  # each 0..1
+SHOWN = ["rows", "columns", "photometric", "site", "tone", "freckles", *TRAITS]  # what a copy shows again
 TABLE = ["image_id", "patient_id", "age", "sex", "site"]
 
 
@@ -146,7 +153,7 @@ def _draw_part(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
     lesions["split"] = split
     lesions["site"] = rng.choice(list(SITES), n, p=[share for _, share, _ in SITES.values()])
     atypia = rng.normal(size=n)
-    for trait in ("asymmetry", "variegation", "texture"):
+    for trait in TRAITS:
         z = np.sqrt(ATYPIA) * atypia + np.sqrt(1 - ATYPIA) * rng.normal(size=n)
         lesions[trait] = np.clip(0.5 + z / 4.4, 0, 1)  # drawn as it is scored: nothing beyond 0..1
     return lesions
@@ -154,8 +161,12 @@ def _draw_part(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
 
 def probability(cases: pd.DataFrame) -> NDArray[np.float64]:
     """p of each row, 0..1, from what its image and its metadata show."""
-    logit = INTERCEPT + WEIGHTS["age"] * (cases["age"].to_numpy() - 52) + WEIGHTS["male"] * (cases["sex"] == "male")
-    for trait in ("asymmetry", "variegation", "texture"):
+    logit = (
+        INTERCEPT
+        + WEIGHTS["age"] * (cases["age"].to_numpy() - 52)
+        + WEIGHTS["male"] * (cases["sex"] == "male")
+    )
+    for trait in TRAITS:
         logit = logit + WEIGHTS[trait] * (cases[trait].to_numpy() - 0.5)
     logit = logit + WEIGHTS["freckles"] * (cases["freckles"].to_numpy() - 0.35)
     logit = logit + cases["site"].map({site: weight for site, (_, _, weight) in SITES.items()}).to_numpy()
@@ -178,42 +189,29 @@ def _draw_formats(cases: pd.DataFrame, rng: np.random.Generator) -> None:
 
 def _draw_flaws(cases: pd.DataFrame, rng: np.random.Generator) -> None:
     """Copies across patients, and one unreadable file in each part."""
-    cases["photo"] = np.arange(len(cases))  # the row whose lesion the image shows
-    cases["copy"] = ""
-    cases["damage"] = ""
-    free = [int(k) for k in rng.permutation(len(cases))]
-    split = cases["split"].to_numpy()
-    for part, damage in (("train", "truncated"), ("test", "garbage")):
-        cases.loc[_take(free, split, part), "damage"] = damage
-    for kind, source_part, part, share in (
-        ("exact", "train", "train", 0.005),
-        ("near", "train", "train", 0.008),
-        ("exact", "train", "test", 0.004),
-        ("near", "train", "test", 0.006),
-    ):
+    free = [int(row) for row in rng.permutation(len(cases))]
+    split, patient = cases["split"].to_numpy(), cases["patient_id"].to_numpy()
+
+    def take(part: str, but_patient: str = "") -> int:
+        row = next(k for k in free if split[k] == part and patient[k] != but_patient)
+        free.remove(row)
+        return row
+
+    damage, copy = np.full(len(cases), "", object), np.full(len(cases), "", object)
+    damage[take("train")], damage[take("test")] = "truncated", "garbage"
+    photo = np.arange(len(cases))  # the row whose lesion the image shows
+    for kind, source_part, part, share in COPIES:
         for _ in range(max(1, round(share * len(cases)))):
-            _copy(cases, _take(free, split, source_part), free, part, kind)
-
-
-def _take(free: list[int], split: NDArray[Any], part: str) -> int:
-    row = next(k for k in free if split[k] == part)
-    free.remove(row)
-    return row
-
-
-def _copy(cases: pd.DataFrame, source: int, free: list[int], part: str, kind: str) -> None:
-    """Make a row of another patient show the lesion of `source`."""
-    patient = cases.loc[source, "patient_id"]
-    others = [k for k in free if cases.loc[k, "patient_id"] != patient]
-    row = _take(others, cases["split"].to_numpy(), part)
-    free.remove(row)
-    shared = ["rows", "columns", "photometric", "site", "tone", "freckles", "asymmetry", "variegation", "texture"]
-    for column in [*shared, "probability", "target"]:
-        cases.loc[row, column] = cases.loc[source, column]
-    syntax = str(cases.loc[source, "syntax"])
-    if kind == "near":  # re-encoded by whoever exported it
-        syntax = "jpeg2000" if syntax != "jpeg2000" else "explicit"
-    cases.loc[row, ["photo", "copy", "syntax"]] = [source, kind, syntax]
+            source = take(source_part)
+            row = take(part, but_patient=patient[source])
+            photo[row], copy[row] = source, kind
+    for column in [*SHOWN, "probability", "target", "syntax"]:
+        cases[column] = cases[column].to_numpy()[photo]
+    syntax = cases["syntax"].to_numpy(dtype=object, copy=True)
+    syntax[(copy == "near") & (syntax == "jpeg2000")] = "rle"  # near copies went through another program
+    syntax[(copy == "near") & (syntax != "rle")] = "jpeg2000"
+    syntax[damage != ""] = "explicit"
+    cases["photo"], cases["copy"], cases["damage"], cases["syntax"] = photo, copy, damage, syntax
 
 
 # --- what is shown: skin, lesion, optics ------------------------------------------------------------------
@@ -227,9 +225,11 @@ def render(case: dict[str, Any], rng: np.random.Generator) -> Floats:
     rows, columns = int(case["rows"]), int(case["columns"])
     image = _skin(rows, columns, float(case["tone"]), float(case["freckles"]), rng)
     depth, polar = _outline(rows, columns, float(case["asymmetry"]), rng)
-    cover = _smoothstep(0.0, rng.uniform(0.07, 0.16), depth)[..., None]
-    pigment = _pigment(image, depth, float(case["variegation"]), rng)
-    pigment = _texture(pigment, depth, polar, float(case["texture"]), rng)
+    cover = _smoothstep(0.0, rng.uniform(0.10, 0.30), depth)[..., None]
+    pigment = _brown(image, depth, rng)
+    pigment = _meshes(pigment, float(case["texture"]), rng)
+    pigment = _areas(pigment, float(case["variegation"]), rng)
+    pigment = _globules_and_streaks(pigment, depth, polar, float(case["texture"]), rng)
     image = image * (1 - cover) + pigment * cover
     image = _hair(image, rng)
     return _optics(image, rng)
@@ -239,99 +239,119 @@ def _noise(rows: int, columns: int, scale: float, rng: np.random.Generator) -> F
     """Smooth noise with features of some `scale` pixels: mean 0, standard deviation 1."""
     coarse = max(1.0, scale / 3)
     small = rng.standard_normal((int(rows / coarse) + 8, int(columns / coarse) + 8), dtype=np.float32)
-    small = cv2.GaussianBlur(small, (0, 0), scale / coarse / 2)
-    big = cv2.resize(small, None, fx=coarse, fy=coarse, interpolation=cv2.INTER_CUBIC)
+    blurred = cv2.GaussianBlur(small, (0, 0), scale / coarse / 2)
+    big = cv2.resize(blurred, None, fx=coarse, fy=coarse, interpolation=cv2.INTER_CUBIC)
     field = big[2 : rows + 2, 2 : columns + 2]
-    return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
+    return _floats((field - field.mean()) / (field.std() + 1e-6))
+
+
+def _floats(values: Any) -> Floats:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _smoothstep(low: float, high: float, x: Floats) -> Floats:
-    t = np.clip((x - low) / (high - low), 0, 1)
+    t = _floats(np.clip((x - low) / (high - low), 0, 1))
     return t * t * (3 - 2 * t)
 
 
 def _rgb(*levels: int) -> Floats:
-    return np.array(levels, np.float32) / 255
+    return _floats(levels) / np.float32(255)
 
 
 def _skin(rows: int, columns: int, tone: float, freckles: float, rng: np.random.Generator) -> Floats:
-    base = (1 - tone) * _rgb(228, 184, 164) + tone * _rgb(168, 118, 90)
-    base = base * rng.uniform(0.96, 1.04, 3).astype(np.float32)
-    image = np.broadcast_to(base, (rows, columns, 3)).copy()
-    image *= 1 + 0.03 * _noise(rows, columns, 40, rng)[..., None] + 0.018 * _noise(rows, columns, 4, rng)[..., None]
-    flush = _smoothstep(0.6, 2.2, _noise(rows, columns, 30, rng))[..., None]
-    image *= 1 - flush * np.array([0.0, 0.10, 0.08], np.float32)
+    base = (1 - tone) * _rgb(226, 184, 166) + tone * _rgb(172, 124, 98)
+    image = _floats(base * rng.uniform(0.96, 1.04, 3))
+    grain = 0.03 * _noise(rows, columns, 40, rng) + 0.016 * _noise(rows, columns, 5, rng)
+    image = _floats(image * (1 + grain + 0.012 * _noise(rows, columns, 2, rng))[..., None])
+    flush = _smoothstep(0.6, 2.4, _noise(rows, columns, 34, rng))[..., None]
+    image = image * (1 - flush * np.array([0.0, 0.08, 0.07], np.float32))
     mask = np.zeros((rows, columns), np.float32)
-    for _ in range(rng.poisson(75 * freckles**1.2)):
-        centre = (int(rng.integers(columns)), int(rng.integers(rows)))
-        axes = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
-        cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, float(rng.uniform(0.35, 0.9)), -1)
-    mask = cv2.GaussianBlur(mask, (0, 0), 0.9)[..., None]
-    return np.asarray(image * (1 - 0.55 * mask * (1 - _rgb(130, 84, 58))), dtype=np.float32)
+    for _ in range(rng.poisson(90 * freckles**1.2)):
+        centre = (int(rng.integers(columns * 8)), int(rng.integers(rows * 8)))
+        axes = tuple(int(8 * radius) for radius in np.exp(rng.normal(0.55, 0.4, 2)))
+        shade = float(rng.uniform(0.3, 0.9))
+        cv2.ellipse(mask, centre, (axes[0], axes[1]), float(rng.uniform(0, 180)), 0, 360, shade, -1, shift=3)
+    cover = 0.6 * _floats(cv2.GaussianBlur(mask, (0, 0), 1.1))[..., None]
+    return _floats(image * (1 - cover * (1 - _rgb(134, 84, 54))))
 
 
 def _outline(rows: int, columns: int, asymmetry: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Depth inside the lesion (1 at its centre, 0 on its border, negative outside) and the polar angle."""
-    radius = rng.uniform(0.23, 0.33) * min(rows, columns)
+    radius = rng.uniform(0.24, 0.34) * min(rows, columns)
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     y -= rows * rng.uniform(0.45, 0.55)
     x -= columns * rng.uniform(0.45, 0.55)
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.12) + 0.25 * asymmetry
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.15) + 0.3 * asymmetry
     u = (x * np.cos(turn) + y * np.sin(turn)) / np.sqrt(stretch)
     v = (y * np.cos(turn) - x * np.sin(turn)) * np.sqrt(stretch)
-    angle = np.arctan2(v, u).astype(np.float32)
-    border = np.ones_like(angle)
-    for k in range(2, 11):  # lobes, then notches
-        size = (0.012 + 0.30 * asymmetry**1.5) * rng.uniform(0.5, 1.2) / k**0.75
-        border += size * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-    border += (0.01 + 0.06 * asymmetry) * _noise(rows, columns, 9, rng)
+    angle = np.arctan2(v, u)
+    border = 1 + (0.02 + 0.09 * asymmetry) * _noise(rows, columns, 12, rng)
+    for k in range(2, 10):  # lobes, then notches
+        size = (0.015 + 0.42 * asymmetry**1.5) * rng.uniform(0.3, 1.2) / k
+        border = border + _floats(size * np.cos(k * angle + rng.uniform(0, 2 * np.pi)))
     depth = 1 - np.hypot(u, v) / (radius * np.maximum(border, 0.25))
-    return np.asarray(depth, dtype=np.float32), angle
+    return _floats(depth), _floats(angle)
 
 
-def _pigment(skin: Floats, depth: Floats, variegation: float, rng: np.random.Generator) -> Floats:
-    """A brown that deepens inwards; with variegation black, blue-grey, red and white areas join it."""
-    rows, columns = depth.shape
+def _brown(skin: Floats, depth: Floats, rng: np.random.Generator) -> Floats:
+    """The lesion's own colour: light to dark brown, deeper inwards, on dark skin darker."""
     mix = rng.uniform(0, 1)
-    brown = (1 - mix) * _rgb(176, 118, 84) + mix * _rgb(122, 76, 54)
-    brown = brown * (0.55 + 0.45 * skin.mean((0, 1)) / _rgb(215, 172, 150))
-    centre = np.clip(depth, 0, 1)[..., None]
-    image = brown * (1.08 - rng.uniform(0.1, 0.35) * centre) * (1 + 0.03 * _noise(rows, columns, 14, rng)[..., None])
-    areas = [_rgb(46, 30, 28), _rgb(98, 104, 128), _rgb(176, 72, 66), _rgb(222, 192, 184)]
-    for k, colour in enumerate(areas):
-        strength = np.clip(variegation * 5.2 - 0.7 - 0.75 * k, 0, 1) * rng.uniform(0.75, 0.95)
-        area = _smoothstep(0.25, 0.8, _noise(rows, columns, rng.uniform(20, 32), rng))[..., None]
-        image = image * (1 - strength * area) + colour * strength * area
-    return np.asarray(image, dtype=np.float32)
-
-
-def _texture(image: Floats, depth: Floats, angle: Floats, texture: float, rng: np.random.Generator) -> Floats:
-    """A fine regular network when low; broken, coarse lines, blotches and streaks at the rim when high."""
     rows, columns = depth.shape
+    brown = _floats((1 - mix) * _rgb(178, 124, 92) + mix * _rgb(128, 82, 60))
+    brown = brown * (0.5 + 0.5 * skin.mean((0, 1)) / _rgb(215, 172, 150))
+    inwards = _smoothstep(0.0, 0.9, depth)
+    mottle = 1 + 0.06 * _noise(rows, columns, 12, rng) + 0.03 * _noise(rows, columns, 3, rng)
+    return _floats(brown * ((1.1 - rng.uniform(0.2, 0.45) * inwards) * mottle)[..., None])
+
+
+def _areas(image: Floats, variegation: float, rng: np.random.Generator) -> Floats:
+    """With variegation black, blue-grey, white and red areas join the brown, one after the other."""
+    rows, columns = image.shape[:2]
+    colours = [_rgb(58, 38, 33), _rgb(92, 91, 103), _rgb(208, 178, 166), _rgb(158, 84, 72)]
+    for k, colour in enumerate(colours):
+        strength = np.clip(variegation * 5.4 - 1.0 - 0.75 * k, 0, 1) * rng.uniform(0.7, 0.9)
+        field = _noise(rows, columns, rng.uniform(18, 30), rng) + 0.35 * _noise(rows, columns, 6, rng)
+        area = strength * _smoothstep(0.0, 1.1, field)[..., None]
+        mottle = 1 + 0.05 * _noise(rows, columns, 8, rng)[..., None]
+        image = image * (1 - area) + colour * mottle * area
+    return _floats(image)
+
+
+def _meshes(image: Floats, texture: float, rng: np.random.Generator) -> Floats:
+    """The pigment network: three waves at 60 degrees; coarser, warped and interrupted as texture grows."""
+    rows, columns = image.shape[:2]
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    warp = 0.6 + 5.0 * texture
-    x += warp * _noise(rows, columns, 16, rng)
-    y += warp * _noise(rows, columns, 16, rng)
-    period, turn = rng.uniform(5.5, 7.5) * (1 + 0.5 * texture), rng.uniform(0, np.pi)
-    waves = [np.cos(2 * np.pi / period * (x * np.cos(t) + y * np.sin(t))) for t in turn + np.pi / 3 * np.arange(3)]
-    net = 1 - _smoothstep(-0.9, 0.3, np.asarray(sum(waves), dtype=np.float32))
-    broken = _smoothstep(-1.2 + 1.4 * texture, 0.2 + 1.4 * texture, _noise(rows, columns, 22, rng) + 1)
-    dark = (0.10 + 0.28 * texture) * net * broken
-    dark = dark + 0.55 * _globules(rows, columns, texture, rng)
-    rim = np.exp(-(((depth - 0.12) / 0.16) ** 2))
-    spokes = _smoothstep(0.2, 0.9, np.cos(angle * int(rng.integers(13, 22)) + 1.5 * _noise(rows, columns, 18, rng)))
-    dark = dark + 0.6 * np.clip(texture - 0.35, 0, 1) * rim * spokes
-    return np.asarray(image * (1 - np.clip(dark, 0, 0.85))[..., None], dtype=np.float32)
+    warp = 1.2 + 3.5 * texture
+    x += warp * _noise(rows, columns, 14, rng)
+    y += warp * _noise(rows, columns, 14, rng)
+    pitch, turn = 2 * np.pi / (rng.uniform(3.8, 5.0) * (1 + 0.5 * texture)), rng.uniform(0, np.pi)
+    waves = sum(np.cos(pitch * (x * np.cos(t) + y * np.sin(t))) for t in turn + np.pi / 3 * np.arange(3))
+    lines = 1 - _smoothstep(-1.3, 0.8, _floats(waves))
+    seen = _smoothstep(-0.8, 0.8, _floats(_noise(rows, columns, 22, rng) + 0.8 - texture))
+    return _floats(image * (1 - (0.12 + 0.28 * texture) * lines * seen)[..., None])
 
 
-def _globules(rows: int, columns: int, texture: float, rng: np.random.Generator) -> Floats:
-    """Round dots, 0..1: few and alike when texture is low, many and of all sizes when it is high."""
-    mask = np.zeros((rows, columns), np.float32)
-    for _ in range(rng.poisson(3 + 75 * texture**2)):
-        centre = (int(rng.normal(columns / 2, columns / 7)), int(rng.normal(rows / 2, rows / 7)))
-        radius = 1 if rng.random() > texture else int(rng.integers(1, 5))
-        cv2.circle(mask, centre, radius, float(rng.uniform(0.4, 1.0)), -1, cv2.LINE_AA)
-    return np.asarray(cv2.GaussianBlur(mask, (0, 0), 0.7), dtype=np.float32)
+def _globules_and_streaks(
+    image: Floats, depth: Floats, angle: Floats, texture: float, rng: np.random.Generator
+) -> Floats:
+    """Dark dots inside and spokes at the rim, more of both as texture grows."""
+    wobble = 1.6 * _noise(depth.shape[0], depth.shape[1], 14, rng)
+    rim = np.exp(-(((depth - 0.13) / 0.15) ** 2))
+    spokes = _smoothstep(0.3, 1.0, _floats(np.cos(angle * int(rng.integers(12, 20)) + wobble)))
+    dark = 0.62 * _globules(depth, texture, rng) + 0.9 * np.clip(texture - 0.4, 0, 1) * rim * spokes
+    return _floats(image * (1 - np.clip(dark, 0, 0.8))[..., None])
+
+
+def _globules(depth: Floats, texture: float, rng: np.random.Generator) -> Floats:
+    """Round dots inside the lesion, 0..1: few and alike when texture is low, many, of all sizes when high."""
+    mask = np.zeros_like(depth)
+    inside = np.argwhere(depth > 0.08)
+    for _ in range(rng.poisson(2 + 70 * texture**2.2) if len(inside) else 0):
+        row, column = inside[rng.integers(len(inside))]
+        radius = 1.0 if rng.random() > texture else rng.uniform(1, 3.2)
+        centre = (int(column * 8), int(row * 8))
+        cv2.circle(mask, centre, int(radius * 8), float(rng.uniform(0.4, 1.0)), -1, cv2.LINE_AA, shift=3)
+    return _floats(cv2.GaussianBlur(mask, (0, 0), 0.8))
 
 
 def _hair(image: Floats, rng: np.random.Generator) -> Floats:
@@ -345,24 +365,24 @@ def _hair(image: Floats, rng: np.random.Generator) -> Floats:
         path = start + np.cumsum(3 * np.stack([np.cos(turns), np.sin(turns)], 1), 0)
         points = np.round(path * 16).astype(np.int32)[:, None]
         cv2.polylines(mask, [points], False, float(rng.uniform(0.5, 0.9)), 1, cv2.LINE_AA, shift=4)
-    return np.asarray(image * (1 - 0.8 * mask[..., None]) + 0.8 * mask[..., None] * _rgb(48, 34, 28), np.float32)
+    cover = 0.8 * mask[..., None]
+    return _floats(image * (1 - cover) + cover * _rgb(48, 34, 28))
 
 
 def _optics(image: Floats, rng: np.random.Generator) -> Floats:
     """Uneven light, vignette (some dermatoscopes show their round edge), white balance, blur, noise."""
     rows, columns = image.shape[:2]
-    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)  # type: ignore[misc]
-    radius = np.hypot(x * columns, y * rows) / np.hypot(columns, rows)
+    y, x = np.linspace(-1, 1, rows)[:, None], np.linspace(-1, 1, columns)[None]
+    radius = _floats(np.hypot(x * columns, y * rows) / np.hypot(columns, rows))
     turn = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.10) * (x * np.cos(turn) + y * np.sin(turn))
-    light *= 1 - rng.uniform(0.02, 0.3) * radius**2.5
-    if rng.random() < 0.15:
+    light = light * (1 - rng.uniform(0.02, 0.3) * radius**2.5)
+    if rng.random() < 0.12:
         edge = rng.uniform(0.80, 0.95)
-        light *= 1 - 0.97 * _smoothstep(edge - 0.02, edge + 0.02, radius)
-    image = image * (light * rng.uniform(0.92, 1.06))[..., None] * rng.uniform(0.97, 1.03, 3).astype(np.float32)
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8))
-    image = image + rng.normal(0, 0.010, image.shape)
-    return np.clip(image, 0, 1).astype(np.float32)
+        light = light * (1 - 0.97 * _smoothstep(edge - 0.02, edge + 0.02, radius))
+    balance = rng.uniform(0.92, 1.06) * rng.uniform(0.97, 1.03, 3)
+    blurred = cv2.GaussianBlur(_floats(image * light[..., None] * balance), (0, 0), rng.uniform(0.4, 0.8))
+    return _floats(np.clip(blurred + rng.normal(0, 0.010, image.shape), 0, 1))
 
 
 def _export_again(image: Floats, rng: np.random.Generator) -> Floats:
@@ -371,7 +391,8 @@ def _export_again(image: Floats, rng: np.random.Generator) -> Floats:
     moved = np.roll(np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge"), tuple(shift), (0, 1))[2:-2, 2:-2]
     moved = np.clip(moved * rng.choice([0.94, 1.05]) * 255, 0, 255).astype(np.uint8)
     _, coded = cv2.imencode(".jpg", np.ascontiguousarray(moved[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1], dtype=np.float32) / 255
+    decoded = _floats(cv2.imdecode(coded, cv2.IMREAD_COLOR))
+    return decoded[..., ::-1] / np.float32(255)
 
 
 # --- what is filed: DICOM ---------------------------------------------------------------------------------
@@ -477,7 +498,7 @@ def _save(dataset: Dataset, syntax: str, path: Path) -> None:
 def make(images: int = 1400, seed: int = 0, root: Path | None = None, workers: int | None = None) -> Path:
     """Write <root>/input/demo, unless it is there already with these settings; returns the folder."""
     if images < FEWEST_IMAGES:
-        raise UserError(f"--images {images}: at least {FEWEST_IMAGES} are needed for two classes in every fold")
+        raise UserError(f"--images {images}: take at least {FEWEST_IMAGES}, or folds lack a class")
     if seed < 0:
         raise UserError(f"--seed {seed}: give a number from 0 upwards")
     settings = Settings(images, seed)
@@ -491,7 +512,8 @@ def make(images: int = 1400, seed: int = 0, root: Path | None = None, workers: i
         _write_images(cases, part, settings, workers)
         (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     counts = cases["split"].value_counts()
-    print(f"{folder}: {counts['train']} train and {counts['test']} test images, {cases['target'].mean():.0%} positive")
+    positive = cases["target"].mean()
+    print(f"{folder}: {counts['train']} train and {counts['test']} test images, {positive:.0%} positive")
     return folder
 
 
@@ -542,17 +564,133 @@ def _write_tables(cases: pd.DataFrame, folder: Path) -> None:
 
 def _write_images(cases: pd.DataFrame, folder: Path, settings: Settings, workers: int | None) -> None:
     cases = cases.assign(row=np.arange(len(cases)))
-    records: list[dict[str, Any]] = cases.to_dict("records")  # type: ignore[assignment]
+    records: list[dict[str, Any]] = cases.to_dict("records")
     sources = [records[record["photo"]] for record in records]
-    write = partial(write_image, folder=folder, settings=settings)
-    workers = workers or min(os.cpu_count() or 1, 8)
-    bar = tqdm(total=len(records), desc="images", unit="image")
-    if workers == 1 or len(records) < 200:  # starting processes takes longer than drawing so few
-        for record, source in zip(records, sources, strict=True):
-            write(record, source)
-            bar.update()
-    else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for _ in pool.map(write, records, sources, chunksize=16):
-                bar.update()
-    bar.close()
+    pairs = list(zip(records, sources, strict=True))
+    job = partial(_write_chunk, folder=folder, settings=settings)
+    if len(pairs) < 200:  # starting processes would take longer than drawing so few
+        for pair in tqdm(pairs, desc="drawing", unit="image", disable=None):
+            job([pair])
+        return
+    for (record, _), result in map_rows(job, pairs, workers=workers, label="drawing", unit="image"):
+        if result is not None:
+            raise RuntimeError(f"{record['image_id']} was not written") from result
+
+
+def _write_chunk(pairs: Sequence[Pair], folder: Path, settings: Settings) -> list[None]:
+    for case, source in pairs:
+        write_image(case, source, folder, settings)
+    return [None for _ in pairs]
+
+
+# --- the final table --------------------------------------------------------------------------------------
+
+SCORES = ["kind", "name", "oof_auc", "oof_std", "test_auc", "test_low", "test_high"]
+
+
+def print_scores(root: Path | None = None, csv: Path | None = None) -> None:
+    """Print how runs and submissions score beside the best possible, and the newest submission's path."""
+    root = root or output_root()
+    scores = score_table(root)
+    print(_aligned(scores))
+    if csv is not None:
+        scores.to_csv(csv, index=False, float_format="%.6f")
+    newest = max(_submissions(root), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is not None:
+        print(f"\nsubmission: {newest}")
+
+
+def score_table(root: Path) -> pd.DataFrame:
+    """kind, name, oof_auc, oof_std (over folds), test_auc, test_low, test_high: a row per run and submission.
+
+    The interval is a 95 % bootstrap over patients. The last row is the Bayes optimum, p against the labels.
+    """
+    solution = _read_solution(root)
+    train, test = solution[solution["split"] == "train"], solution[solution["split"] == "test"]
+    counts = _resampled_patients(test["patient_id"])
+    rows = [_score_run(folder, train, test, counts) for folder in _runs(root)]
+    for path in _submissions(root):
+        pred = _joined(path, "image_id", "target", test, whole=True)
+        rows.append({"kind": "submission", "name": path.stem, **_test_scores(test, pred, counts)})
+    if not rows:
+        raise UserError(f"{root / 'oof/demo'}: no finished run yet; first: python src/02_train.py --fold all")
+    best = {"kind": "optimum", "name": "Bayes (the true p)", "oof_auc": _auc(train, train["probability"])}
+    rows.append({**best, "oof_std": np.nan, **_test_scores(test, test["probability"], counts)})
+    return pd.DataFrame(rows, columns=SCORES)
+
+
+def _read_solution(root: Path) -> pd.DataFrame:
+    path = root / "input" / "demo" / "solution.csv"
+    if not path.exists():
+        raise UserError(f"{path}: not there yet; first: python src/00_demo.py")
+    return pd.read_csv(path, dtype={"image_id": str}).set_index("image_id")
+
+
+def _runs(root: Path) -> list[Path]:
+    found = (path.parent for path in (root / "oof" / "demo").glob("*/oof.csv"))
+    return sorted(folder for folder in found if (folder / "test.csv").exists())
+
+
+def _submissions(root: Path) -> list[Path]:
+    return sorted((root / "submissions" / "demo").glob("*.csv"))
+
+
+def _score_run(folder: Path, train: pd.DataFrame, test: pd.DataFrame, counts: NDArray[Any]) -> dict[str, Any]:
+    oof = _joined(folder / "oof.csv", "id", "pred", train, whole=False)
+    fold = pd.read_csv(folder / "oof.csv", dtype={"id": str}).set_index("id")["fold"].reindex(oof.index)
+    truth = train.loc[oof.index]
+    of_folds = [_auc(truth[fold == k], oof[fold == k]) for k in sorted(fold.unique())]
+    pred = _joined(folder / "test.csv", "id", "pred", test, whole=True)
+    of_train = {"oof_auc": _auc(truth, oof), "oof_std": float(np.nanstd(of_folds))}
+    return {"kind": "run", "name": folder.name, **of_train, **_test_scores(test, pred, counts)}
+
+
+def _joined(path: Path, key: str, column: str, truth: pd.DataFrame, whole: bool) -> pd.Series[float]:
+    """A table's predictions in the order of `truth`; it may lack rows only where it need not be `whole`."""
+    table = pd.read_csv(path, dtype={key: str})
+    for name in (key, column):
+        if name not in table:
+            raise UserError(f"{path}: no column {name}; move the file away or write it anew")
+    strangers = table.loc[~table[key].isin(truth.index), key]
+    absent = truth.index[~truth.index.isin(table[key])]
+    if len(strangers) or (whole and len(absent)):
+        what = f"{strangers.iloc[0]} is not in input/demo" if len(strangers) else f"{absent[0]} is missing"
+        raise UserError(f"{path}: {what}; made for another demo? Delete it and run its step again")
+    return table.set_index(key)[column].reindex(truth.index.difference(absent, sort=False))
+
+
+def _auc(truth: pd.DataFrame, pred: pd.Series[float]) -> float:
+    """AUC, or NaN where only one class is present (a fold of a very small demo)."""
+    if truth["target"].nunique() < 2:
+        return float("nan")
+    return metrics.score("roc_auc", truth["target"].to_numpy(), pred.to_numpy())
+
+
+def _resampled_patients(patient: pd.Series[str], times: int = 1000) -> NDArray[np.float64]:
+    """(times, rows): how often each row is drawn when patients are drawn with replacement.
+
+    Images of one patient resemble each other: resampling images would promise too narrow an interval.
+    """
+    codes, names = pd.factorize(patient)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=times)
+    return np.asarray(drawn[:, codes], dtype=np.float64)
+
+
+def _test_scores(test: pd.DataFrame, pred: pd.Series[float], counts: NDArray[Any]) -> dict[str, float]:
+    resampled = metrics.resampler(metrics.resolve("roc_auc"), test["target"].to_numpy(), pred.to_numpy())
+    low, high = np.nanquantile([resampled(weight) for weight in counts], [0.025, 0.975])
+    return {"test_auc": _auc(test, pred), "test_low": float(low), "test_high": float(high)}
+
+
+def _aligned(scores: pd.DataFrame) -> str:
+    """The table as text, a line per row; what does not exist is left blank."""
+    width = max(len(name) for name in scores["name"])
+    lines = [f"{'AUC':{width + 12}}     OOF  (std over folds)    test  (95 % interval)"]
+    for row in scores.to_dict("records"):
+        oof = "" if np.isnan(row["oof_auc"]) else f"{row['oof_auc']:.4f}"
+        std = "" if np.isnan(row["oof_std"]) else f"({row['oof_std']:.4f})"
+        interval = f"({row['test_low']:.3f} to {row['test_high']:.3f})"
+        name = f"{row['kind']:10}  {row['name']:{width}}"
+        lines.append(f"{name}  {oof:>6}  {std:^16}  {row['test_auc']:.4f}  {interval}")
+    return "\n".join(lines)
