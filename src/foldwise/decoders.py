@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -272,7 +273,7 @@ def _by_table(table: bytes, fragments: list[memoryview]) -> list[list[memoryview
     if any(offset not in starts for offset in offsets):
         return []
     bounds = [*(starts[offset] for offset in offsets), len(fragments)]
-    return [fragments[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [fragments[a:b] for a, b in pairwise(bounds)]
 
 
 def _by_end_mark(fragments: list[memoryview]) -> list[list[memoryview]]:
@@ -311,9 +312,9 @@ def _rle_segments(frame: bytes, count: int) -> list[bytes]:
     if found != count:
         raise DicomError(f"RLE data of {found} segments where the header needs {count}")
     bounds = [*offsets[:count], len(frame)]
-    if any(not 64 <= a < b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if any(not 64 <= a < b for a, b in pairwise(bounds)):
         raise DicomError("RLE header points outside its frame, which may be truncated")
-    return [frame[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [frame[a:b] for a, b in pairwise(bounds)]
 
 
 def _deflated(frame: bytes, layout: Layout) -> Frame:
@@ -366,8 +367,8 @@ def jpeg_parameters(frame: bytes) -> _Jpeg:
         body = frame[position + 4 : position + 2 + length]
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
-        jfif = jfif or marker == 0xE0 and body[:4] == b"JFIF"
-        if marker == 0xF7 or 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return _frame_header(marker, body, adobe, jfif)
         if marker == 0xDA:
             break
@@ -529,12 +530,13 @@ def _gdcm_lossless(frame: bytes, layout: Layout) -> Array:
     from pydicom.encaps import encapsulate
     from pydicom.pixels import get_decoder
 
-    values, _ = get_decoder(JPEG_LOSSLESS).as_array(
-        encapsulate([frame]), index=0, raw=True, rows=layout.rows, columns=layout.columns,
-        samples_per_pixel=layout.samples, bits_allocated=layout.allocated, bits_stored=layout.stored,
-        pixel_representation=0, number_of_frames=1, photometric_interpretation=layout.photometric,
-        planar_configuration=0, pixel_keyword="PixelData",
-    )  # fmt: skip
+    description: dict[str, Any] = {
+        "rows": layout.rows, "columns": layout.columns, "samples_per_pixel": layout.samples,
+        "bits_allocated": layout.allocated, "bits_stored": layout.stored, "pixel_representation": 0,
+        "number_of_frames": 1, "photometric_interpretation": layout.photometric, "planar_configuration": 0,
+        "pixel_keyword": "PixelData",
+    }  # fmt: skip
+    values, _ = get_decoder(JPEG_LOSSLESS).as_array(encapsulate([frame]), index=0, raw=True, **description)
     return values
 
 

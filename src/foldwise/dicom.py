@@ -21,19 +21,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from foldwise.decoders import Array, Frame, Layout, decode_frame, layout_of
+from foldwise.decoders import Array, Frame, Layout, decode_frame, layout_of, name_of
 from foldwise.schema import Strict
-from foldwise.tags import DicomError, Parsed, metadata, parse
+from foldwise.tags import DicomError, Parsed, metadata, parse, parse_with_pydicom, scan
 
-__all__ = ["WINDOWS", "DicomError", "DicomOptions", "decode", "frame_count", "is_dicom", "read_header", "read_image"]
+__all__ = [
+    "WINDOWS",
+    "DicomError",
+    "DicomOptions",
+    "decode",
+    "describe",
+    "frame_count",
+    "is_dicom",
+    "read_header",
+    "read_image",
+    "resize",
+]
 
 # Customary windows of CT, (center, width) in Hounsfield units
 WINDOWS = {
@@ -119,7 +128,7 @@ def _numbers(name: str) -> tuple[float, float] | None:
     return (float(match[1]), float(match[2])) if match else None
 
 
-_DEFAULT = DicomOptions()  # type: ignore[call-arg]
+_DEFAULT = DicomOptions()
 
 Size = int | tuple[int, int] | None
 
@@ -153,7 +162,7 @@ def read_header(path: str | Path, tags: Iterable[str] | None = None) -> dict[str
     personal fields (PS3.15 basic profile; see tags.PERSONAL), sequences and bulk data.
     """
     wanted = None if tags is None else list(tags)
-    return _guarded(path, lambda data: _header(data, wanted), header_only=True)
+    return _guarded(path, lambda data: _header(data, wanted, path), read=_head)
 
 
 def frame_count(path: str | Path) -> int:
@@ -166,17 +175,21 @@ def is_dicom(head: bytes, suffix: str = "") -> bool:
     """By a file's first 132 bytes and suffix: the DICM mark (PS3.10 7.1), or a data set without one."""
     if head[128:132] == b"DICM":
         return True
-    return suffix.lower() in (".dcm", ".dicom", ".ima") or bytes(head[:2]) in (b"\x08\x00", b"\x02\x00") and (
+    return suffix.lower() in (".dcm", ".dicom", ".ima") or (bytes(head[:2]) in (b"\x08\x00", b"\x02\x00") and (
         head[2:4] in (b"\x00\x00", b"\x01\x00", b"\x05\x00", b"\x08\x00", b"\x10\x00")
-    )
+    ))
 
 
-def _guarded(path: str | Path, work: Callable[[memoryview], Any], header_only: bool = False) -> Any:
+def _whole(path: Path) -> memoryview:
+    return memoryview(path.read_bytes())
+
+
+def _guarded(path: str | Path, work: Callable[[memoryview], Any], read: Callable[[Path], memoryview] = _whole) -> Any:
     """`work` on the file's bytes; whatever goes wrong becomes one DicomError line that names the file."""
     import warnings
 
     try:
-        data = _head(Path(path)) if header_only else memoryview(Path(path).read_bytes())
+        data = read(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work(data)
@@ -195,22 +208,22 @@ HEAD = 1 << 16  # bytes that hold the header of nearly every file
 
 
 def _head(path: Path) -> memoryview:
-    """The first bytes of a file, all of it where pixel data is not among them."""
-    with path.open("rb") as file:
-        data = file.read(HEAD)
-        if len(data) == HEAD and not any(mark in data for mark in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")):
-            data += file.read()
-    return memoryview(data)
+    with path.open("rb", buffering=0) as file:
+        return memoryview(file.read(HEAD))
 
 
-def _header(data: memoryview, tags: list[str] | None) -> dict[str, Any]:
+def _header(head: memoryview, tags: list[str] | None, path: str | Path) -> dict[str, Any]:
+    """Fields from a file's first bytes, from all of it where these do not reach the pixel data."""
     from pydicom.datadict import dictionary_VR, tag_for_keyword
 
     for keyword in tags or ():
         if tag_for_keyword(keyword) is None:
             raise DicomError(f"'{keyword}' is no DICOM keyword")
     sequences = any(dictionary_VR(keyword) == "SQ" for keyword in tags or ())
-    return metadata(parse(data, sequences), tags)
+    parsed = None if sequences else scan(head, header_only=True)
+    if parsed is None or len(head) == HEAD and not parsed.pixel_tag:
+        parsed = parse_with_pydicom(_whole(Path(path)), header_only=True)
+    return metadata(parsed, tags)
 
 
 # ------------------------------------------------------------------------------------------- rendering
@@ -640,3 +653,41 @@ def resize(image: Array, size: int | tuple[int, int]) -> Array:
     if shrunk != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     return image
+
+
+# --------------------------------------------------------------------------------------------- inspect
+
+
+def describe(path: str | Path, options: DicomOptions | None = None) -> dict[str, Any]:
+    """What a file is and that all of it can be read: transfer_syntax, photometric, bits, shape (as
+    pydicom's pixel_array), min and max of the stored values over all frames (RGB values for colour)."""
+    options = options or _DEFAULT
+    return _guarded(path, lambda data: _describe(parse(data), options))
+
+
+def _describe(parsed: Parsed, options: DicomOptions) -> dict[str, Any]:
+    layout = layout_of(parsed, options.max_pixels)
+    _render(parsed, options, None)
+    low, high = [], []
+    for index in range(layout.frames):
+        frame = decode_frame(parsed, layout, index)
+        values = _rgb_at_depth(frame) if layout.samples == 3 else _numbers_of(frame)
+        low.append(values.min().item())
+        high.append(values.max().item())
+    shape = (layout.frames, *layout.shape) if layout.frames > 1 else layout.shape
+    return {
+        "transfer_syntax": name_of(parsed.syntax) if parsed.syntax else "",
+        "photometric": layout.photometric,
+        "bits": layout.stored,
+        "shape": "x".join(map(str, shape)),
+        "min": min(low),
+        "max": max(high),
+    }
+
+
+def _numbers_of(frame: Frame) -> Array:
+    return frame.values if frame.layout.kind == "float" else numeric(frame.values, frame.layout)
+
+
+def _rgb_at_depth(frame: Frame) -> Array:
+    return numeric(frame.values, frame.layout) if frame.layout.photometric == "RGB" else _colour(frame)

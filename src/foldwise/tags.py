@@ -11,13 +11,11 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
 from foldwise import UserError
 
@@ -44,7 +42,7 @@ _SHORT_VRS = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL"}
     | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 )
-_NUMBERS = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "UV": "u8", "SV": "i8"}
+_NUMBERS = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "UV": "u8", "SV": "i8", "AT": "u2"}
 _TEXT = frozenset({"AE", "CS", "LO", "SH", "UI", "UR", "UC", "PN"})
 _LONG_TEXT = frozenset({"LT", "ST", "UT"})  # one value, backslashes included (PS3.5 6.2)
 
@@ -58,7 +56,7 @@ class Parsed:
     little: bool
     pixel_tag: int = 0
     pixel_vr: str = ""
-    pixels: memoryview = memoryview(b"")
+    pixels: memoryview = field(default_factory=lambda: memoryview(b""))
     encapsulated: bool = False
 
     def get(self, keyword: str, default: Any = None) -> Any:
@@ -89,37 +87,39 @@ class Parsed:
 
 @lru_cache(maxsize=4096)
 def _tag(keyword: str) -> int:
+    from pydicom.datadict import tag_for_keyword
+
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
     return int(tag)
 
 
-def parse(data: bytes | memoryview, sequences: bool = False) -> Parsed:
-    """The elements and the pixel data of a whole file; DicomError where it is not DICOM.
-
-    `sequences` keeps the content of all sequences; otherwise only of those that decide the image.
-    """
+def parse(data: bytes | memoryview) -> Parsed:
+    """The elements and the pixel data of a whole file; DicomError where it is not DICOM."""
     view = memoryview(data)
-    parsed = None if sequences else scan(view)
-    return parsed if parsed is not None else _parse_with_pydicom(view)
+    return scan(view) or parse_with_pydicom(view)
 
 
-def scan(view: memoryview) -> Parsed | None:
-    """The elements of a well-formed file with a preamble; None where pydicom should look instead."""
+def scan(view: memoryview, header_only: bool = False) -> Parsed | None:
+    """The elements of a well-formed file with a preamble; None where pydicom should look instead.
+
+    With `header_only` the content of sequences does not matter, and the file may end early.
+    """
     if len(view) < 140 or bytes(view[128:132]) != b"DICM":
         return None
     try:
         meta, position = _scan_meta(view)
         syntax = meta.get(0x00020010, ("UI", b""))[1].decode("ascii").strip(" \0")
         if syntax == DEFLATED:
-            view, position = memoryview(inflate(view[position:], MAX_INFLATED)), 0
+            limit = 1 << 16 if header_only else MAX_INFLATED
+            view, position = memoryview(inflate(view[position:], limit, cut=header_only)), 0
         elif not syntax.startswith("1.2.840.10008.1.2"):
             return None
         little, implicit = syntax != BIG_ENDIAN, syntax == IMPLICIT
         parsed = Parsed(meta, syntax, little)
         walk = _implicit(view, position) if implicit else _explicit(view, position, "<" if little else ">")
-        return parsed if _collect(parsed, walk, view, "<" if little else ">") else None
+        return parsed if _collect(parsed, walk, view, header_only) else None
     except (struct.error, UnicodeDecodeError, zlib.error):
         return None
 
@@ -137,7 +137,9 @@ def _scan_meta(view: memoryview) -> tuple[dict[int, tuple[str, Any]], int]:
     return meta, position
 
 
-def _collect(parsed: Parsed, walk: Iterator[tuple[int, str, int, int]], view: memoryview, order: str) -> bool:
+def _collect(
+    parsed: Parsed, walk: Iterator[tuple[int, str, int, int]], view: memoryview, header_only: bool
+) -> bool:
     """Fill `parsed` from a walk over elements; False where the file is not what it says."""
     previous = 0
     for tag, vr, start, length in walk:
@@ -150,7 +152,7 @@ def _collect(parsed: Parsed, walk: Iterator[tuple[int, str, int, int]], view: me
             parsed.pixels = view[start:] if parsed.encapsulated else view[start : start + length]
             return True
         if length == UNDEFINED or vr == "SQ" or tag in PIXEL_SEQUENCES:
-            if tag in PIXEL_SEQUENCES and length:
+            if tag in PIXEL_SEQUENCES and length and not header_only:
                 return False
             continue
         if start + length > len(view):
@@ -217,22 +219,22 @@ def _skip_item(view: memoryview, position: int, order: str, explicit: bool) -> i
         position = _skip_sequence(view, start, order, explicit) if length == UNDEFINED else start + length
 
 
-def inflate(data: bytes | memoryview, limit: int) -> bytes:
-    """Raw deflate (PS3.5 A.5); DicomError where it grows past `limit` bytes."""
+def inflate(data: bytes | memoryview, limit: int, cut: bool = False) -> bytes:
+    """Raw deflate (PS3.5 A.5); where it grows past `limit` bytes cut there, or DicomError."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     out = stream.decompress(data, limit)
-    if stream.unconsumed_tail and not stream.eof:
+    if not cut and stream.unconsumed_tail and not stream.eof:
         raise DicomError(f"deflated data grows past {limit >> 20} MiB")
     return out
 
 
-def _parse_with_pydicom(view: memoryview) -> Parsed:
-    """The same by pydicom: no preamble, wrong transfer syntax, odd VRs, sequences that matter."""
+def parse_with_pydicom(view: memoryview, header_only: bool = False) -> Parsed:
+    """The same by pydicom: no preamble, wrong transfer syntax, odd VRs, and the content of sequences."""
     from pydicom import dcmread
     from pydicom.uid import UID
 
     _refuse_what_is_not_dicom(view)
-    ds = dcmread(io.BytesIO(view), force=True)
+    ds = dcmread(io.BytesIO(view), force=True, stop_before_pixels=header_only)
     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", "") or "")
     _, little = ds.original_encoding
     parsed = _from_dataset(ds, UID(syntax), little is not False)
@@ -276,6 +278,8 @@ def _is_sequence(tag: int, vr: str, element: Any) -> bool:
 @lru_cache(maxsize=8192)
 def dictionary_vr(tag: int) -> str:
     """The VR of a tag by the data dictionary (PS3.6); 'UN' for what it does not know."""
+    from pydicom.datadict import dictionary_VR
+
     try:
         return dictionary_VR(tag)
     except KeyError:
@@ -297,16 +301,13 @@ def typed(element: tuple[str, Any], tag: int, parsed: Parsed) -> Any:
     if " or " in vr:  # "US or SS": by the sign of the pixels (PS3.5 A.1, PS3.6 note)
         signed = "SS" in vr and tag != 0x00280103 and parsed.first("PixelRepresentation", 0) == 1
         vr = "SS" if signed else "OW" if vr == "OB or OW" else "US"
-    if raw is None or vr == "SQ" and isinstance(raw, list):
+    if raw is None or (vr == "SQ" and isinstance(raw, list)):
         return raw or None
     if not isinstance(raw, (bytes, memoryview)):
         # pydicom had read it already (file meta, character set)
         raw = "\\".join(map(str, raw)).encode() if _is_several(raw) else str(raw).encode()
     if vr in _NUMBERS:
         return _binary(raw, _NUMBERS[vr], parsed.little or tag >> 16 == 2)
-    if vr == "AT":
-        values = _binary(raw, "u2", parsed.little)
-        return values
     if vr[0] == "O" or vr in ("UN", "SQ"):
         return bytes(raw) or None
     return _text(bytes(raw), vr, parsed)
@@ -332,8 +333,10 @@ def _text(raw: bytes, vr: str, parsed: Parsed) -> Any:
 
 
 def _decode(raw: bytes, vr: str, parsed: Parsed) -> str:
+    from pydicom.charset import convert_encodings, decode_bytes
+
     charset = parsed.elements.get(0x00080005)
-    if charset is None or raw.isascii() and b"\x1b" not in raw:
+    if charset is None or (raw.isascii() and b"\x1b" not in raw):
         return raw.decode("latin-1")
     names = bytes(charset[1] or b"").decode("ascii", "replace").strip(" \0").split("\\")
     try:
@@ -405,7 +408,8 @@ _CONVERTERS = {"DS": _decimal, "IS": _integer, "AS": _age, "DA": _date, "TM": _t
 # retain UIDs, device and institution, longitudinal dates and patient characteristics, because those make
 # or break a model (a scanner or a site that predicts the target is a leak that an audit must see).
 PERSONAL = frozenset(
-    """AccessionNumber ActualHumanPerformersSequence AdditionalPatientHistory AdmissionID
+    """
+    AccessionNumber ActualHumanPerformersSequence AdditionalPatientHistory AdmissionID
     AdmittingDiagnosesDescription Allergies AuthorObserverSequence BranchOfService CountryOfResidence
     ConfidentialityConstraintOnPatientDataDescription CurrentPatientLocation CustodialOrganizationSequence
     DistributionAddress DistributionName FillerOrderNumberImagingServiceRequest HumanPerformerOrganization
@@ -415,19 +419,20 @@ PERSONAL = frozenset(
     MostRecentTreatmentDate Occupation OperatorIdentificationSequence OrderCallbackPhoneNumber
     OrderCallbackTelecomInformation OrderEnteredBy OrderEntererLocation OriginalAttributesSequence
     OtherPatientIDs OtherPatientIDsSequence PatientAddress PatientBirthDate
-    PatientBirthDateInAlternativeCalendar PatientBirthTime PatientComments PatientDeathDateInAlternativeCalendar
-    PatientAlternativeCalendar PatientID PatientInstitutionResidence PatientInsurancePlanCodeSequence
-    PatientPrimaryLanguageCodeSequence PatientReligiousPreference PatientState PatientTelecomInformation
-    PatientTelephoneNumbers PatientTransportArrangements PerformedLocation PersonAddress
-    PersonIdentificationCodeSequence PersonTelecomInformation PersonTelephoneNumbers
-    PhysiciansOfRecordIdentificationSequence PlacerOrderNumberImagingServiceRequest
+    PatientBirthDateInAlternativeCalendar PatientBirthTime PatientComments
+    PatientDeathDateInAlternativeCalendar PatientAlternativeCalendar PatientID PatientInstitutionResidence
+    PatientInsurancePlanCodeSequence PatientPrimaryLanguageCodeSequence PatientReligiousPreference
+    PatientState PatientTelecomInformation PatientTelephoneNumbers PatientTransportArrangements
+    PerformedLocation PersonAddress PersonIdentificationCodeSequence PersonTelecomInformation
+    PersonTelephoneNumbers PhysiciansOfRecordIdentificationSequence PlacerOrderNumberImagingServiceRequest
     ReferencedPatientAliasSequence ReferencedPatientPhotoSequence ReferencedPatientSequence
     ReferringPhysicianAddress ReferringPhysicianIdentificationSequence ReferringPhysicianTelephoneNumbers
     RegionOfResidence RequestingService ResponsibleOrganization ResponsiblePersonRole ResultsComments
     ScheduledHumanPerformersSequence ScheduledPatientInstitutionResidence ServiceEpisodeDescription
     ServiceEpisodeID SmokingStatusText SourceOfPreviousValues SpecialNeeds StudyID TextComments TextString
     TimezoneOffsetFromUTC VerifyingOrganization VisitComments PatientSexNeutered PregnancyStatusText
-    LastMenstrualDate EthnicGroup""".split()
+    LastMenstrualDate EthnicGroup
+    """.split()  # noqa: SIM905
 )
 
 
@@ -450,6 +455,8 @@ def metadata(parsed: Parsed, tags: Iterable[str] | None) -> dict[str, Any]:
 @lru_cache(maxsize=8192)
 def public_keyword(tag: int) -> str:
     """The keyword of a public element; '' for private ones (odd groups) and those the dictionary lacks."""
+    from pydicom.datadict import keyword_for_tag
+
     return "" if tag >> 16 & 1 else keyword_for_tag(tag)
 
 
