@@ -59,9 +59,7 @@ MULTICLASS = {
     "f1_macro": lambda t, p: sk.f1_score(t, p.argmax(1), average="macro", zero_division=0),
     "f1_micro": lambda t, p: sk.f1_score(t, p.argmax(1), average="micro", zero_division=0),
     "quadratic_weighted_kappa": lambda t, p: sk.cohen_kappa_score(t, p.argmax(1), weights="quadratic"),
-    "average_precision": lambda t, p: np.mean(
-        [sk.average_precision_score(t == c, p[:, c]) for c in range(p.shape[1])]
-    ),
+    "average_precision": lambda t, p: np.mean([sk.average_precision_score(t == c, p[:, c]) for c in range(p.shape[1])]),
     "map@1": lambda t, p: sk.accuracy_score(t, p.argmax(1)),
 }
 

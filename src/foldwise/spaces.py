@@ -1,0 +1,168 @@
+"""Where predictions are averaged: as probabilities, logarithms, logits, ranks or calibrated probabilities.
+
+Arrays are (models, rows) or (models, rows, classes). A space is label-free, and so may see all rows at once,
+except `calibrated`, which is fitted (`Calibration`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+
+Array = NDArray[Any]
+SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
+EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Runs whose scores leave 0..1 are squeezed into it by their own OOF range; the others stay as they are."""
+
+    low: Array
+    width: Array
+
+    @classmethod
+    def of(cls, preds: Array, task: str) -> Scaling:
+        """low and width, (M,) or (M, C)."""
+        low, high = preds.min(axis=1), preds.max(axis=1)
+        inside = (low >= 0) & (high <= 1) if task != "regression" else np.ones_like(low, bool)
+        return cls(np.where(inside, 0, low), np.where(inside | (high == low), 1, high - low))
+
+    def __call__(self, preds: Array) -> Array:
+        if not self.low.any() and (self.width == 1).all():
+            return preds
+        return np.clip((preds - self.low[:, None]) / self.width[:, None], 0, 1)
+
+
+def ranks(values: Array, folds: Array | None = None) -> Array:
+    """Average ranks along axis 1, scaled to (0, 1): (rank - 1/2) / rows; within each fold where folds are given."""
+    out = np.empty(values.shape)
+    parts = [slice(None)] if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
+    for part in parts:
+        block = values[:, part]
+        flat = block.reshape(*block.shape[:2], -1)
+        ranked = np.empty(flat.shape)
+        for m in range(flat.shape[0]):
+            for c in range(flat.shape[2]):
+                ranked[m, :, c] = _rank(flat[m, :, c])
+        out[:, part] = ranked.reshape(block.shape)
+    return out
+
+
+def _rank(column: Array) -> Array:
+    order = np.argsort(column)
+    ordered = column[order]
+    starts = np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+    sizes = np.diff(np.append(starts, column.size))
+    out = np.empty(column.size)
+    out[order] = np.repeat((starts + sizes / 2) / column.size, sizes)
+    return out
+
+
+def to_space(space: str, preds: Array, task: str, folds: Array | None = None) -> Array:
+    """Predictions in `space`; `prob` and `calibrated` come back as they are."""
+    if space == "rank" or (space == "fold_rank" and folds is None):
+        return ranks(preds)
+    if space == "fold_rank":
+        return ranks(preds, folds)
+    if space == "log" or (space == "logit" and task == "multiclass"):
+        return np.log(np.clip(preds, EPS, None))
+    if space == "logit":
+        return logit(np.clip(preds, EPS, 1 - EPS))
+    return preds
+
+
+def from_space(space: str, mix: Array, task: str) -> Array:
+    """A blend, (N,) or (N, C), back to what the metric takes. Logarithms of classes are scaled to sum to one."""
+    if task == "multiclass" and space in {"log", "logit"}:
+        power = np.exp(mix - mix.max(axis=1, keepdims=True))
+        return power / power.sum(axis=1, keepdims=True)
+    if space == "logit":
+        return expit(mix)
+    return np.exp(mix) if space == "log" else mix
+
+
+class Calibration:
+    """A monotone map per run and column: isotonic with 1,000 rows or more, else temperature and bias (Platt 1999).
+
+    The rows it is fitted on are mapped within their own fold, each half by the other half's map: the models of
+    the folds are on different scales, and no row meets its own label. New rows take the map of all rows.
+    """
+
+    def __init__(self, preds: Array, target: Array, folds: Array, seed: int) -> None:
+        columns = preds.reshape(*preds.shape[:2], -1)
+        self.truth = truth_columns(target, columns.shape[2])
+        half = np.random.default_rng(seed).permutation(target.shape[0]) % 2
+        self.fitted = np.empty(columns.shape)
+        self.maps = []
+        for m in range(columns.shape[0]):
+            self.maps.append([_monotone(columns[m, :, c], y) for c, y in enumerate(self.truth)])
+            for c, y in enumerate(self.truth):
+                self.fitted[m, :, c] = _cross_fitted(columns[m, :, c], y, folds, half)
+        self.fitted = self.fitted.reshape(preds.shape)
+
+    def __call__(self, preds: Array) -> Array:
+        columns = preds.reshape(*preds.shape[:2], -1)
+        out = np.empty(columns.shape)
+        for m, maps in enumerate(self.maps):
+            for c, mapped in enumerate(maps):
+                out[m, :, c] = mapped(columns[m, :, c])
+        return out.reshape(preds.shape)
+
+
+def truth_columns(target: Array, columns: int) -> list[Array]:
+    """The 0/1 truth of each prediction column: itself, one class against the rest, or a label's column."""
+    if target.ndim == 2:
+        return [target[:, c] > 0.5 for c in range(columns)]
+    return [target > 0.5] if columns == 1 else [target == c for c in range(columns)]
+
+
+def _cross_fitted(pred: Array, truth: Array, folds: Array, half: Array) -> Array:
+    out = np.empty(pred.size)
+    for k in np.unique(folds):
+        for side in (0, 1):
+            apply = (folds == k) & (half == side)
+            fit = (folds == k) & (half != side)
+            if truth[fit].min(initial=1) == truth[fit].max(initial=0):
+                fit = half != side  # a fold too small to hold both classes in each half
+            out[apply] = _monotone(pred[fit], truth[fit])(pred[apply])
+    return out
+
+
+def _monotone(pred: Array, truth: Array) -> Callable[[Array], Array]:
+    if truth.size >= 1000 and 50 <= truth.sum() <= truth.size - 50:
+        return _isotonic(pred, truth)
+    x = logit(np.clip(pred, EPS, 1 - EPS))
+    sign = np.where(truth, 1.0, -1.0)
+
+    def best_bias(slope: float) -> float:
+        return float(minimize_scalar(lambda b: _softplus(-sign * (slope * x + b)), bounds=(-8, 8), method="bounded").x)
+
+    best = minimize_scalar(
+        lambda s: _softplus(-sign * (np.exp(s) * x + best_bias(np.exp(s)))), bounds=(-2, 2), method="bounded"
+    )
+    slope = float(np.exp(best.x))
+    bias = best_bias(slope)
+    return lambda values: expit(slope * logit(np.clip(values, EPS, 1 - EPS)) + bias)
+
+
+def _isotonic(pred: Array, truth: Array) -> Callable[[Array], Array]:
+    """Isotonic regression of 200 equally filled bins, interpolated; 1 % of the score itself keeps the order."""
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(pred)
+    starts = np.linspace(0, pred.size, 201).astype(np.int64)[:-1]
+    sizes = np.diff(np.append(starts, pred.size))
+    x = np.add.reduceat(pred[order], starts) / sizes
+    y = isotonic_regression(np.add.reduceat(truth[order].astype(np.float64), starts) / sizes, sample_weight=sizes)
+    return lambda values: 0.99 * np.interp(values, x, y) + 0.01 * values
+
+
+def _softplus(values: Array) -> float:
+    return float(np.logaddexp(0, values).mean())
