@@ -10,6 +10,7 @@ A build that is killed leaves only *.part files, and the next one goes on from t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -22,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, image, launch
+from foldwise import UserError, atomic, image, launch
 from foldwise.competition import Competition
 from foldwise.config import digest
+from foldwise.image import ImageOptions
 
 FORMAT = 1  # raise it when the same file and options would give other pixels
 
@@ -44,8 +46,10 @@ class Cache:
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             header = stream.tell()
         if shape != (len(self.ids), self.size, self.size, 3) or dtype != np.uint8:
-            raise UserError(f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
-                            "run 01_preprocess.py again")
+            raise UserError(
+                f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
+                "run 01_preprocess.py again"
+            )
         return os.open(self.path, os.O_RDONLY), header
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -67,20 +71,29 @@ class Cache:
         part = self.ids[self.ids["split"] == split]
         rows = pd.Series(np.where(part["ok"], part.index, -1), index=part["id"]).reindex(ids)
         if rows.isna().any():
-            raise UserError(f"{self.path}: has no image of {split} id '{rows.index[rows.isna()][0]}'; "
-                            "run 01_preprocess.py again")
+            raise UserError(
+                f"{self.path}: has no image of {split} id '{rows.index[rows.isna()][0]}'; run 01_preprocess.py again"
+            )
         return rows.to_numpy(np.int64, copy=True)
 
 
 def load(competition: Competition, size: int) -> Cache:
     """The finished cache of one size; UserError says what to run where there is none."""
-    path = _path(competition, size)
+    path = competition.derived() / f"images_{size}.npy"
     if not path.exists():
         made = sorted(int(p.stem.split("_")[1]) for p in path.parent.glob("images_*.npy"))
         has = f" (made so far: {', '.join(map(str, made))})" if made else ""
-        raise UserError(f"{path}: not there yet{has}; run python src/01_preprocess.py "
-                        f"--competition {competition.name} --sizes {size}")
-    ids = pd.read_csv(path.with_name(f"images_{size}_ids.csv"), dtype={"id": str, "split": str}, keep_default_na=False)
+        raise UserError(
+            f"{path}: not there yet{has}; run python src/01_preprocess.py "
+            f"--competition {competition.name} --sizes {size}"
+        )
+    return open_size(path.parent, size)
+
+
+def open_size(folder: Path, size: int) -> Cache:
+    """The finished cache of one size in a folder."""
+    path = folder / f"images_{size}.npy"
+    ids = pd.read_csv(folder / f"images_{size}_ids.csv", dtype={"id": str, "split": str}, keep_default_na=False)
     return Cache(path, size, ids)
 
 
@@ -88,53 +101,63 @@ def build(competition: Competition, index: pd.DataFrame, sizes: Sequence[int], w
     """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
     errors = index["error"].astype(object).where(index["error"].notna(), None)
     for size in sizes:
-        found = _build_one(competition, index, size, workers)
+        found = build_size(competition.raw(), competition.derived(), index, size, competition.image, workers)
         errors = errors.combine_first(found)
     return errors
 
 
-def _path(competition: Competition, size: int) -> Path:
-    return competition.derived() / f"images_{size}.npy"
-
-
-def _key(competition: Competition, index: pd.DataFrame, size: int) -> str:
-    files = index[["split", "id", "path", "bytes"]].astype(object).where(index[["bytes"]].notna().all(axis=1), None)
-    return digest({"format": FORMAT, "size": size, "image": competition.image.model_dump(mode="json"),
-                   "files": files.astype(str).to_numpy().tolist()})
-
-
-def _build_one(competition: Competition, index: pd.DataFrame, size: int, workers: int | None) -> pd.Series:
-    path, key = _path(competition, size), _key(competition, index, size)
+def build_size(
+    raw: Path, folder: Path, index: pd.DataFrame, size: int, options: ImageOptions, workers: int | None = None
+) -> pd.Series:
+    """One cache in `folder` of the files that index column `path` names below `raw`; the reasons, as `build`."""
+    path, key = folder / f"images_{size}.npy", _key(index, size, options)
     facts = path.with_suffix(".json")
     if path.exists() and facts.exists():
         known = json.loads(facts.read_text(encoding="utf-8"))
         if known["key"] == key:
-            return pd.Series(known["errors"], dtype=object).rename(int).reindex(index.index)
+            reasons = {int(row): reason for row, reason in known["errors"].items()}
+            return pd.Series(reasons, dtype=object).reindex(index.index)
     started = time.perf_counter()
     pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
+    folder.mkdir(parents=True, exist_ok=True)
     _allocate(pixels, state, path.with_suffix(".key.part"), key, len(index), size)
 
     done = np.fromfile(state, np.uint8) == 1
     todo = index.index[index["error"].isna() & ~done]
-    job = partial(_decode_rows, str(competition.raw()), str(pixels), str(state), size, competition.image)
-    reasons: dict[int, str] = {}
+    job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
+    reasons = {}
     rows = list(zip(todo.tolist(), index.loc[todo, "path"], strict=True))
     for (row, _), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img"):
         if result is not None:
             reasons[row] = str(result)
     ok = np.fromfile(state, np.uint8) == 1
     ids = index[["split", "id"]].assign(ok=ok.astype(int))
-    _write(path.with_name(f"images_{size}_ids.csv"), ids.to_csv(index=False, lineterminator="\n"))
-    os.replace(pixels, path)
-    _write(facts, json.dumps({"key": key, "size": size, "images": len(index), "unreadable": int((~ok).sum()),
-                              "seconds": round(time.perf_counter() - started, 2), "errors": reasons}, indent=1) + "\n")
+    facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
+    atomic.write_csv(path.with_name(f"images_{size}_ids.csv"), ids)
+    pixels.replace(path)
+    atomic.write_json(
+        facts,
+        {
+            "key": key,
+            "size": size,
+            "images": len(index),
+            "unreadable": int((~ok).sum()),
+            "seconds": round(time.perf_counter() - started, 2),
+            "errors": reasons,
+        },
+    )
     for part in (state, path.with_suffix(".key.part")):
         part.unlink()
     return pd.Series(reasons, dtype=object).reindex(index.index)
 
 
+def _key(index: pd.DataFrame, size: int, options: ImageOptions) -> str:
+    files = index[["split", "id", "path", "bytes"]].astype(str).to_numpy().tolist()
+    return digest({"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files})
+
+
 def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: int) -> None:
-    """Files of the final size, zeroed and really reserved, unless those of a killed build with the same key are there."""
+    """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
     if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
         return
     for stale in (keyfile, pixels, state):
@@ -143,8 +166,10 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
     total = len(header) + n * size * size * 3
     free = shutil.disk_usage(pixels.parent).free
     if total > free:
-        raise UserError(f"{pixels.parent}: {n} images at {size} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-                        "free; make room, choose a smaller --sizes, or set FOLDWISE_ROOT to another disk")
+        raise UserError(
+            f"{pixels.parent}: {n} images at {size} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free; make room, choose a smaller --sizes, or set FOLDWISE_ROOT to another disk"
+        )
     with pixels.open("wb") as stream:
         stream.write(header)
         if hasattr(os, "posix_fallocate"):
@@ -155,8 +180,6 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
 
 
 def _header(n: int, size: int) -> bytes:
-    import io
-
     stream = io.BytesIO()
     facts = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
     np.lib.format.write_array_header_1_0(stream, facts)
@@ -164,7 +187,7 @@ def _header(n: int, size: int) -> bytes:
 
 
 def _decode_rows(
-    raw: str, pixels: str, state: str, size: int, options: image.ImageOptions, rows: Sequence[tuple[int, str]]
+    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str]]
 ) -> list[str | None]:
     """Decode, resize and write each row in place; its reason where it can't be read. Pixels first, then its mark."""
     results: list[str | None] = []
@@ -176,15 +199,12 @@ def _decode_rows(
             try:
                 found = image.read_image(Path(raw) / path, size=size, options=options)
             except UserError as error:
-                results.append(str(error))
+                results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
+                continue
+            except Exception as error:  # whatever a damaged file does to a decoder, the other files go on
+                results.append(f"{type(error).__name__}: {error}")
                 continue
             os.pwrite(out.fileno(), np.ascontiguousarray(found).data, header + row * found.size)
             os.pwrite(marks.fileno(), b"\x01", row)
             results.append(None)
     return results
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

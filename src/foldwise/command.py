@@ -37,6 +37,13 @@ def parser(doc: str | None, *, competition: bool = True) -> Parser:
     return made
 
 
+def image_size(text: str) -> int:
+    """An argparse type: the side of an image in pixels, 16 to 4096."""
+    if not text.isdigit() or not 16 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a side in pixels, 16 to 4096")
+    return int(text)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
     try:

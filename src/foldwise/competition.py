@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from foldwise import UserError
+from foldwise.image import ImageOptions
 from foldwise.schema import Strict, nearest, read_yaml, validate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,6 +92,7 @@ class Competition(Strict):
     metadata: Metadata = Metadata()
     dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
     folds: Folds = Folds()
+    image: ImageOptions = ImageOptions()
 
     _file: Path = PrivateAttr(Path())
 

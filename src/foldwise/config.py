@@ -59,6 +59,9 @@ class Augment(Strict):
     """What happens to training images."""
 
     preset: str = Field("medium", description="none | light | medium | heavy: see foldwise.augment")
+    flips: Literal["none", "horizontal", "d4"] = Field(
+        "horizontal", description="mirror, or d4: the eight symmetries, for images without an up and down"
+    )
     mixup: float = Field(0.0, ge=0, le=1, description="probability that a batch is mixed (Zhang 2018, alpha 0.4)")
     cutmix: float = Field(0.0, ge=0, le=1, description="probability that a batch is cut and pasted (Yun 2019, alpha 1)")
 
@@ -84,12 +87,16 @@ class Recipe(Strict):
 
 def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """src/recipes/NAME.yaml or a file, over its bases, under `key=value` overrides such as `train.epochs=1`."""
-    data = _with_bases(_find(name_or_path), ())
-    for text in overrides or []:
+    return recipe_from(_with_bases(_find(name_or_path), ()), overrides or [], f"recipe {name_or_path}")
+
+
+def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
+    """Plain data under `key=value` overrides as a checked recipe; complaints name `source`."""
+    for text in overrides:
         data = _merge(data, _override(text))
-    recipe = validate(Recipe, data, f"recipe {name_or_path}")
+    recipe = validate(Recipe, data, source)
     if recipe.model.mode == "partial" and recipe.model.unfreeze_from is None:
-        raise UserError(f"recipe {name_or_path}: model.mode=partial needs model.unfreeze_from=<layer>")
+        raise UserError(f"{source}: model.mode=partial needs model.unfreeze_from=<layer>")
     return recipe
 
 

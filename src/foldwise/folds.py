@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError
+from foldwise import UserError, atomic
 from foldwise.competition import Competition
 
 
@@ -41,6 +40,37 @@ def stratify(strata: np.ndarray, groups: np.ndarray, n: int, seed: int) -> np.nd
         held[fold] += shares[group]
         fold_of_group[group] = fold
     return fold_of_group[group_of]
+
+
+def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False) -> pd.DataFrame:
+    """The saved folds, or new ones of the index's readable training rows, saved; checked either way.
+
+    Saved folds whose rows are not today's rows are refused rather than remade: runs already rest on them.
+    """
+    train = table[(table["split"] == "train") & table["error"].isna()]
+    folder = competition.derived()
+    if anew or not (folder / "folds.json").exists():
+        save(make(competition, train), folder)
+    found = load(competition)
+    astray = set(found["id"]) ^ set(train["id"])
+    if astray:
+        some = sorted(astray)[0]
+        where = "only in folds.csv" if some in set(found["id"]) else "not in folds.csv"
+        raise UserError(
+            f"{folder / 'folds.csv'}: made for other rows ({len(astray)} differ; id '{some}' is {where}); "
+            "run 01_preprocess.py --new-folds, then train anew"
+        )
+    return found
+
+
+def choose(folds: pd.DataFrame, text: str) -> list[int]:
+    """The folds that `--fold K|all` names."""
+    known = sorted(folds["fold"].unique().tolist())
+    if text == "all":
+        return known
+    if not text.isdigit() or int(text) not in known:
+        raise UserError(f"--fold {text}: choose one of {', '.join(map(str, known))}, or all")
+    return [int(text)]
 
 
 def make(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
@@ -86,24 +116,24 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
 
 def save(folds: pd.DataFrame, folder: Path) -> None:
     """folds.csv and folds.json (hash, rows a fold), each written whole."""
-    text = folds.to_csv(index=False, lineterminator="\n")
     facts = {"hash": digest(folds), "n": int(folds["fold"].nunique()), "rows": len(folds)}
-    for name, content in (("folds.csv", text), ("folds.json", json.dumps(facts, indent=1) + "\n")):
-        part = folder / f"{name}.part"
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, folder / name)
+    (folder / "folds.json").unlink(missing_ok=True)
+    atomic.write_csv(folder / "folds.csv", folds)
+    atomic.write_json(folder / "folds.json", facts)  # last: it vouches for the other
 
 
 def load(competition: Competition) -> pd.DataFrame:
     """The saved folds (id str, group str, fold int); UserError where there are none or they changed since."""
     path = competition.derived() / "folds.csv"
-    if not path.exists():
+    if not path.with_suffix(".json").exists():
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
     folds = pd.read_csv(path, dtype={"id": str, "group": str}, keep_default_na=False)
     expected = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))["hash"]
     if digest(folds) != expected:
-        raise UserError(f"{path}: edited since it was made (hash {digest(folds)}, was {expected}); to use other "
-                        "folds, set `folds: {file: ...}` in the competition and run 01_preprocess.py --new-folds")
+        raise UserError(
+            f"{path}: edited since it was made (hash {digest(folds)}, was {expected}); to use other "
+            "folds, set `folds: {file: ...}` in the competition and run 01_preprocess.py --new-folds"
+        )
     return folds
 
 
@@ -124,6 +154,8 @@ def _from_file(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"{path}: id {given['id'][given['id'].duplicated()].iloc[0]} stands there twice")
     frame = train[["id", "group"]].merge(given[["id", "fold"]], on="id", how="left")
     if frame["fold"].isna().any():
-        raise UserError(f"{path}: no fold for {int(frame['fold'].isna().sum())} training rows, "
-                        f"such as id {frame['id'][frame['fold'].isna()].iloc[0]}")
+        raise UserError(
+            f"{path}: no fold for {int(frame['fold'].isna().sum())} training rows, "
+            f"such as id {frame['id'][frame['fold'].isna()].iloc[0]}"
+        )
     return frame.astype({"fold": int})

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, dicom, image, launch
+from foldwise import UserError, atomic, dicom, image, launch
 from foldwise.competition import Competition, Split, template_columns
 from foldwise.schema import nearest
 
@@ -48,11 +48,13 @@ def build(competition: Competition, workers: int | None = None) -> pd.DataFrame:
     return _typed(competition, index)
 
 
-def save(index: pd.DataFrame, path: Path) -> None:
-    """index.parquet, written whole."""
-    part = path.with_suffix(".parquet.part")
-    index.to_parquet(part, index=False)
-    part.replace(path)
+def save(index: pd.DataFrame, competition: Competition) -> None:
+    """index.parquet, and unreadable.csv with the files set aside and the reason; each written whole."""
+    folder = competition.derived()
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(folder / "index.parquet") as part:
+        index.to_parquet(part, index=False)
+    atomic.write_csv(folder / "unreadable.csv", index.loc[index["error"].notna(), ["split", "id", "path", "error"]])
 
 
 def load(competition: Competition) -> pd.DataFrame:
@@ -142,13 +144,13 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     if name == "train":
         rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
-        rows[column] = table[column] if column in table else None
+        rows[column] = table.get(column)
     return rows
 
 
 def _fill(template: str, table: pd.DataFrame) -> list[str]:
     columns = template_columns(template)
-    return [template.format(**dict(zip(columns, values, strict=True))) for values in zip(*(table[c] for c in columns))]
+    return [template.format(**dict(zip(columns, values, strict=True))) for values in zip(*(table[c] for c in columns), strict=True)]
 
 
 def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
@@ -164,8 +166,10 @@ def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.Da
         values = table[column]
         if values.isna().any():
             row = int(np.flatnonzero(values.isna())[0])
-            raise UserError(f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
-                            "give it a label or take the row out")
+            raise UserError(
+                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
+                "give it a label or take the row out"
+            )
         name = f"target_{column}" if competition.task == "multilabel" else "target"
         made[name] = _target(competition, values, f"{path}: column '{column}'")
     return pd.DataFrame(made)
@@ -182,15 +186,21 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
         names = values.astype(str)
         if competition.positive not in set(names) or names.nunique() != 2:
             found = ", ".join(sorted(set(names))[:5])
-            raise UserError(f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}")
+            raise UserError(
+                f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}"
+            )
         return (names == competition.positive).astype("float64")
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     if numbers.isna().any() or not np.isfinite(numbers).all():
         bad = values[~np.isfinite(numbers)].iloc[0]
-        hint = "; set `positive` in the competition to the label that counts as 1" if competition.task == "binary" else ""
+        hint = (
+            "; set `positive` in the competition to the label that counts as 1" if competition.task == "binary" else ""
+        )
         raise UserError(f"{where}: '{bad}' is not a number{hint}")
     if competition.task != "regression" and not numbers.isin([0, 1]).all():
-        raise UserError(f"{where}: {competition.task} targets are 0 and 1, found {numbers[~numbers.isin([0, 1])].iloc[0]:g}")
+        raise UserError(
+            f"{where}: {competition.task} targets are 0 and 1, found {numbers[~numbers.isin([0, 1])].iloc[0]:g}"
+        )
     if competition.task == "binary" and numbers.nunique() < 2:
         raise UserError(f"{where}: every row is {numbers.iloc[0]:g}; nothing to learn")
     return numbers
@@ -200,10 +210,7 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
     folder = competition.raw() / str(split.folders or split.images)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, named by `{name}` in {competition.file}")
-    files = sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    files = image_files(folder)
     if not files:
         raise UserError(f"{folder}: no images in it")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
@@ -215,6 +222,14 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
     return rows
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted; hidden files and other kinds left out."""
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )  # fmt: skip
+
+
 def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folder: Path) -> pd.Series:
     if split.folders:
         stray = ids[~ids.str.contains("/")]
@@ -223,8 +238,10 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
         return ids.str.split("/").str[0]
     found = ids.str.extract(re.compile(str(split.target_pattern)))[0]
     if found.isna().any():
-        raise UserError(f"{folder / ids[found.isna()].iloc[0]}: its name does not match target_pattern "
-                        f"'{split.target_pattern}' in {competition.file}")
+        raise UserError(
+            f"{folder / ids[found.isna()].iloc[0]}: its name does not match target_pattern "
+            f"'{split.target_pattern}' in {competition.file}"
+        )
     return found
 
 
@@ -255,7 +272,9 @@ def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
             found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
         return found
     except UserError as error:
-        return {"error": str(error), "bytes": path.stat().st_size}
+        return {"error": str(error).removeprefix(f"{path}: "), "bytes": path.stat().st_size}
+    except Exception as error:  # whatever a damaged file does to a parser, the other files go on
+        return {"error": f"{type(error).__name__}: {error}", "bytes": path.stat().st_size}
 
 
 def _scalar(value: Any) -> Any:

@@ -10,7 +10,6 @@ Any folder with an oof.csv and a test.csv is a run, whoever made it; run.json is
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, __version__, folds, index, metrics
+from foldwise import UserError, __version__, atomic, folds, index, metrics
 from foldwise.competition import Competition
+from foldwise.config import Recipe, differences, recipe_from
 from foldwise.schema import nearest
 
 DIGITS = "%.9g"  # a float32 comes back to the bit
@@ -77,18 +77,19 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         row = int(np.flatnonzero(~np.isfinite(preds.to_numpy(dtype=float)).all(axis=1))[0])
         raise UserError(f"{path}: the prediction of id {frame['id'].iloc[row]} is not a finite number; not written")
     whole = {c: "int64" for c in frame if c.startswith("target") and _is_whole(frame[c])}
-    part = path.with_name(path.name + ".part")
-    frame.astype(whole).to_csv(part, index=False, float_format=DIGITS, lineterminator="\n")
-    os.replace(part, path)
+    atomic.write_csv(path, frame.astype(whole), DIGITS)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A prediction table; UserError names the file and the row of a missing or doubled id or a prediction not finite."""
+    """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite."""
     frame = index.read_table(path, ["id"])
     preds = pred_columns(frame)
     if "id" not in frame or not preds:
         raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")
-    for problem, rows in (("is empty", frame["id"].isin(["nan", ""])), ("stands there twice", frame["id"].duplicated())):
+    for problem, rows in (
+        ("is empty", frame["id"].isin(["nan", ""])),
+        ("stands there twice", frame["id"].duplicated()),
+    ):
         if rows.any():
             row = int(np.flatnonzero(rows)[0])
             raise UserError(f"{path}: row {row + 2}: id '{frame['id'].iloc[row]}' {problem}")
@@ -97,8 +98,10 @@ def read_table(path: Path) -> pd.DataFrame:
         bad = ~np.isfinite(numbers.to_numpy(dtype=float))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise UserError(f"{path}: row {row + 2} (id {frame['id'].iloc[row]}): {column} is "
-                            f"'{frame[column].iloc[row]}', not a finite number")
+            raise UserError(
+                f"{path}: row {row + 2} (id {frame['id'].iloc[row]}): {column} is "
+                f"'{frame[column].iloc[row]}', not a finite number"
+            )
         frame[column] = numbers.astype(float)
     return frame
 
@@ -136,11 +139,24 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); delete it or write the run anew") from None
 
 
+def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe a trained run was made with, under `predict.*` overrides."""
+    folder = competition.runs() / run
+    config = read_info(folder).get("config")
+    if not folder.is_dir():
+        trained = sorted(path.parent.name for path in competition.runs().glob("*/fold*.safetensors"))
+        raise UserError(f"{folder}: no such run{nearest(run, trained)}")
+    if config is None or "image_size" not in config:
+        raise UserError(f"{folder}: not a run of 02_train.py: run.json holds no recipe")
+    other = [text for text in overrides if not text.startswith("predict.")]
+    if other:
+        raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
+    return recipe_from(config, list(overrides), str(folder / "run.json"))
+
+
 def write_info(folder: Path, info: dict[str, Any]) -> None:
     """run.json, written whole."""
-    part = folder / "run.json.part"
-    part.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / "run.json")
+    atomic.write_json(folder / "run.json", info)
 
 
 def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame | None = None) -> float:
@@ -168,14 +184,45 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
         return float("nan")
 
 
+def open_run(
+    competition: Competition, name: str, config: dict[str, Any], fold_table: pd.DataFrame, restart: Sequence[int] = ()
+) -> Path:
+    """The run's folder, made if need be. A run never mixes two recipes or two sets of folds: UserError names both.
+
+    restart: folds to make anew; where recipe or folds differ as well, the whole run is cleared for them.
+    """
+    folder = competition.runs() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    info, folds_hash = read_info(folder), folds.digest(fold_table)
+    changed = differences(info["config"], config) if "config" in info else []
+    if info and info.get("folds_hash") not in {None, folds_hash}:
+        changed.append(f"folds: {info['folds_hash']} -> {folds_hash}")
+    if changed and not restart:
+        raise UserError(
+            f"{folder}: this run was made otherwise ({'; '.join(changed[:4])}"
+            f"{', ...' if len(changed) > 4 else ''}); give the new one a name with --name, or clear this "
+            "one with --restart"
+        )
+    stale = ["*"] if changed else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
+    for path in [path for pattern in stale for path in folder.glob(pattern) if path.is_file()]:
+        path.unlink()
+    if restart or not info:
+        write_info(folder, {"run": name, "competition": competition.name, "config": config, "folds_hash": folds_hash})
+    for table in ("oof.csv", "test.csv"):
+        if restart:
+            (folder / table).unlink(missing_ok=True)
+    return folder
+
+
 def finished_folds(folder: Path) -> list[int]:
     """Numbers of the folds whose OOF and test tables are both written."""
     done = (int(path.stem.removeprefix("fold")) for path in folder.glob("fold*.csv") if path.stem[4:].isdigit())
     return sorted(fold for fold in done if (folder / f"fold{fold}_test.csv").exists())
 
 
-def finish(competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame,
-           facts: dict[str, Any]) -> dict[str, Any]:
+def finish(
+    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, facts: dict[str, Any]
+) -> dict[str, Any]:
     """Gather the folds into oof.csv (all rows, in the order of folds.csv) and test.csv (the folds' mean); run.json.
 
     With folds missing, only run.json is written, and says which. `facts` (config, hash, seconds...) join it.
@@ -184,8 +231,14 @@ def finish(competition: Competition, folder: Path, fold_table: pd.DataFrame, tab
     done = [fold for fold in finished_folds(folder) if fold in wanted]
     parts = [read_table(folder / f"fold{fold}.csv") for fold in done]
     info: dict[str, Any] = {
-        "run": folder.name, "competition": competition.name, "task": competition.task, "metric": competition.metric,
-        **facts, "folds_hash": folds.digest(fold_table), "folds_done": done, "folds_wanted": wanted,
+        "run": folder.name,
+        "competition": competition.name,
+        "task": competition.task,
+        "metric": competition.metric,
+        **facts,
+        "folds_hash": folds.digest(fold_table),
+        "folds_done": done,
+        "folds_wanted": wanted,
         "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},
         "versions": versions(),
     }
@@ -201,6 +254,39 @@ def finish(competition: Competition, folder: Path, fold_table: pd.DataFrame, tab
         info["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     write_info(folder, info)
     return info
+
+
+def write_folds(
+    competition: Competition,
+    folder: Path,
+    table_index: pd.DataFrame,
+    fold_table: pd.DataFrame,
+    preds: dict[int, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """fold<K>.csv and fold<K>_test.csv from {fold: (valid (n, outputs), test (m, outputs))}.
+
+    Rows of `valid` come in the order of folds.csv, those of `test` in the order of the index.
+    """
+    names = index.classes(competition, table_index)
+    train = table_index[table_index["split"] == "train"].set_index("id", drop=False)
+    test_rows = table_index[table_index["split"] == "test"]
+    for fold, (valid, test) in preds.items():
+        rows = train.loc[fold_table.loc[fold_table["fold"] == fold, "id"]]
+        write_table(table(competition, names, test_rows, test), folder / f"fold{fold}_test.csv")
+        write_table(table(competition, names, rows, valid, fold), folder / f"fold{fold}.csv")
+
+
+def print_scores(info: dict[str, Any]) -> None:
+    """The run's score a fold and over all rows, and what is missing."""
+    scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info["fold_scores"].items())
+    print(f"{info['run']}: {info['metric']} by fold  {scores}")
+    if "score" in info:
+        spread = "" if info["fold_std"] is None else f", standard deviation over folds {info['fold_std']:.4f}"
+        score = "undefined" if info["score"] is None else f"{info['score']:.4f}"
+        print(f"{info['run']}: {info['metric']} out-of-fold {score}{spread}")
+    else:
+        missing = sorted(set(info["folds_wanted"]) - set(info["folds_done"]))
+        print(f"{info['run']}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
 
 
 def versions() -> dict[str, str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, index, metrics, oof
+from foldwise import UserError, atomic, index, metrics, oof
 from foldwise.competition import Competition
 
 
@@ -28,12 +26,11 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     path = folder / f"{name}.csv"
     validate(competition, frame, sample, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
-    validate(competition, index.read_table(part, [sample.columns[0]]), sample, str(path))  # what the host will read
     facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
-    _write_json(path.with_suffix(".json"), facts)
-    os.replace(part, path)
+    with atomic.replacing(path) as part:
+        frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
+        validate(competition, index.read_table(part, [sample.columns[0]]), sample, str(path))  # what the host will read
+    atomic.write_json(path.with_suffix(".json"), facts)
     return path
 
 
@@ -61,7 +58,9 @@ def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFr
     return pred[columns].groupby(row_ids, sort=False).agg(competition.submission.aggregate)
 
 
-def shape(competition: Competition, rows: pd.DataFrame, sample: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
+def shape(
+    competition: Competition, rows: pd.DataFrame, sample: pd.DataFrame, table_index: pd.DataFrame
+) -> pd.DataFrame:
     """Rows in the sample's order under the sample's columns: probabilities by class name, or labels."""
     id_column, *value_columns = sample.columns
     _same_ids("the test table", pd.Series(rows.index), "the sample submission", sample[id_column])
@@ -133,8 +132,10 @@ def _matching(competition: Competition, preds: list[str], columns: list[str]) ->
     missing = [column for column in columns if f"pred_{column}" not in preds]
     if missing or len(columns) != len(preds):
         names = ", ".join(name.removeprefix("pred_") for name in preds)
-        raise UserError(f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "
-                        f"match the predicted classes {names}")
+        raise UserError(
+            f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "
+            f"match the predicted classes {names}"
+        )
     return [f"pred_{column}" for column in columns]
 
 
@@ -142,15 +143,15 @@ def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> Non
     ids, expected = ids.astype(str), expected.astype(str)
     missing = expected[~expected.isin(set(ids))]
     if len(missing):
-        raise UserError(f"{what}: no row for '{missing.iloc[0]}'"
-                        + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") + f" of {other}")
+        raise UserError(
+            f"{what}: no row for '{missing.iloc[0]}'"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + f" of {other}"
+        )
     extra = ids[~ids.isin(set(expected))]
     if len(extra):
-        raise UserError(f"{what}: '{extra.iloc[0]}'" + (f" and {len(extra) - 1} more" if len(extra) > 1 else "")
-                        + f" is not in {other}")
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+        raise UserError(
+            f"{what}: '{extra.iloc[0]}'"
+            + (f" and {len(extra) - 1} more" if len(extra) > 1 else "")
+            + f" is not in {other}"
+        )

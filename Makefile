@@ -1,0 +1,42 @@
+# make demo: from nothing to a submission.  make test: what CI runs.  make smoke: its quick part.  make bench: speeds.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test smoke lint bench clean
+
+demo: $(VENV)/installed
+	$(RUN) src/00_demo.py
+	$(RUN) src/01_preprocess.py --sizes 64
+	$(RUN) src/02_train.py --recipe demo --fold all
+	$(RUN) src/03_metadata.py
+	$(RUN) src/04_embed.py --run demo --head svm
+	$(RUN) src/05_predict.py --run demo predict.tta=d4
+	$(RUN) src/06_blend.py --name blend
+	$(RUN) src/00_demo.py --score
+
+test: lint
+	$(RUN) -m pytest
+
+smoke: $(VENV)/installed-tests
+	$(RUN) -m pytest -m smoke
+
+lint: $(VENV)/installed-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/installed-tests
+	for bench in bench/*.py; do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) input/demo input/derived oof/* submissions/*
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed, for example: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
+	$(VENV)/bin/pip install --quiet --requirement tests/requirements.txt
+	touch $@

@@ -1,0 +1,59 @@
+"""Step 1: from the raw folder to an index, folds, and image caches.
+
+reads    the competition's raw folder (tables, images, DICOM headers), never changing it
+writes   input/derived/<competition>/
+           index.parquet       a row per image: target, metadata, sizes, and why a file can't be used
+           unreadable.csv      the files set aside, with the reason
+           folds.csv, .json    id, group, fold; made once, then only reread (--new-folds makes them anew)
+           images_<size>.npy   uint8 RGB pixels, with images_<size>_ids.csv saying whose row is which
+           report.html         what to look at before training
+
+examples
+  python src/01_preprocess.py                                        # the demo competition, 224 x 224
+  python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
+  python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
+
+Killed? Run the same command again: it continues.
+"""
+
+from __future__ import annotations
+
+from foldwise import cache, command, competition, folds, image, index, report
+from foldwise.command import note
+
+
+def main() -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--sizes",
+        type=command.image_size,
+        nargs="+",
+        default=[224],
+        metavar="N",
+        help="sides of the cached images in pixels (default: 224)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--new-folds", action="store_true", help="make folds.csv anew; runs made with the old ones stop"
+    )
+    parser.add_argument("--inspect", metavar="DIR", help="only read every file below DIR and report on it")
+    parser.add_argument("--report", metavar="FILE.csv", default="inspect.csv", help="where --inspect writes its rows")
+    args = parser.parse_args()
+
+    if args.inspect:
+        print(image.inspect(args.inspect, args.report, workers=args.workers))
+        return
+
+    about = competition.load(args.competition)
+    table = index.build(about, args.workers)
+    table["error"] = cache.build(about, table, args.sizes, args.workers)
+    index.save(table, about)
+    fold_table = folds.make_once(about, table, anew=args.new_folds)
+    for warning in folds.check(about, fold_table, table[table["split"] == "train"]):
+        note(f"warning: {warning}")
+    path = report.write(about, table, fold_table, args.sizes)
+    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside; look at {path}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,55 @@
+"""Step 5: predict again from a run's saved weights: its rows with other test-time views, or any folder of images.
+
+reads    oof/<competition>/<run>/ (run.json, fold<K>.safetensors); input/derived/<competition>/
+writes   oof/<competition>/<name>/: the same tables as step 2, or --out FILE.csv (id, pred...) for --images DIR
+
+examples
+  python src/05_predict.py --run baseline                            # the tables of step 2, made again
+  python src/05_predict.py --run baseline predict.tta=d4             # a new run baseline_d4, OOF and test alike
+  python src/05_predict.py --run baseline --images new_images --out new.csv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foldwise import command, competition, config, folds, index, oof
+from foldwise.command import note
+
+
+def main() -> None:
+    parser = command.parser(__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run of step 2")
+    parser.add_argument("--name", metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)")
+    parser.add_argument("--images", metavar="DIR", help="predict every image below this folder instead")
+    parser.add_argument(
+        "--out", metavar="FILE.csv", default="predictions.csv", help="where --images writes (default: predictions.csv)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="predict.* settings, such as predict.tta=flip"
+    )
+    args = parser.parse_args()
+
+    about = competition.load(args.competition)
+    recipe = oof.recipe_of(about, args.run, args.overrides)
+    from foldwise import ensemble  # torch
+
+    if args.images:
+        table, broken = ensemble.predict_folder(about, recipe, args.run, Path(args.images))
+        oof.write_table(table, Path(args.out))
+        for path, reason in broken.items():
+            note(f"warning: {path}: {reason}; its row holds the mean of the others")
+        print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable")
+        return
+    table, fold_table = index.load(about), folds.load(about)
+    preds = ensemble.predict_folds(about, recipe, args.run, table, fold_table)
+    name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
+    settings = config.settings(recipe)
+    folder = oof.open_run(about, name, settings, fold_table)
+    oof.write_folds(about, folder, table, fold_table, preds)
+    facts = {"config": settings, "weights_of": args.run, "folds": oof.read_info(folder).get("folds", {})}
+    oof.print_scores(oof.finish(about, folder, fold_table, table, facts))
+
+
+if __name__ == "__main__":
+    command.run(main)

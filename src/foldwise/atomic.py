@@ -1,0 +1,40 @@
+"""Files written whole: under a temporary name, then renamed, so that a killed run leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The temporary path to write to; it takes the name `path` if the block ends well, and is gone if it does not."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Indented JSON."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
+    """A CSV without the frame's index."""
+    with replacing(path) as part:
+        frame.to_csv(part, index=False, float_format=float_format, lineterminator="\n")

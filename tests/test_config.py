@@ -1,0 +1,138 @@
+"""Competition files, recipes, overrides: what is refused, and that the message says how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foldwise import UserError, competition, config
+
+pytestmark = pytest.mark.smoke
+
+
+@pytest.mark.parametrize("file", sorted(competition.DESCRIPTIONS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_competitions_are_valid(file: Path) -> None:
+    about = competition.load(file.stem)
+    assert about.name == file.stem
+
+
+@pytest.mark.parametrize("file", sorted(config.RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_recipes_are_valid(file: Path) -> None:
+    assert config.load(file.stem).image_size >= 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrc": "roc_auc"}, "unknown key 'metrc'; did you mean 'metric'?"),
+        ({"folds": {"n": 5, "sed": 1}}, "unknown key 'folds.sed'; did you mean 'seed'?"),
+        ({"folds": {"n": 1}}, "folds.n"),
+        ({"task": "binry"}, "task"),
+        ({"target": ["a", "b"]}, "multilabel"),
+        ({"train": {"table": "train.csv", "images": "train"}}, "column in braces"),
+        ({"train": {"images": "train"}}, "target_pattern"),
+        ({"name": "../x"}, "name"),
+    ],
+)
+def test_bad_competition_is_one_clear_line(tmp_path: Path, change: dict, message: str) -> None:
+    good = {"name": "x", "task": "binary", "metric": "roc_auc", "train": {"table": "t.csv", "images": "{id}.png"}}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**good, **change}))
+    with pytest.raises(UserError) as error:
+        competition.load(str(path))
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_competition_proposes_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        competition.load("demoo")
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ntask: [binary\n")
+    with pytest.raises(UserError, match=r"x\.yaml, line 3"):
+        competition.load(str(path))
+
+
+@pytest.mark.parametrize("mount", ["competitions/{}", "{}", "datasets/someone/{}"])
+def test_raw_folder_is_found_at_every_kaggle_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str
+) -> None:
+    monkeypatch.setattr(competition, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
+    about = competition.load("intel-image-classification")
+    with pytest.raises(UserError, match="were not found in"):
+        about.raw()
+    place = tmp_path / mount.format(about.name)
+    place.mkdir(parents=True)
+    assert about.raw() == place
+
+
+def test_slug_names_the_folder_where_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(competition, "KAGGLE_INPUT", tmp_path)
+    place = tmp_path / "siim-isic-melanoma-classification"
+    place.mkdir()
+    assert competition.load("siim-isic-melanoma-jpeg").raw() == place
+
+
+def test_outputs_go_to_kaggle_working_where_the_repository_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FOLDWISE_ROOT", raising=False)
+    monkeypatch.setattr(competition, "KAGGLE_WORKING", tmp_path)
+    monkeypatch.setattr(competition.os, "access", lambda path, mode: False)
+    assert competition.output_root() == tmp_path
+
+
+def test_recipes_inherit_and_overrides_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("image_size: 64\ntrain: {epochs: 3, lr: 1e-3}\n")
+    (tmp_path / "b.yaml").write_text("base: a\ntrain: {epochs: 5}\nmodel: {kwargs: {drop_rate: 0.1}}\n")
+    recipe = config.load(str(tmp_path / "b.yaml"), ["seed=7", "model.kwargs={drop_rate: 0.5}", "train.lr=2e-3"])
+    assert (recipe.image_size, recipe.train.epochs, recipe.train.lr, recipe.seed) == (64, 5, 2e-3, 7)
+    assert recipe.model.kwargs == {"drop_rate": 0.5}
+
+
+def test_recipes_that_inherit_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b\n")
+    (tmp_path / "b.yaml").write_text("base: a\n")
+    with pytest.raises(UserError, match="circle"):
+        config.load(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=1", "did you mean 'epochs'"),
+        ("trian.epochs=1", "did you mean 'train'"),
+        ("train.epochs", "expected key=value"),
+        ("train.epochs=0", "train.epochs"),
+        ("train.lr=fast", "train.lr"),
+        ("model.mode=partial", "unfreeze_from"),
+    ],
+)
+def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        config.load("baseline", [override])
+    assert message in str(error.value)
+
+
+def test_help_lists_every_knob_once_with_its_meaning() -> None:
+    lines = config.help_recipe().splitlines()
+    names = [line.split("=")[0] for line in lines]
+    assert len(names) == len(set(names))
+    assert {"image_size", "train.lr", "model.weights", "augment.mixup", "predict.tta", "seed"} <= set(names)
+    assert all(len(line.split("  ", 1)[-1].strip()) > 8 for line in lines)
+
+
+def test_settings_and_digest_do_not_depend_on_how_a_recipe_was_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {epochs: 3}\n")
+    (tmp_path / "b.yaml").write_text("base: a\n")
+    a, b = (config.settings(config.load(str(tmp_path / f"{name}.yaml"))) for name in "ab")
+    assert config.digest(a) == config.digest(b)
+    changed = config.settings(config.load(str(tmp_path / "a.yaml"), ["train.epochs=4"]))
+    assert config.differences(a, changed) == ["train.epochs: 3 -> 4"]
