@@ -657,8 +657,7 @@ def _jpeg_2000(frame: bytes, layout: Layout, at_least: int | None) -> Frame:
     info = j2k_parameters(frame)
     _agree(layout, info.rows, info.columns, info.components, info.precision)
     _check_whole(frame, info.start)
-    reduce = reducible(info, layout, at_least)
-    values = _pillow_2000(frame, info, reduce) if reduce else _openjpeg(frame)
+    values = _reduced_2000(frame, info, reducible(info, layout, at_least))
     colour = info.components == 3
     photometric = "RGB" if colour and (info.multi_transform or layout.photometric in _IN_J2K) else layout.photometric
     stored = info.precision if layout.allocated > 1 else 1
@@ -695,16 +694,24 @@ def _openjpeg(frame: bytes) -> Array:
             raise DicomError(f"damaged JPEG 2000 data ({str(error).splitlines()[0][:100]})") from None
 
 
+def _reduced_2000(frame: bytes, info: _J2k, reduce: int) -> Array:
+    """With `reduce` wavelet levels left out, or fewer where Pillow's arithmetic of tile sizes fails (it does
+    on some odd sizes), at last with all of them by OpenJPEG."""
+    while reduce:
+        try:
+            return _pillow_2000(frame, info, reduce)
+        except (OSError, SyntaxError, ValueError):
+            reduce -= 1
+    return _openjpeg(frame)
+
+
 def _pillow_2000(frame: bytes, info: _J2k, reduce: int) -> Array:
     from PIL import Image
 
     with captured_stderr():
-        try:
-            image: Any = Image.open(BytesIO(frame[info.start :]), formats=("JPEG2000",))
-            image.reduce = reduce
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DicomError(f"damaged JPEG 2000 data ({error})") from None
+        image: Any = Image.open(BytesIO(frame[info.start :]), formats=("JPEG2000",))
+        image.reduce = reduce
+        image.load()
     values = np.asarray(image)
     if info.components == 1 and info.precision > 8:
         values = values.astype(np.uint16)

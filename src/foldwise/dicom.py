@@ -175,9 +175,10 @@ def is_dicom(head: bytes, suffix: str = "") -> bool:
     """By a file's first 132 bytes and suffix: the DICM mark (PS3.10 7.1), or a data set without one."""
     if head[128:132] == b"DICM":
         return True
-    return suffix.lower() in (".dcm", ".dicom", ".ima") or (bytes(head[:2]) in (b"\x08\x00", b"\x02\x00") and (
-        head[2:4] in (b"\x00\x00", b"\x01\x00", b"\x05\x00", b"\x08\x00", b"\x10\x00")
-    ))
+    return suffix.lower() in (".dcm", ".dicom", ".ima") or (
+        bytes(head[:2]) in (b"\x08\x00", b"\x02\x00")
+        and (head[2:4] in (b"\x00\x00", b"\x01\x00", b"\x05\x00", b"\x08\x00", b"\x10\x00"))
+    )
 
 
 def _whole(path: Path) -> memoryview:
@@ -221,7 +222,7 @@ def _header(head: memoryview, tags: list[str] | None, path: str | Path) -> dict[
             raise DicomError(f"'{keyword}' is no DICOM keyword")
     sequences = any(dictionary_VR(keyword) == "SQ" for keyword in tags or ())
     parsed = None if sequences else scan(head, header_only=True)
-    if parsed is None or len(head) == HEAD and not parsed.pixel_tag:
+    if parsed is None or (len(head) == HEAD and not parsed.pixel_tag):
         parsed = parse_with_pydicom(_whole(Path(path)), header_only=True)
     return metadata(parsed, tags)
 
@@ -253,9 +254,7 @@ def _mean_frame(parsed: Parsed, layout: Layout, options: DicomOptions, at_least:
     return np.rint(total / layout.frames).astype(np.uint8)
 
 
-def _render_frame(
-    parsed: Parsed, layout: Layout, index: int, options: DicomOptions, at_least: int | None
-) -> Array:
+def _render_frame(parsed: Parsed, layout: Layout, index: int, options: DicomOptions, at_least: int | None) -> Array:
     frame = decode_frame(parsed, layout, index, at_least)
     if frame.layout.photometric == "PALETTE COLOR":
         return _palette(frame, parsed)
@@ -448,7 +447,7 @@ def _is_hounsfield(scope: list[Parsed]) -> bool:
     """Whether modality values can be HU: a CT without rescale (a localizer by hand, a phantom) is not."""
     holder = _look(scope, "RescaleIntercept")
     kind = holder.first("RescaleType", "HU") if holder else ""
-    return str(kind).upper() in ("HU", "US", "")and holder is not None
+    return str(kind).upper() in ("HU", "US", "") and holder is not None
 
 
 def _file_windows(scope: list[Parsed]) -> list[tuple[float, float, str]]:

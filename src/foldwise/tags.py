@@ -44,6 +44,7 @@ _SHORT_VRS = frozenset(
 )
 _NUMBERS = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "UV": "u8", "SV": "i8", "AT": "u2"}
 _TEXT = frozenset({"AE", "CS", "LO", "SH", "UI", "UR", "UC", "PN"})
+_DELIMITERS: Any = {"\\", "\r", "\n", "\t", "\f"}  # they reset the character set (PS3.5 6.1.2.5.3)
 _LONG_TEXT = frozenset({"LT", "ST", "UT"})  # one value, backslashes included (PS3.5 6.2)
 
 
@@ -137,9 +138,7 @@ def _scan_meta(view: memoryview) -> tuple[dict[int, tuple[str, Any]], int]:
     return meta, position
 
 
-def _collect(
-    parsed: Parsed, walk: Iterator[tuple[int, str, int, int]], view: memoryview, header_only: bool
-) -> bool:
+def _collect(parsed: Parsed, walk: Iterator[tuple[int, str, int, int]], view: memoryview, header_only: bool) -> bool:
     """Fill `parsed` from a walk over elements; False where the file is not what it says."""
     previous = 0
     for tag, vr, start, length in walk:
@@ -340,7 +339,7 @@ def _decode(raw: bytes, vr: str, parsed: Parsed) -> str:
         return raw.decode("latin-1")
     names = bytes(charset[1] or b"").decode("ascii", "replace").strip(" \0").split("\\")
     try:
-        return decode_bytes(raw, convert_encodings([n.strip() for n in names]), {"\\", "\r", "\n", "\t", "\f"})
+        return decode_bytes(raw, convert_encodings([n.strip() for n in names]), _DELIMITERS)
     except (LookupError, UnicodeError, ValueError):
         return raw.decode("latin-1")
 
