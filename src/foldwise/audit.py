@@ -1,0 +1,358 @@
+"""Exact and near duplicates -> groups that folds keep whole; copies across train and test; conflicting labels.
+
+    duplicates.csv    id_a, split_a, id_b, split_b, kind (exact | near), distance, agreement, view, same_label
+    duplicates.json   the key of what made it, and how much was compared
+    statistics.parquet  brightness, contrast and colour of every cached image
+
+Candidates come from perceptual hashes (64 bits, Hamming distance, faiss), in all eight mirrored and turned views. A
+hash forgets detail, and of images of one kind (lesions, chests) many have hashes alike: so each candidate is
+confirmed on pixels, by how well the fine structure of both agrees after the best shift and zoom.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy import fft
+
+from foldwise import atomic, traits
+from foldwise.cache import Cache
+from foldwise.competition import Competition
+from foldwise.config import digest
+from foldwise.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
+
+VERSION = 1  # raise it when the same images would give other pairs
+RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
+TURNED_RADIUS = 8  # mirrored and turned copies: seven more chances of a false candidate, so less is let through
+NEIGHBOURS = 32  # candidates an image and view; more copies than that still chain together
+MOST = 150_000  # candidates compared on pixels, nearest hashes first: bounds the time
+AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated skin lesions the highest had 0.71
+ZOOMS = (1.0, 1.06, 1.12, 1 / 1.06, 1 / 1.12)  # crops of up to 8 % a side, on either image
+HOPELESS = 0.2  # agreement without zoom below which zooming is not tried
+COLUMNS = ["id_a", "split_a", "id_b", "split_b", "kind", "distance", "agreement", "view", "same_label"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the images told: pairs, merged groups, light and colour."""
+
+    group: pd.Series  # str, aligned with the index: the host's group, merged over duplicates within train
+    pairs: pd.DataFrame  # COLUMNS; a copy of many is paired with the first of them only
+    statistics: pd.DataFrame  # traits.STATISTICS, aligned with the index, NaN where unreadable
+    facts: dict[str, int | float | bool]  # images, flat, candidates, skipped, merged, seconds
+
+    @property
+    def conflicts(self) -> pd.DataFrame:
+        """Training pairs whose labels differ: at least one of the two is wrong."""
+        return self.pairs[self.pairs["same_label"].eq(False).fillna(False)]
+
+    @property
+    def across(self) -> pd.DataFrame:
+        """Pairs of a training and a test image: their test rows are known, and their scores flatter."""
+        return self.pairs[self.pairs["split_a"] != self.pairs["split_b"]]
+
+    def warnings(self) -> list[str]:
+        """What of it a person should know before training, a line each."""
+        within = self.pairs[(self.pairs["split_a"] == "train") & (self.pairs["split_b"] == "train")]
+        lines = []
+        if len(self.conflicts):
+            first = self.conflicts.iloc[0]
+            lines.append(
+                f"{len(self.conflicts)} pairs of copies in train have different labels, the first {first['id_a']} and "
+                f"{first['id_b']}; look at them in report.html"
+            )
+        if len(within):
+            lines.append(
+                f"{len(within)} pairs of copies within train; {self.facts['merged']} groups were merged, so that no "
+                "fold trains on what another validates"
+            )
+        if len(self.across):
+            lines.append(
+                f"{len(self.across)} pairs of a training and a test image are copies; their test rows flatter the score"
+            )
+        if self.facts.get("skipped"):
+            lines.append(f"{self.facts['skipped']} candidates for copies were not compared: too many alike")
+        return lines
+
+
+def groups(
+    competition: Competition, table: pd.DataFrame, images: Cache, *, turned: bool = True, fresh: bool = False
+) -> Audit:
+    """The audit of an index and a cache of any size; saved beside the cache, and reread while both stay the same.
+
+    turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
+    """
+    key = _key(table, images, turned)
+    found = None if fresh else _saved(competition, table, key)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
+    seen = traits.look(images, rows)
+    pairs, compared = duplicates(seen, table, competition.raw(), turned)
+    named = _named(pairs, table)
+    merged = merge(table, named)
+    facts: dict[str, int | float | bool] = {
+        "images": len(rows),
+        "flat": int(seen.flat.sum()),
+        **compared,
+        "merged": _merged_away(table, merged),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    statistics = seen.statistics.set_axis(table.index[rows]).reindex(table.index)
+    made = Audit(merged, named, statistics, facts)
+    _save(made, competition.derived(), key)
+    return made
+
+
+def load(competition: Competition, table: pd.DataFrame) -> Audit | None:
+    """The saved audit of the index `table`, or None where there is none or the index has other rows."""
+    return _saved(competition, table, None)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------
+
+
+def duplicates(
+    seen: Traits, table: pd.DataFrame, raw: Path, turned: bool = True
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Pairs a, b (row numbers of `table`), kind, distance, agreement, view; and how many candidates there were."""
+    exact = _exact(seen, table, raw)
+    copies = {b for _, b in exact}
+    alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
+    found = candidates(seen.frequencies[alone], turned)
+    skipped = max(0, len(found) - MOST)
+    found = found.nsmallest(MOST, "distance") if skipped else found
+    places = found.assign(a=alone[found["a"]], b=alone[found["b"]]).sort_values(["a", "b"], ignore_index=True)
+    places["agreement"] = agreement(seen.thumbnails, places)
+    near = places[places["agreement"] >= AGREE].assign(kind="near")
+    near = near.assign(a=seen.rows[near["a"]], b=seen.rows[near["b"]])
+    same = pd.DataFrame(exact, columns=["a", "b"]).assign(distance=0, view=0, agreement=1.0, kind="exact")
+    pairs = pd.concat([same, near], ignore_index=True).astype({"a": "int64", "b": "int64", "distance": "int64"})
+    return pairs, {"candidates": len(found), "skipped": skipped}
+
+
+def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]]:
+    """(first, copy) row numbers of images whose cached pixels all are the same.
+
+    All-black images can be the same and yet different scans: without detail, the bytes of their files decide.
+    """
+    frame = pd.DataFrame({"row": seen.rows, "pixels": seen.digests, "flat": seen.flat})
+    frame["train"] = table["split"].to_numpy()[seen.rows] == "train"
+    frame = frame.sort_values(["train", "row"], ascending=[False, True])  # a training row stands first
+    frame = frame[frame["pixels"].duplicated(keep=False)]
+    pairs: list[tuple[int, int]] = []
+    for (_, flat), part in frame.groupby(["pixels", "flat"], sort=False):
+        rows = part["row"].tolist()
+        for same in _same_files(rows, table, raw) if flat else [rows]:
+            pairs += [(same[0], row) for row in same[1:]]
+    return pairs
+
+
+def _same_files(rows: list[int], table: pd.DataFrame, raw: Path) -> list[list[int]]:
+    """Row numbers by the bytes of their files; only files of one length are read."""
+    sizes = table["bytes"].iloc[rows].astype(object).tolist()
+    by_bytes: dict[object, list[int]] = {}
+    for row, size in zip(rows, sizes, strict=True):
+        alike = sizes.count(size) > 1
+        name = _file_digest(raw / table["path"].iloc[row]) if alike else row
+        by_bytes.setdefault((size, name), []).append(row)
+    return list(by_bytes.values())
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "blake2b").hexdigest()
+    except OSError:
+        return str(path)  # gone since it was cached: then it is the copy of nothing
+
+
+def candidates(lowest: np.ndarray, turned: bool = True) -> pd.DataFrame:
+    """a < b (places in `lowest`), view (of a that resembles b), distance: pairs of alike hashes, each once.
+
+    lowest: float32 (N, 8, 8) frequencies. The nearest NEIGHBOURS an image and view, by exhaustive search: 50,000
+    images take some seconds, and nothing is missed for the order in which they come.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # its threads wait by spinning: two on busy cores are 20 times slower than one
+    found = [pd.DataFrame({"a": [], "b": [], "view": [], "distance": []}, dtype="int64")]
+    if len(lowest) >= 2:
+        index = faiss.IndexBinaryFlat(64)
+        index.add(traits.hashes(lowest))
+        for view in range(8 if turned else 1):
+            near, other = index.search(traits.hashes(traits.turned(lowest, view)), min(NEIGHBOURS, len(lowest)))
+            one, place = np.nonzero(near <= (RADIUS if view == 0 else TURNED_RADIUS))
+            frame = pd.DataFrame({"a": one, "b": other[one, place], "view": view, "distance": near[one, place]})
+            found.append(frame[frame["a"] != frame["b"]])
+    return _each_pair_once(pd.concat(found, ignore_index=True))
+
+
+def _each_pair_once(pairs: pd.DataFrame) -> pd.DataFrame:
+    low, high = pairs[["a", "b"]].min(axis=1), pairs[["a", "b"]].max(axis=1)
+    # seen from its other end, a quarter turn goes the other way round: views 5 and 6 change places
+    view = pairs["view"].where(pairs["a"] == low, pairs["view"].replace({5: 6, 6: 5}))
+    ordered = pairs.assign(a=low, b=high, view=view).sort_values(["distance", "view", "a", "b"], kind="stable")
+    return ordered.drop_duplicates(["a", "b"]).reset_index(drop=True).astype("int64")
+
+
+# --- confirmation on pixels -------------------------------------------------------------------------------
+
+
+def agreement(thumbnails: Thumbnails, pairs: pd.DataFrame, block: int = 256) -> np.ndarray:
+    """float (len(pairs),), -1..1: how well the fine structure of a, seen in `view`, agrees with that of b.
+
+    The highest correlation over shifts of up to a sixth of the side and over ZOOMS, of thumbnails whose smooth part
+    is gone and whose local contrast is evened out: brightness, gamma, colour and compression hardly matter, and a
+    dark blob in the middle is no agreement.
+    """
+    values = np.full(len(pairs), -1.0)
+    for start in range(0, len(pairs), block):
+        part = pairs.iloc[start : start + block]
+        a, b = thumbnails.read(part["a"].to_numpy()), thumbnails.read(part["b"].to_numpy())
+        for view in part["view"].unique():
+            chosen = (part["view"] == view).to_numpy()
+            values[start : start + len(part)][chosen] = _agreement(traits.turn(a[chosen], int(view)), b[chosen])
+    return values
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    one, other = _detail(a), np.conj(fft.rfft2(_unit(_detail(b)), workers=-1))
+    best = _best_shift(one, other)
+    for zoom in ZOOMS[1:]:
+        open_ = np.flatnonzero((best > HOPELESS) & (best < AGREE))
+        if len(open_):
+            best[open_] = np.maximum(best[open_], _best_shift(_zoomed(one[open_], zoom), other[open_]))
+    return best
+
+
+def _detail(images: np.ndarray) -> np.ndarray:
+    """float32 (N, S, S): what a blur of two pixels takes away, over its local strength."""
+    made = np.empty(images.shape, np.float32)
+    for image, out in zip(images, made, strict=True):
+        values = image.astype(np.float32)
+        fine = values - cv2.GaussianBlur(values, (0, 0), 2)
+        strength = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4))
+        out[:] = fine / (strength + 2)  # + 2 gray levels: noise on an even ground stays small
+    return made
+
+
+def _zoomed(images: np.ndarray, zoom: float) -> np.ndarray:
+    centre = (1 - zoom) * (THUMBNAIL - 1) / 2
+    warp = np.array([[zoom, 0, centre], [0, zoom, centre]], np.float32)
+    return np.stack([cv2.warpAffine(image, warp, (THUMBNAIL, THUMBNAIL)) for image in images])
+
+
+_side = np.hanning(THUMBNAIL).astype(np.float32)
+_WINDOW = np.sqrt(np.outer(_side, _side))  # an image ends at its border; without it, border would match border
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    images = images * _WINDOW
+    images = images - images.mean(axis=(1, 2), keepdims=True)
+    return np.asarray(images / np.sqrt((images**2).sum(axis=(1, 2), keepdims=True) + 1e-6), np.float32)
+
+
+def _best_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float (N,): the highest circular correlation of a (N, S, S) with b (N, S, S // 2 + 1, conjugate spectra)."""
+    surface = fft.irfft2(fft.rfft2(_unit(a), workers=-1) * b, s=(THUMBNAIL, THUMBNAIL), workers=-1)
+    near = np.r_[0 : THUMBNAIL // 6 + 1, -(THUMBNAIL // 6) : 0]
+    return np.asarray(surface[:, near][:, :, near].max(axis=(1, 2)), np.float64)
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+
+
+def merge(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
+    """The `group` of every index row, merged along training pairs (union-find), under its smallest name.
+
+    A test image is nobody's fold: pairs with one are reported, not merged.
+    """
+    within = pairs[(pairs["split_a"] == "train") & (pairs["split_b"] == "train")]
+    train = table["split"] == "train"
+    of = dict(zip(table.loc[train, "id"], table.loc[train, "group"], strict=True))
+    names = connected((of[a], of[b]) for a, b in zip(within["id_a"], within["id_b"], strict=True))
+    return table["group"].where(~train, table["group"].map(lambda name: names.get(name, name)))
+
+
+def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Every name that occurs -> the smallest name it is connected to, over any number of steps."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # halves the path for whoever comes next
+            name = parent[name]
+        return name
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {name: root(name) for name in list(parent)}
+
+
+def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
+    train = table["split"] == "train"
+    return int(table.loc[train, "group"].nunique() - merged[train].nunique())
+
+
+def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
+    targets = [column for column in table if column == "target" or column.startswith("target_")]
+    same = (a[targets].eq(b[targets]) | (a[targets].isna() & b[targets].isna())).all(axis=1).astype("boolean")
+    both_train = (a["split"] == "train") & (b["split"] == "train")
+    named = pd.DataFrame(
+        {
+            "id_a": a["id"], "split_a": a["split"], "id_b": b["id"], "split_b": b["split"],
+            "kind": pairs["kind"], "distance": pairs["distance"], "agreement": pairs["agreement"].round(3),
+            "view": pairs["view"].map(VIEWS), "same_label": same.where(both_train, pd.NA),
+        }
+    )  # fmt: skip
+    return named.sort_values(["kind", "distance", "id_a", "id_b"], ignore_index=True)[COLUMNS]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _key(table: pd.DataFrame, images: Cache, turned: bool) -> str:
+    facts = images.path.with_suffix(".json")
+    made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
+    targets = [column for column in table if column == "target" or column.startswith("target_")]
+    rows = pd.util.hash_pandas_object(table[["split", "id", "group", *targets]].astype(str), index=False)
+    return digest([VERSION, made_of, turned, hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()])
+
+
+def _save(made: Audit, folder: Path, key: str) -> None:
+    (folder / "duplicates.json").unlink(missing_ok=True)  # it vouches for the other two: last to come, first to go
+    with atomic.replacing(folder / "statistics.parquet") as part:
+        made.statistics.reset_index(drop=True).to_parquet(part)
+    atomic.write_csv(folder / "duplicates.csv", made.pairs)
+    atomic.write_json(folder / "duplicates.json", {"key": key, **made.facts})
+
+
+def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Audit | None:
+    folder = competition.derived()
+    if not (folder / "duplicates.json").exists():
+        return None
+    facts = json.loads((folder / "duplicates.json").read_text(encoding="utf-8"))
+    statistics = pd.read_parquet(folder / "statistics.parquet")
+    if (key is not None and facts["key"] != key) or len(statistics) != len(table):
+        return None
+    text = dict.fromkeys(["id_a", "split_a", "id_b", "split_b", "kind", "view"], str)
+    pairs = pd.read_csv(
+        folder / "duplicates.csv",
+        dtype={**text, "same_label": "boolean"},
+        keep_default_na=False,  # an id may be called NA
+        na_values={"same_label": [""]},
+    )
+    facts.pop("key")
+    return Audit(merge(table, pairs), pairs, statistics[STATISTICS].set_axis(table.index), facts)
