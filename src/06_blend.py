@@ -1,0 +1,67 @@
+"""Step 6: blend runs into a submission, and say how far to trust it.
+
+reads    oof/<competition>/<run>/ (oof.csv, test.csv), input/derived/<competition>/ (index.parquet, folds.csv)
+writes   submissions/<competition>/<name>.csv, .json (weights, nested score, gains), .html (the same in figures);
+         submissions/log.csv (every submission, with the scores you add by --lb)
+
+The score to believe is the nested one: weights fitted on the other folds, judged on this one.
+
+examples
+  python src/06_blend.py                                     # all runs of the demo, the method that nested CV picks
+  python src/06_blend.py --runs baseline lightgbm --method rank
+  python src/06_blend.py --method weights --space auto --name simplex
+  python src/06_blend.py --foreign notebook oof.parquet sub.csv --columns image_name=id prob=pred
+  python src/06_blend.py --name simplex --lb 0.941 0.936     # public, then private score of that submission
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from foldwise import blend_report, command, competition, lineup, submission
+from foldwise.blend import fit_weights
+from foldwise.methods import METHODS
+
+
+def arguments() -> argparse.Namespace:
+    parser = command.parser(__doc__)
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders in oof/ (default: all finished)")
+    names = ", ".join(["auto", *METHODS])
+    parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
+    parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
+    parser.add_argument("--name", default="blend", help="the submission's name (default: blend)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument(
+        "--foreign", nargs=3, action="append", default=[], metavar=("NAME", "OOF", "TEST"),
+        help="a run made elsewhere, its two tables as CSV or parquet",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="THEIRS=OURS", help="the foreign tables' columns: image_name=id"
+    )
+    parser.add_argument(
+        "--lb", nargs="+", type=float, metavar="SCORE",
+        help="only note the public (and private) score of the submission --name in submissions/log.csv",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    about = competition.load(args.competition)
+    if args.lb:
+        blend_report.note_scores(about, args.name, args.lb)
+        return
+    runs = lineup.gather(about, args.runs, args.foreign, blend_report.renames(args.columns))
+    settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
+    task = {"space": args.space, "task": about.task}
+    blend = fit_weights(
+        runs.preds, runs.target, blend_report.metric_of(about), args.method, args.seed, **settings, **task
+    )
+    facts = blend_report.examine(about, runs, blend, args.seed)
+    path = submission.write(about, blend_report.test_table(runs, blend), args.name, facts)
+    blend_report.write(about, args.name, runs, blend, facts)
+    blend_report.print_summary(facts, path)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,229 @@
+"""Runs lined up for blending: read, checked against the folds, joined by id, as arrays.
+
+A run whose ids or folds are others than the competition's is refused by name, with the rows that differ. A run that
+lacks whole folds is taken, and the rows that every run covers are the ones that weights are fitted on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from foldwise import UserError, folds, index, oof
+from foldwise.competition import Competition
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """preds: (M, N) or (M, N, C) of the rows that all runs cover. target: (N,) or (N, C). tests: (M, T[, C]).
+
+    columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
+    Where several images make a submission row, N counts submission rows, T images (submission.write joins them).
+    """
+
+    names: tuple[str, ...]
+    preds: Array
+    target: Array
+    folds: Array
+    groups: Array
+    tests: Array
+    test_ids: Array
+    columns: list[str]
+    families: list[tuple[str, str]]
+    coverage: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows_all: int = 0
+
+
+def gather(
+    competition: Competition,
+    names: Sequence[str] = (),
+    foreign: Sequence[tuple[str, str, str]] = (),
+    rename: Mapping[str, str] | None = None,
+) -> Lineup:
+    """The runs of those names (all finished ones where none is given) and foreign (name, OOF file, test file).
+
+    rename: foreign column -> ours (id, fold, target, pred, pred_<class>).
+    Raises UserError where there is nothing to blend, and for rows, columns, folds or truth that do not match.
+    """
+    if not names and not foreign:
+        names = oof.list_runs(competition)
+    if not names and not foreign:
+        raise UserError(f"{competition.runs()}: no runs to blend; make one with python src/02_train.py --fold all")
+    runs = [_load(competition, name) for name in names]
+    runs += [_foreign(name, Path(a), Path(b), rename or {}) for name, a, b in foreign]
+    twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
+    if twice:
+        raise UserError(f"run '{twice[0]}' is given twice")
+    table = index.load(competition)
+    rows = folds.load(competition).merge(table[table["split"] == "train"].drop(columns="group"), on="id")
+    classes = index.classes(competition, table)
+    columns = [f"pred_{name}" for name in classes] or ["pred"]
+    for run in runs:
+        _check_columns(run, columns)
+        _check_rows(run, rows, competition)
+    return _line_up(competition, runs, rows, classes, columns)
+
+
+def _load(competition: Competition, name: str) -> oof.Run:
+    """A run, or what there is of an unfinished one."""
+    folder = competition.runs() / name
+    done = oof.finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
+    if not done:
+        return oof.load_run(competition, name)
+    parts = pd.concat([oof.read_table(folder / f"fold{fold}.csv") for fold in done])
+    tests = [oof.read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done]
+    values = np.mean([test.loc[tests[0].index, oof.pred_columns(test)].to_numpy() for test in tests], axis=0)
+    test = pd.DataFrame(values, columns=oof.pred_columns(tests[0]), index=tests[0].index).reset_index()
+    return oof.Run(name, folder, parts.reset_index(drop=True), test, oof.read_info(folder))
+
+
+def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> oof.Run:
+    tables = []
+    for path in (oof_file, test_file):
+        ids = [column for column in ("id", *(theirs for theirs, ours in rename.items() if ours == "id"))]
+        frame = index.read_table(path, ids).rename(columns=dict(rename))
+        with tempfile.TemporaryDirectory() as folder:  # read as any run is, so that the same checks hold
+            copy = Path(folder) / "table.csv"
+            frame.to_csv(copy, index=False)
+            try:
+                tables.append(oof.read_table(copy))
+            except UserError as error:
+                hint = "" if rename else "; map its columns with --columns theirs=ours"
+                raise UserError(str(error).replace(str(copy), str(path)) + hint) from None
+    return oof.Run(name, oof_file.parent, tables[0], tables[1])
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _check_columns(run: oof.Run, columns: list[str]) -> None:
+    for where, frame in (("oof", run.oof), ("test", run.test)):
+        found = oof.pred_columns(frame)
+        if set(found) == set(columns):
+            continue
+        lacking = [column for column in columns if column not in found]
+        more = [column for column in found if column not in columns]
+        what = "; ".join(
+            f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}"
+            for word, some in (("lacks", lacking), ("has besides", more))
+            if some
+        )
+        raise UserError(f"run '{run.name}': {where} columns are not the competition's: {what}")
+
+
+def _check_rows(run: oof.Run, rows: pd.DataFrame, competition: Competition) -> None:
+    known = rows.set_index("id")
+    strange = run.oof.loc[~run.oof["id"].isin(known.index), "id"]
+    if len(strange):
+        raise UserError(f"run '{run.name}': {_some(strange)} not in {competition.derived() / 'folds.csv'}; drop it")
+    mine = run.oof.set_index("id")
+    here = known.loc[mine.index]
+    if "fold" in mine:
+        moved = mine.index[mine["fold"].to_numpy() != here["fold"].to_numpy()]
+        if len(moved):
+            first = f"'{moved[0]}' is in fold {mine['fold'][moved[0]]} there, in fold {here['fold'][moved[0]]} here"
+            raise UserError(
+                f"run '{run.name}': made on other folds, {len(moved)} of {len(mine)} rows differ ({first}); "
+                "its scores would leak, drop it or run it again"
+            )
+    for column in [c for c in rows.columns if c == "target" or c.startswith("target_")]:
+        if column in mine:
+            _check_truth(run.name, column, mine[column], here[column])
+    missing = known.loc[~known.index.isin(mine.index)]
+    counts = missing["fold"].value_counts()
+    torn = [k for k, n in counts.items() if n < (known["fold"] == k).sum()]
+    if torn:
+        ids = pd.Series(missing.index[missing["fold"] == torn[0]])
+        raise UserError(f"run '{run.name}': {_some(ids)} of fold {torn[0]} missing; only whole folds may be")
+
+
+def _check_truth(name: str, column: str, theirs: pd.Series, ours: pd.Series) -> None:
+    a, b = pd.to_numeric(theirs, errors="coerce"), pd.to_numeric(ours, errors="coerce")
+    text = (a.isna() | b.isna()).to_numpy()
+    near = np.isclose(a.to_numpy(dtype=float), b.to_numpy(dtype=float), rtol=1e-6)
+    equal = np.where(text, theirs.astype(str).to_numpy() == ours.astype(str).to_numpy(), near)
+    if not equal.all():
+        at = int(np.flatnonzero(~equal)[0])
+        raise UserError(
+            f"run '{name}': {column} differs from the index in {int((~equal).sum())} rows, the first "
+            f"'{theirs.index[at]}': {theirs.iloc[at]} there, {ours.iloc[at]} here"
+        )
+
+
+def _some(ids: pd.Series) -> str:
+    more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
+    return f"id '{ids.iloc[0]}'{more}"
+
+
+# --- joining ------------------------------------------------------------------------------------------------
+
+
+def _line_up(
+    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, classes: list[str], columns: list[str]
+) -> Lineup:
+    indexed = [run.oof.set_index("id")[columns] for run in runs]
+    covered = np.logical_and.reduce([rows["id"].isin(table.index).to_numpy() for table in indexed])
+    used = rows[covered].reset_index(drop=True)
+    if used["fold"].nunique() < 2:
+        raise UserError(f"{', '.join(run.name for run in runs)}: fewer than two folds are covered by every run")
+    coverage = {
+        run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
+        for run, part in ((run, rows[rows["id"].isin(run.oof["id"])]) for run in runs)
+    }
+    preds = np.stack([table.loc[used["id"]].to_numpy(dtype=np.float64) for table in indexed])
+    target = index.target_array(competition, used, classes)
+    fold, group = used["fold"].to_numpy(), used["group"].astype(str).to_numpy()
+    total = len(rows)
+    if competition.submission.row_id is not None:
+        codes, first = _rows_of(used["row_id"])
+        preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
+        target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
+        fold, group, total = fold[first], group[first], rows["row_id"].nunique()
+    tests, test_ids = _tests(runs, columns)
+    if columns == ["pred"]:
+        preds, tests = preds[:, :, 0], tests[:, :, 0]
+    return Lineup(
+        tuple(run.name for run in runs), preds, target, fold, group, tests, test_ids, columns,
+        [family(run) for run in runs], coverage, total,
+    )  # fmt: skip
+
+
+def _rows_of(row_id: pd.Series) -> tuple[Array, Array]:
+    """The submission row's number of each image, and each row's first image."""
+    _, first, codes = np.unique(row_id.astype(str).to_numpy(), return_index=True, return_inverse=True)
+    return codes, first
+
+
+def _aggregate(values: Array, codes: Array, how: str) -> Array:
+    return pd.DataFrame(values).groupby(codes).agg(how).to_numpy()
+
+
+def _tests(runs: list[oof.Run], columns: list[str]) -> tuple[Array, Array]:
+    ids = runs[0].test["id"]
+    for run in runs[1:]:
+        astray = sorted(set(ids) ^ set(run.test["id"]))
+        if astray:
+            where = "lacks" if astray[0] in set(ids) else "alone has"
+            raise UserError(
+                f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(astray)} ids; it {where} "
+                f"'{astray[0]}'"
+            )
+    arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
+    return np.stack(arrays), ids.to_numpy()
+
+
+def family(run: oof.Run) -> tuple[str, str]:
+    """(model, image size) from run.json; a run that does not say is a family of its own."""
+    config = run.info.get("config") or {}
+    model = config.get("model", run.name)
+    model = model.get("name", run.name) if isinstance(model, dict) else model
+    return str(model), str(config.get("image_size", ""))
