@@ -77,6 +77,8 @@ def read_image(path: Path, frame: int | None = None) -> np.ndarray:
 def render(ds: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
     """One frame's stored values -> uint8."""
     if ds.PhotometricInterpretation == "PALETTE COLOR":
+        if not ds.original_encoding[1]:
+            _swap_palettes(ds)  # pydicom reads big-endian palettes as if they were little-endian
         rgb = apply_color_lut(values, ds)
         return (rgb >> 8).astype(np.uint8) if rgb.dtype.itemsize == 2 else rgb.astype(np.uint8)
     if values.ndim == 3:
@@ -89,12 +91,18 @@ def render(ds: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
     return np.where(pad, 0.0, shown).astype(np.uint8)
 
 
+def _swap_palettes(ds: pydicom.Dataset) -> None:
+    for colour in ("Red", "Green", "Blue"):
+        element = ds[f"{colour}PaletteColorLookupTableData"]
+        element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+
+
 def padding(ds: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         names = ("FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue")
         pads = [ds[name].value for name in names if name in ds]
         return np.isin(values, pads) | ~np.isfinite(values)
-    if ds.get("PixelPaddingValue") is None or ds.BitsStored == 1:
+    if ds.get("PixelPaddingValue") is None or ds.get("BitsStored") == 1:
         return np.zeros(values.shape, bool)
     low = int(ds.PixelPaddingValue)
     high = int(ds.get("PixelPaddingRangeLimit", low))
@@ -111,7 +119,7 @@ def voi(ds: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
         return apply_voi_lut(real.astype(np.int64), groups).astype(np.float64) / top
     if "WindowWidth" in groups and groups.WindowWidth is not None:
         return window(groups, real)
-    if ds.BitsStored == 1:
+    if ds.get("BitsStored") == 1:
         return real
     if ds.get("Modality") == "CT" and "RescaleIntercept" in groups:
         return np.clip((real - 39.5) / 399.0 + 0.5, 0.0, 1.0)

@@ -22,6 +22,7 @@ Tried and lost: dicomsdl on whole files and on RLE (it crashes on several of the
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import struct
 import sys
@@ -129,9 +130,12 @@ class Frame:
     layout: Layout  # photometric, bits and sign as after decoding; rows and columns as in the header
 
 
-def decode_frame(parsed: Parsed, layout: Layout, index: int, at_least: int | None = None) -> Frame:
+def decode_frame(
+    parsed: Parsed, layout: Layout, index: int, at_least: int | None = None, oversample: float = 1.0
+) -> Frame:
     """Frame `index`; at reduced resolution where its codestream allows, never smaller than `at_least` on
-    the shorter side. DicomError where the bytes are not there or not sound."""
+    the shorter side, JPEG 2000 not smaller than `oversample` times that. DicomError where the bytes are not
+    there or not sound."""
     if not parsed.encapsulated and not _hidden_items(parsed, layout):
         return _native(parsed, layout, index)
     frame = _encapsulated(parsed, layout, index)
@@ -139,7 +143,7 @@ def decode_frame(parsed: Parsed, layout: Layout, index: int, at_least: int | Non
     if kind == "jpeg":
         return _jpeg(frame, layout, at_least)
     if kind == "j2k":
-        return _jpeg_2000(frame, layout, at_least)
+        return _jpeg_2000(frame, layout, math.ceil(at_least * oversample) if at_least else None)
     if parsed.syntax == RLE:
         return _rle(frame, layout)
     if parsed.syntax == DEFLATED_FRAMES:
@@ -291,6 +295,17 @@ def _by_end_mark(fragments: list[memoryview]) -> list[list[memoryview]]:
 
 def _rle(frame: bytes, layout: Layout) -> Frame:
     """PS3.5 annex G: one PackBits segment for each byte of each sample, most significant first."""
+    try:
+        with captured_stderr():
+            return _rle_frame(frame, layout)
+    except BaseException as error:
+        # a Rust panic (an index out of bounds, caught in time) is no Exception
+        if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
+            raise DicomError(f"damaged RLE data ({str(error)[:100]})") from None
+        raise
+
+
+def _rle_frame(frame: bytes, layout: Layout) -> Frame:
     from rle import rle as codec  # pylibjpeg-rle
 
     if layout.allocated == 1:  # PS3.5 8.2.2: bits packed as uncompressed, each frame on its own
@@ -699,10 +714,21 @@ def _reduced_2000(frame: bytes, info: _J2k, reduce: int) -> Array:
     on some odd sizes), at last with all of them by OpenJPEG."""
     while reduce:
         try:
-            return _pillow_2000(frame, info, reduce)
+            return _centered(_pillow_2000(frame, info, reduce), reduce)
         except (OSError, SyntaxError, ValueError):
             reduce -= 1
     return _openjpeg(frame)
+
+
+def _centered(values: Array, reduce: int) -> Array:
+    """Wavelet low-pass samples sit on every 2**reduce-th pixel, not between pixels as the averages that a
+    resize makes: moved by that part of a pixel, which halves the distance to the full decode."""
+    import cv2
+
+    shift = (2**reduce - 1) / 2 ** (reduce + 1)
+    matrix = np.array([[1, 0, shift], [0, 1, shift]], dtype=np.float64)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(values, matrix, values.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _pillow_2000(frame: bytes, info: _J2k, reduce: int) -> Array:

@@ -61,7 +61,7 @@ WINDOWS = {
     "temporal_bone": (600.0, 2800.0),
 }
 
-REDUCED_BOUND = 3.0  # mean absolute difference, gray levels, between reduced and full decoding at one size
+REDUCED_BOUND = 2.0  # gray levels, mean absolute difference between reduced and full decoding at one size
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -84,6 +84,12 @@ class DicomOptions(Strict):
     )
     frame: int | Literal["first", "middle", "last", "mean"] = Field(
         "middle", description="which frame of a multi-frame file; negative numbers count from the last"
+    )
+    oversample: float = Field(
+        2.0,
+        ge=1,
+        description="JPEG 2000 is decoded at the smallest scale that is still this many times the target; 1 is 4 "
+        "times as fast and twice as far from the full decode. CT is always decoded in full.",
     )
     max_pixels: int = Field(100_000_000, gt=0, description="files that claim more pixels a frame are refused")
 
@@ -255,7 +261,9 @@ def _mean_frame(parsed: Parsed, layout: Layout, options: DicomOptions, at_least:
 
 
 def _render_frame(parsed: Parsed, layout: Layout, index: int, options: DicomOptions, at_least: int | None) -> Array:
-    frame = decode_frame(parsed, layout, index, at_least)
+    if parsed.first("Modality") == "CT":
+        at_least = None  # air, tissue and bone side by side under a narrow window: averages must come after it
+    frame = decode_frame(parsed, layout, index, at_least, options.oversample)
     if frame.layout.photometric == "PALETTE COLOR":
         return _palette(frame, parsed)
     if frame.layout.samples == 3:

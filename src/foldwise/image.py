@@ -144,12 +144,8 @@ def _decoded(path: Path, size: Size, options: ImageOptions) -> Array:
 
 
 def _decode_dicom(path: Path, target: Size, options: ImageOptions) -> Array:
-    if target is None:
-        return dicom.decode(path, None, options)
-    fields = dicom.read_header(path, ["Rows", "Columns"])
-    rows, columns = int(fields["Rows"] or 0), int(fields["Columns"] or 0)
-    at_least = _shorter_needed(rows, columns, target, options.fit) if rows and columns else None
-    return dicom.decode(path, at_least, options)
+    # the larger side of the target is enough for the shorter side of the image, however it is fitted
+    return dicom.decode(path, max(target) if isinstance(target, tuple) else target, options)
 
 
 def _shorter_needed(rows: int, columns: int, size: int | tuple[int, int], fit: str) -> int:
