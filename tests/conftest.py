@@ -86,7 +86,13 @@ class Workplace:
 def picture(rng: np.random.Generator, bright: bool, size: int = 40) -> np.ndarray:
     """uint8 (size, size + 8, 3): noise, with a bright or dark disc; no two alike."""
     image = rng.integers(60, 196, (size, size + 8, 3)).astype(np.uint8)
-    cv2.circle(image, (int(rng.integers(12, size - 4)), int(rng.integers(12, size - 12))), 9, (230,) * 3 if bright else (25,) * 3, -1)
+    cv2.circle(
+        image,
+        (int(rng.integers(12, size - 4)), int(rng.integers(12, size - 12))),
+        9,
+        (230,) * 3 if bright else (25,) * 3,
+        -1,
+    )
     return image
 
 

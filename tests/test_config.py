@@ -60,9 +60,7 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mount", ["competitions/{}", "{}", "datasets/someone/{}"])
-def test_raw_folder_is_found_at_every_kaggle_mount(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str
-) -> None:
+def test_raw_folder_is_found_at_every_kaggle_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str) -> None:
     monkeypatch.setattr(competition, "KAGGLE_INPUT", tmp_path)
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
     about = competition.load("intel-image-classification")

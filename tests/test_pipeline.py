@@ -118,7 +118,10 @@ def test_inspect_needs_no_competition(tiny: Workplace) -> None:
         (lambda place: _edit(place, "train.csv", "sick", 4, "yes"), "'yes' is not a number"),
         (lambda place: _edit(place, "train.csv", "image_id", 4, "tr0005"), "'tr0005' stands there twice"),
         (lambda place: _edit(place, "train.csv", "image_id", 4, ""), "row 6: 'image_id' is empty"),
-        (lambda place: place.describe(train={"table": "train.csv", "images": "tarin/{image_id}.png"}), "none of the 60"),
+        (
+            lambda place: place.describe(train={"table": "train.csv", "images": "tarin/{image_id}.png"}),
+            "none of the 60",
+        ),
         (lambda place: place.describe(metric="rocauc_"), "did you mean"),
     ],
 )
@@ -250,7 +253,9 @@ def test_predict_again_gives_the_same_and_views_make_a_new_run(trained: Workplac
 
 def test_predict_any_folder(trained: Workplace, tmp_path: Path) -> None:
     """The same images from a loose folder get the same predictions; a broken one is named."""
-    done = trained.run("05_predict.py", "--run", "quick", "--images", trained.raw / "test", "--out", tmp_path / "new.csv")
+    done = trained.run(
+        "05_predict.py", "--run", "quick", "--images", trained.raw / "test", "--out", tmp_path / "new.csv"
+    )
     assert "te0003.png" in done.stderr
     new = pd.read_csv(tmp_path / "new.csv").set_index("id")["pred"].rename(lambda name: name.removesuffix(".png"))
     known = pd.read_csv(trained.runs / "quick" / "test.csv").set_index("id")["pred"]
@@ -353,10 +358,16 @@ def test_labels_in_file_names(tmp_path: Path) -> None:
         (tmp_path / "input" / "pets" / split).mkdir(parents=True)
     for k in range(24):
         name = f"{'dog' if k % 2 else 'cat'}.{k}.jpg"
-        cv2.imwrite(str(tmp_path / "input" / "pets" / "train" / name), rng.integers(0, 255, (40, 40, 3)).astype(np.uint8))
+        cv2.imwrite(
+            str(tmp_path / "input" / "pets" / "train" / name), rng.integers(0, 255, (40, 40, 3)).astype(np.uint8)
+        )
     for k in range(1, 6):
-        cv2.imwrite(str(tmp_path / "input" / "pets" / "test1" / f"{k}.jpg"), rng.integers(0, 255, (40, 40, 3)).astype(np.uint8))
-    pd.DataFrame({"id": range(1, 6), "label": 0}).to_csv(tmp_path / "input" / "pets" / "sampleSubmission.csv", index=False)
+        cv2.imwrite(
+            str(tmp_path / "input" / "pets" / "test1" / f"{k}.jpg"), rng.integers(0, 255, (40, 40, 3)).astype(np.uint8)
+        )
+    pd.DataFrame({"id": range(1, 6), "label": 0}).to_csv(
+        tmp_path / "input" / "pets" / "sampleSubmission.csv", index=False
+    )
     shipped = yaml.safe_load((REPOSITORY / "src" / "competitions" / "dogs-vs-cats.yaml").read_text())
     place.competition.write_text(yaml.safe_dump({**shipped, "name": "pets", "folds": {"n": 2}}))
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK))

@@ -105,17 +105,20 @@ def _split(competition: Competition, name: str, split: Split) -> pd.DataFrame:
 
 
 def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV or parquet; `text_columns` stay text, so that ids keep their leading zeros."""
+    """A CSV or parquet; `text_columns` stay text, so that ids keep their leading zeros. An empty cell there is ''."""
     try:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
             frame = pd.read_csv(path, dtype=dict.fromkeys(text_columns, str), low_memory=False)
+            gaps = [column for column in text_columns if column in frame and frame[column].isna().any()]
+            if gaps:  # an id or a class may be called NA, None or null
+                frame[gaps] = pd.read_csv(path, dtype=str, usecols=gaps, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: can't be read as a table ({' '.join(str(error).split())[:200]})") from None
-    return frame.astype({column: str for column in text_columns if column in frame})
+    return frame.astype({column: str for column in text_columns if column in frame and frame[column].notna().all()})
 
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
@@ -123,16 +126,19 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     row_id = competition.submission.row_id or competition.id
     row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
     keys = {competition.id, *template_columns(str(split.images)), *template_columns(row_template)}
+    keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
+    keys |= {competition.group} if competition.group else set()
     table = read_table(path, sorted(keys))
-    needed = {competition.id, *template_columns(str(split.images))}
+    identity = {competition.id, *template_columns(str(split.images))}
+    needed = set(identity)
     if name == "train":
         needed |= set(competition.targets) | ({competition.group} if competition.group else set())
         needed |= set(competition.metadata.numeric) | set(competition.metadata.categorical)
     for column in sorted(needed):
         if column not in table:
             raise UserError(f"{path}: no column '{column}', which {competition.file} names{nearest(column, table)}")
-    for column in sorted(needed & keys):
-        empty = table[column].isna() | table[column].isin(["nan", ""])
+    for column in sorted(identity):
+        empty = table[column].isna() | (table[column] == "")
         if empty.any():
             raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 2}: '{column}' is empty")
 
@@ -150,22 +156,28 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
 
 def _fill(template: str, table: pd.DataFrame) -> list[str]:
     columns = template_columns(template)
-    return [template.format(**dict(zip(columns, values, strict=True))) for values in zip(*(table[c] for c in columns), strict=True)]
+    return [
+        template.format(**dict(zip(columns, values, strict=True)))
+        for values in zip(*(table[c] for c in columns), strict=True)
+    ]
 
 
 def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
     if competition.group is None or competition.group not in table:
         return ids
     named = table[competition.group]
-    return named.astype(str).where(named.notna(), ids)  # a row without a group is a group of its own
+    return named.astype(str).where(
+        named.notna() & (named.astype(str) != ""), ids
+    )  # a row without a group is a group of its own
 
 
 def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     made = {}
     for column in competition.targets:
         values = table[column]
-        if values.isna().any():
-            row = int(np.flatnonzero(values.isna())[0])
+        gaps = values.isna() | (values.astype(str).str.strip() == "")
+        if gaps.any():
+            row = int(np.flatnonzero(gaps)[0])
             raise UserError(
                 f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
                 "give it a label or take the row out"

@@ -329,6 +329,8 @@ def _set_units(network: Network, competition: Competition, data: FoldData) -> No
     if competition.task == "regression":
         network.shift.fill_(float(data.train_target.mean()))
         network.scale.fill_(max(float(data.train_target.std()), 1e-6))
+    else:
+        models.start_at_base_rate(network, data.train_target, len(data.names))
 
 
 def _seed(recipe: Recipe, fold: int, epoch: int = -1) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foldwise import UserError, atomic, config
+from foldwise.command import note
 from foldwise.competition import KAGGLE_INPUT, REPOSITORY, output_root
 from foldwise.schema import nearest
 
@@ -63,14 +64,17 @@ def create(recipe: config.Recipe, outputs: int) -> Network:
     """The recipe's network with `outputs` logits, its weights loaded and its frozen parts frozen."""
     settings = recipe.model
     kwargs: dict[str, Any] = {"num_classes": outputs, **settings.kwargs}
+    file = weights_file(settings) if settings.mode != "scratch" and settings.pretrained else None
     if settings.mode != "scratch" and settings.pretrained:
-        file = weights_file(settings)
         if file is not None:
             kwargs["pretrained_cfg_overlay"] = {"state_dict": read_state(file)}
         else:
             _offline_if_unreachable()
         kwargs["pretrained"] = True
-    backbone = _create(settings.name, recipe.image_size, kwargs)
+    backbone = _create(settings.name, kwargs)
+    if file is not None:
+        _check_covered(backbone, kwargs["pretrained_cfg_overlay"]["state_dict"], file, settings.name)
+    _start_head(backbone)
     defaults = getattr(backbone, "pretrained_cfg", {}) or {}
     network = Network(
         backbone,
@@ -81,7 +85,7 @@ def create(recipe: config.Recipe, outputs: int) -> Network:
     return network.to(memory_format=torch.channels_last) if recipe.train.channels_last else network
 
 
-def _create(name: str, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
+def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     if name.split(".")[0] not in timm.list_models():
         raise UserError(f"model.name={name}: timm has no such model{nearest(name, timm.list_models())}")
     try:
@@ -98,6 +102,43 @@ def _create(name: str, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
                 "holds it), or set model.weights=PATH, or model.pretrained=false"
             ) from error
         raise UserError(f"model.name={name}: could not be made: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_covered(backbone: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
+    """timm loads what fits and is silent about the rest: a file of another model must not pass for random weights."""
+    heads = tuple(f"{head}." for head in _head_names(backbone))
+    wanted = [key for key in backbone.state_dict() if not key.startswith(heads)]
+    missing = [key for key in wanted if key not in state]
+    if len(missing) == len(wanted):
+        raise UserError(f"{file}: holds none of the layers of {name}; it is of another model")
+    if missing:
+        note(f"warning: {file} lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {missing[0]}")
+
+
+def _start_head(backbone: nn.Module) -> None:
+    """Small weights for a new linear head: timm's EfficientNet family draws them from -1..1 where outputs are few."""
+    head = backbone.get_classifier()  # type: ignore[operator]
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+
+
+def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> None:
+    """Set the new head's bias to the training rows' log-odds, so that training does not begin by unlearning 0.5.
+
+    target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3).
+    """
+    head = network.backbone.get_classifier()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        return
+    if target.dtype.kind == "i":
+        share = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
+        bias = np.log(share)
+    else:
+        share = (target.reshape(len(target), -1).sum(axis=0) + 0.5) / (len(target) + 1)
+        bias = np.log(share / (1 - share))
+    with torch.no_grad():
+        head.bias.copy_(torch.from_numpy(bias).float())
 
 
 def weights_file(settings: config.Model) -> Path | None:

@@ -87,7 +87,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if "id" not in frame or not preds:
         raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")
     for problem, rows in (
-        ("is empty", frame["id"].isin(["nan", ""])),
+        ("is empty", frame["id"] == ""),
         ("stands there twice", frame["id"].duplicated()),
     ):
         if rows.any():

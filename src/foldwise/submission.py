@@ -50,6 +50,7 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
 def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
     """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids astray."""
     test = table_index[table_index["split"] == "test"]
+    _once("the test predictions: id", pred["id"])
     _same_ids("the test predictions", pred["id"], "the test images", test["id"])
     row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
     columns = oof.pred_columns(pred)
@@ -87,8 +88,7 @@ def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame
         raise UserError(f"{where}: columns are {', '.join(frame.columns)}, the sample's {', '.join(sample.columns)}")
     id_column, *value_columns = sample.columns
     ids = frame[id_column].astype(str)
-    if ids.duplicated().any():
-        raise UserError(f"{where}: {id_column} '{ids[ids.duplicated()].iloc[0]}' stands there twice")
+    _once(f"{where}: {id_column}", ids)
     _same_ids(where, ids, "the sample submission", sample[id_column])
     if ids.tolist() != sample[id_column].astype(str).tolist():
         raise UserError(f"{where}: rows are not in the sample's order")
@@ -137,6 +137,11 @@ def _matching(competition: Competition, preds: list[str], columns: list[str]) ->
             f"match the predicted classes {names}"
         )
     return [f"pred_{column}" for column in columns]
+
+
+def _once(what: str, ids: pd.Series) -> None:
+    if ids.duplicated().any():
+        raise UserError(f"{what} '{ids[ids.duplicated()].iloc[0]}' stands there twice")
 
 
 def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> None:

@@ -1,0 +1,72 @@
+"""Prediction tables: what is read back, and what is refused with file and row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Workplace
+
+from foldwise import UserError, competition, oof
+
+pytestmark = pytest.mark.smoke
+
+
+def test_a_float32_comes_back_to_the_bit(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(1000, dtype=np.float32) ** 8
+    oof.write_table(pd.DataFrame({"id": [f"{k:04d}" for k in range(1000)], "pred": values}), tmp_path / "t.csv")
+    back = oof.read_table(tmp_path / "t.csv")
+    assert (back["pred"].to_numpy(np.float32) == values).all()
+    assert back["id"].iloc[7] == "0007"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,pred\na,0.1\na,0.2\n", "row 3: id 'a' stands there twice"),
+        ("id,pred\na,0.1\nb,\n", r"row 3 \(id b\): pred is 'nan'"),
+        ("id,pred\na,0.1\nb,high\n", r"row 3 \(id b\): pred is 'high'"),
+        ("id,pred\na,0.1\n,0.2\n", "row 3: id .* is empty"),
+        ("id,score\na,0.1\n", "needs columns id and pred"),
+        ("", "can't be read as a table"),
+    ],
+)
+def test_a_bad_table_names_file_and_row(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "oof.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        oof.read_table(tmp_path / "oof.csv")
+    assert str(tmp_path / "oof.csv") in str(error.value)
+
+
+def test_a_prediction_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="id b"):
+        oof.write_table(pd.DataFrame({"id": ["a", "b"], "pred": [0.1, np.nan]}), tmp_path / "t.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_listed_and_named(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
+    about = competition.load(str(trained.competition))
+    assert {"lightgbm", "quick"} <= set(oof.list_runs(about))
+    run = oof.load_run(about, "quick")
+    assert run.pred_columns == ["pred"]
+    assert run.info["metric"] == "roc_auc"
+    with pytest.raises(UserError, match="did you mean 'lightgbm'"):
+        oof.load_run(about, "lightgmb")
+
+
+def test_a_foreign_run_needs_no_run_json(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
+    about = competition.load(str(trained.competition))
+    folder = trained.runs / "public_notebook"
+    folder.mkdir()
+    for name in ("oof.csv", "test.csv"):
+        (folder / name).write_bytes((trained.runs / "quick" / name).read_bytes())
+    try:
+        assert oof.load_run(about, "public_notebook").info == {}
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()

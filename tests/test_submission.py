@@ -1,0 +1,118 @@
+"""Submissions: the host's shape, joined by id, and refused before the file gets its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import Workplace
+
+from foldwise import UserError, competition, index, submission
+
+pytestmark = pytest.mark.smoke
+
+
+def make(root: Path, sample: pd.DataFrame, targets: list, **description: object) -> competition.Competition:
+    """A competition with an index of one train row a target and one test row a sample row; no images needed."""
+    about_file = root / "c.yaml"
+    about_file.write_text(yaml.safe_dump({
+        "name": "c", "root": str(root), "task": "binary", "metric": "roc_auc",
+        "train": {"table": "t.csv", "images": "{id}.png"}, "sample_submission": "sample.csv", **description,
+    }))  # fmt: skip
+    sample.to_csv(root / "sample.csv", index=False)
+    about = competition.load(str(about_file))
+    ids = sample.iloc[:, 0].astype(str)
+    test = pd.DataFrame({"split": "test", "id": ids, "row_id": ids})
+    train = pd.DataFrame({"split": "train", "id": [f"t{k}" for k in range(len(targets))], "target": targets})
+    rows = pd.concat([train.assign(row_id=train["id"]), test], ignore_index=True)
+    index.save(rows.assign(path="", error=None), about)
+    return about
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
+    return tmp_path
+
+
+SAMPLE = pd.DataFrame({"image": ["007", "b", "c"], "p": 0.5})
+
+
+def test_rows_come_in_the_samples_order_whatever_theirs(root: Path) -> None:
+    about = make(root, SAMPLE, [0.0, 1.0])
+    pred = pd.DataFrame({"id": ["c", "007", "b"], "pred": [0.3, 0.1, 0.2]})
+    path = submission.write(about, pred, "s", {"runs": ["one"]})
+    made = pd.read_csv(path, dtype={"image": str})
+    assert made["image"].tolist() == ["007", "b", "c"]  # leading zeros live
+    assert made["p"].tolist() == [0.1, 0.2, 0.3]
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["runs"] == ["one"]
+    assert facts["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("pred", "message"),
+    [
+        ({"id": ["007", "b"], "pred": [0.1, 0.2]}, "no row for 'c'"),
+        ({"id": ["007", "b", "c", "d"], "pred": [0.1] * 4}, "'d' is not in"),
+        ({"id": ["007", "b", "c", "c"], "pred": [0.1] * 4}, "'c' stands there twice"),
+        ({"id": ["007", "b", "c"], "pred": [0.1, np.nan, 0.2]}, "of b is empty"),
+        ({"id": ["007", "b", "c"], "pred": [0.1, np.inf, 0.2]}, "of b is not finite"),
+        ({"id": ["007", "b", "c"], "pred": [0.1, 1.5, 0.2]}, "of b is 1.5, outside 0..1"),
+    ],
+)
+def test_a_bad_table_is_refused_and_nothing_is_written(root: Path, pred: dict, message: str) -> None:
+    about = make(root, SAMPLE, [0.0, 1.0])
+    with pytest.raises(UserError, match=message):
+        submission.write(about, pd.DataFrame(pred), "s", {})
+    assert not list(root.glob("submissions/c/*"))
+
+
+def test_a_test_image_that_the_sample_lacks_is_refused(root: Path) -> None:
+    about = make(root, SAMPLE, [0.0, 1.0])
+    SAMPLE.iloc[:2].to_csv(root / "sample.csv", index=False)
+    with pytest.raises(UserError, match="'c' is not in the sample submission"):
+        submission.write(about, pd.DataFrame({"id": ["007", "b", "c"], "pred": 0.5}), "s", {})
+
+
+def test_classes_are_matched_by_name_not_by_position(root: Path) -> None:
+    sample = pd.DataFrame({"id": ["a"], "wasp": 0.0, "ant": 0.0})
+    about = make(root, sample, ["ant", "wasp"], task="multiclass", metric="log_loss")
+    path = submission.write(about, pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_wasp": [0.1]}), "s", {})
+    assert pd.read_csv(path).iloc[0].to_dict() == {"id": "a", "wasp": 0.1, "ant": 0.9}
+    with pytest.raises(UserError, match="do not match the predicted classes"):
+        submission.write(about, pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_bee": [0.1]}), "s", {})
+
+
+@pytest.mark.parametrize(
+    ("description", "targets", "pred", "value"),
+    [
+        ({"task": "binary", "metric": "accuracy"}, [0.0, 1.0], {"pred": [0.7]}, 1),
+        ({"task": "binary", "metric": "accuracy", "submission": {"prediction": "value"}}, [0.0, 1.0], {"pred": [0.7]}, 0.7),
+        ({"task": "multiclass", "metric": "accuracy"}, ["3", "10"], {"pred_3": [0.2], "pred_10": [0.8]}, 10),
+        ({"task": "multiclass", "metric": "map@2"}, ["x", "y", "z"],
+         {"pred_x": [0.2], "pred_y": [0.5], "pred_z": [0.3]}, "y z"),
+        ({"task": "regression", "metric": "quadratic_weighted_kappa"}, [0.0, 4.0], {"pred": [5.7]}, 4),
+        ({"task": "regression", "metric": "rmse"}, [0.0, 4.0], {"pred": [-3.5]}, -3.5),
+    ],
+)  # fmt: skip
+def test_labels_where_the_host_wants_labels(
+    root: Path, description: dict, targets: list, pred: dict, value: object
+) -> None:
+    about = make(root, pd.DataFrame({"id": ["a"], "label": 0}), targets, **description)
+    path = submission.write(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
+    assert pd.read_csv(path)["label"].tolist() == [value]
+
+
+def test_blend_submits_the_tiny_competition(trained: Workplace) -> None:
+    trained.run("06_blend.py", "--name", "s")
+    made = pd.read_csv(trained.submissions / "s.csv")
+    sample = pd.read_csv(trained.raw / "sample_submission.csv")
+    assert list(made.columns) == list(sample.columns)
+    assert made["image_id"].tolist() == sample["image_id"].tolist()
+    assert made["sick"].between(0, 1).all()
+    assert json.loads((trained.submissions / "s.json").read_text())["name"] == "s"
