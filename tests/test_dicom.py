@@ -631,8 +631,8 @@ def test_damaged_made_files_never_crash_or_hang(tmp_path: Path) -> None:
     files = []
     for number, syntax in enumerate([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
                                      JPEG2000Lossless, JPEGLSLossless, DeflatedExplicitVRLittleEndian]):  # fmt: skip
-        files.append(make(tmp_path / f"{number}.dcm", gradient(rng.choice(["u1", "u2", "i2"])), syntax=syntax))
+        files.append(make(tmp_path / f"{number}.dcm", gradient(rng.choice(["u1", "u2", "i2"]), shape=(48, 50)), syntax=syntax))
         if syntax != ImplicitVRLittleEndian:
-            colour = gradient("u1", shape=(2, 16, 17, 3))
+            colour = gradient("u1", shape=(2, 40, 33, 3))
             files.append(make(tmp_path / f"{number}c.dcm", colour, photometric="RGB", syntax=syntax))
     _fuzz(tmp_path, files, 0, 1500, 60)

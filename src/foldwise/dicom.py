@@ -297,10 +297,15 @@ def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions)
     if layout.kind == "float" or values.dtype.itemsize > 2:
         real = values.astype(np.float64) if layout.kind == "float" else numeric(values, layout).astype(np.float64)
         return _shade(real, real, None, layout, scope, window, options)
-    container = np.arange(1 << 8 * values.dtype.itemsize, dtype=values.dtype)
     counts = histogram(values) if _needs_counts(scope, window, layout, options) else None
+    # Containers that differ in bits outside the stored ones mean the same number: they share table entries
+    low = layout.high + 1 - layout.stored
+    distinct = 8 * values.dtype.itemsize if counts is not None else layout.high + 1
+    container = np.arange(0, 1 << distinct, 1 << low if counts is None else 1, dtype=values.dtype)
     real = numeric(container, layout).astype(np.float64)
     table = _shade(real, real, counts, layout, scope, window, options)
+    if counts is None:
+        table = np.tile(np.repeat(table, 1 << low), 1 << (8 * values.dtype.itemsize - distinct))
     return look_up(values, table)
 
 
@@ -309,7 +314,9 @@ def numeric(values: Array, layout: Layout) -> Array:
     width = 8 * values.dtype.itemsize
     up, down = width - 1 - layout.high, width - layout.stored
     kind = "i" if layout.signed else "u"
-    shifted = values << up if up else values
+    if not up and not down:
+        return values.view(f"{kind}{values.dtype.itemsize}")
+    shifted = values << up
     shifted = shifted.view(f"{kind}{values.dtype.itemsize}")
     return shifted >> down if down else shifted
 
@@ -340,13 +347,12 @@ def _shade(
     """Stored numbers -> uint8. `counts` says how often each occurs where `stored` is a table's index."""
     padding = _padding(stored, scope, layout)
     modality = _modality(real, scope)
-    shown = _voi(modality, padding, counts, layout, scope, window, options)
-    shown = np.rint(shown * 255.0)
+    shown = np.rint(255.0 * _voi(modality, padding, counts, layout, scope, window, options))
     if layout.photometric == "MONOCHROME1":  # PS3.3 C.7.6.3.1.2: the lowest value is white, after VOI
         shown = 255.0 - shown
     if padding is not None:
         shown[padding] = 0.0  # background, whatever its value would look like (PS3.3 C.7.5.1.1.2)
-    return np.nan_to_num(shown, nan=0.0).astype(np.uint8)
+    return shown.astype(np.uint8)
 
 
 def _padding(stored: Array, scope: list[Parsed], layout: Layout) -> Array | None:
