@@ -71,8 +71,8 @@ class Audit:
             )
         if len(within):
             lines.append(
-                f"{len(within)} pairs of copies within train; {self.facts['merged']} groups were merged, so that no "
-                "fold trains on what another validates"
+                f"{len(within)} pairs of copies within train; {self.facts['merged']} groups were merged, so "
+                "that no fold trains on what another validates"
             )
         if len(self.across):
             lines.append(
@@ -109,7 +109,7 @@ def groups(
     }
     statistics = seen.statistics.set_axis(table.index[rows]).reindex(table.index)
     made = Audit(merged, named, statistics, facts)
-    _save(made, competition.derived(), key)
+    _save(made, table, competition.derived(), key)
     return made
 
 
@@ -327,16 +327,21 @@ def _key(table: pd.DataFrame, images: Cache, turned: bool) -> str:
     facts = images.path.with_suffix(".json")
     made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
     targets = [column for column in table if column == "target" or column.startswith("target_")]
-    rows = pd.util.hash_pandas_object(table[["split", "id", "group", *targets]].astype(str), index=False)
-    return digest([VERSION, made_of, turned, hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()])
+    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *targets])])
 
 
-def _save(made: Audit, folder: Path, key: str) -> None:
+def _rows(table: pd.DataFrame, columns: list[str]) -> str:
+    hashed = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
+    return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
+
+
+def _save(made: Audit, table: pd.DataFrame, folder: Path, key: str) -> None:
     (folder / "duplicates.json").unlink(missing_ok=True)  # it vouches for the other two: last to come, first to go
     with atomic.replacing(folder / "statistics.parquet") as part:
         made.statistics.reset_index(drop=True).to_parquet(part)
     atomic.write_csv(folder / "duplicates.csv", made.pairs)
-    atomic.write_json(folder / "duplicates.json", {"key": key, **made.facts})
+    rows = _rows(table, ["split", "id"])
+    atomic.write_json(folder / "duplicates.json", {"key": key, "rows": rows, **made.facts})
 
 
 def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Audit | None:
@@ -344,9 +349,10 @@ def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Au
     if not (folder / "duplicates.json").exists():
         return None
     facts = json.loads((folder / "duplicates.json").read_text(encoding="utf-8"))
-    statistics = pd.read_parquet(folder / "statistics.parquet")
-    if (key is not None and facts["key"] != key) or len(statistics) != len(table):
+    stale = key is not None and facts["key"] != key
+    if stale or facts.pop("rows") != _rows(table, ["split", "id"]):
         return None
+    statistics = pd.read_parquet(folder / "statistics.parquet")
     text = dict.fromkeys(["id_a", "split_a", "id_b", "split_b", "kind", "view"], str)
     pairs = pd.read_csv(
         folder / "duplicates.csv",
