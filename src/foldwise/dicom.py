@@ -294,10 +294,11 @@ def _look(scope: list[Parsed], keyword: str) -> Parsed | None:
 def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions) -> Array:
     """Stored values through modality LUT, VOI LUT and inversion: by a table up to 16 bits, else in float."""
     layout, values = frame.layout, frame.values
+    window = _auto_window(scope, layout, options) if window == "auto" else window
     if layout.kind == "float" or values.dtype.itemsize > 2:
         real = values.astype(np.float64) if layout.kind == "float" else numeric(values, layout).astype(np.float64)
         return _shade(real, real, None, layout, scope, window, options)
-    counts = histogram(values) if _needs_counts(scope, window, layout, options) else None
+    counts = histogram(values) if window == "percentile" else None
     # Containers that differ in bits outside the stored ones mean the same number: they share table entries
     low = layout.high + 1 - layout.stored
     distinct = 8 * values.dtype.itemsize if counts is not None else layout.high + 1
@@ -432,12 +433,6 @@ def _lut_data(item: Parsed, entries: int, little: bool) -> Array:
 # -------------------------------------------------------------------------------------------- VOI
 
 
-def _needs_counts(scope: list[Parsed], window: str, layout: Layout, options: DicomOptions) -> bool:
-    if window not in ("auto", "percentile"):
-        return False
-    return window == "percentile" or _auto_window(scope, layout, options) == "percentile"
-
-
 def _auto_window(scope: list[Parsed], layout: Layout, options: DicomOptions) -> str:
     """What 'auto' means for this file: 'lut', 'file:0', 'full', a modality's default, or 'percentile'."""
     if options.voi_lut and any(one.items("VOILUTSequence") for one in scope):
@@ -487,22 +482,21 @@ def _voi(
     window: str, options: DicomOptions,
 ) -> Array:  # fmt: skip
     """Modality values -> 0..1 (PS3.3 C.11.2)."""
-    chosen = _auto_window(scope, layout, options) if window == "auto" else window
-    if chosen == "lut":
+    if window == "lut":
         return _voi_lut(modality, scope)
-    if chosen.startswith("file:"):
-        windows, index = _file_windows(scope), int(chosen[5:])
+    if window.startswith("file:"):
+        windows, index = _file_windows(scope), int(window[5:])
         if index >= len(windows):
-            raise DicomError(f"window {chosen} of a file with {len(windows)} windows")
+            raise DicomError(f"window {window} of a file with {len(windows)} windows")
         return apply_window(modality, *windows[index])
-    if chosen == "full":
+    if window == "full":
         low, high = _full_range(layout, scope)
         return _ramp(modality, low, high)
-    if chosen == "percentile":
+    if window == "percentile":
         return _ramp(modality, *_percentiles(modality, padding, counts, options.percentiles))
-    if chosen in WINDOWS:
-        _refuse_hounsfield_window(chosen, scope)
-    center, width = WINDOWS.get(chosen) or _numbers(chosen) or (0.0, 1.0)
+    if window in WINDOWS:
+        _refuse_hounsfield_window(window, scope)
+    center, width = WINDOWS.get(window) or _numbers(window) or (0.0, 1.0)
     return apply_window(modality, center, width, "LINEAR")
 
 
@@ -585,7 +579,9 @@ def _colour(frame: Frame) -> Array:
     values = numeric(values, layout)
     if layout.stored != 8 or values.dtype.itemsize != 1:
         values = np.rint(values * (255.0 / ((1 << layout.stored) - 1))).astype(np.uint8)
-    return values if layout.photometric == "RGB" else ybr_to_rgb(values, layout.photometric)
+    if layout.photometric != "RGB":
+        return ybr_to_rgb(values, layout.photometric)
+    return values if values.flags.writeable else values.copy()  # never a view into the file's bytes
 
 
 def ybr_to_rgb(values: Array, photometric: str) -> Array:
@@ -655,11 +651,18 @@ def expand_segments(words: Array, bits: int) -> Array:
 
 def resize(image: Array, size: int | tuple[int, int]) -> Array:
     """uint8 to (S, S) or (H, W): each axis by area averages where it shrinks (no aliasing), by cubic
-    interpolation where it grows. cv2's INTER_AREA averages only if both axes shrink, so they go apart."""
+    interpolation where it grows. cv2's INTER_AREA averages only if both axes shrink, so they go apart.
+
+    Averages of four pixels are vectorised, others are not: sides of twice the target or more are halved
+    first, 7 times as fast from 2048 to 512, and at most one gray level off in each halving.
+    """
     import cv2
 
     height, width = (size, size) if isinstance(size, int) else size
     rows, columns = image.shape[:2]
+    while rows >= 2 * height and columns >= 2 * width and rows % 2 == columns % 2 == 0:
+        rows, columns = rows // 2, columns // 2
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     shrunk = min(height, rows), min(width, columns)
     if shrunk != (rows, columns):
         image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)

@@ -332,11 +332,11 @@ def _text(raw: bytes, vr: str, parsed: Parsed) -> Any:
 
 
 def _decode(raw: bytes, vr: str, parsed: Parsed) -> str:
-    from pydicom.charset import convert_encodings, decode_bytes
-
     charset = parsed.elements.get(0x00080005)
     if charset is None or (raw.isascii() and b"\x1b" not in raw):
         return raw.decode("latin-1")
+    from pydicom.charset import convert_encodings, decode_bytes
+
     names = bytes(charset[1] or b"").decode("ascii", "replace").strip(" \0").split("\\")
     try:
         return decode_bytes(raw, convert_encodings([n.strip() for n in names]), _DELIMITERS)
