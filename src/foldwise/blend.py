@@ -224,10 +224,12 @@ def _applies(method: str, problem: Problem, preds: Array) -> bool:
         return False
     if task == "regression" and METHODS[method].uniform and method != "mean":
         return False
+    cuts = (metric.decides and task != "multiclass") or metric.name == "pf1"
     return {
         "rank": metric.order_only,
         "fold_rank": metric.order_only,
-        "thresholds": (metric.decides and task != "multiclass") or metric.name == "pf1",
+        "thresholds": cuts,
+        "stack_thresholds": cuts and task != "regression",
         "vote": metric.decides,
         "per_class": preds.ndim == 3 and metric.name != "log_loss",
         "hierarchical": bool(problem.families),
@@ -297,7 +299,7 @@ class _Work:
         nested = [self.nested(choice) for choice in choices]
         if len(choices) == 1:
             return self.finish(*choices[0], nested[0], [])
-        draws = self.bootstrap(nested, min(self.draws, 200))
+        draws = self.bootstrap(nested, int(np.clip(self.draws, 100, 200)))
         sign = 1 if self.problem.metric.greater_is_better else -1
         chosen, table = self._one_standard_error(choices, nested, draws, sign)
         honest = self._choose_without_each_fold(choices, nested, draws, sign)

@@ -28,12 +28,12 @@ def draw(competition: Competition, runs: Lineup, blend: Blend, facts: Facts) -> 
     made: list[tuple[str, str, Figure | None]] = [
         ("Gain of the blend", "Nested score minus the other's, 95 % paired bootstrap interval, whole groups drawn.",
          gains(facts)),
-        ("Weights", "By run, coloured by model." + (" Negative weights subtract." if blend.weights.min() < 0 else ""),
+        ("Weights", "By run, a colour for each model; the dashed line is an equal share.",
          weights(facts)),
         ("Weights by model and image size", "Sums of the runs' weights.", weights_by_size(facts)),
         ("What each run adds", "Nested score lost without the run; left of zero, the blend is better off without it.",
          contributions(facts)),
-        ("Correlation of errors", "Of truth minus prediction between runs: the paler, the more there is to win.",
+        ("Correlation of errors", "Of truth minus prediction (its noise is shared: high): the paler, the more to win.",
          correlations(runs, facts)),
         ("Reliability", "Observed share against predicted, in ten equally filled bins of nested predictions.",
          reliability(competition, runs, blend, facts)),
@@ -84,10 +84,13 @@ def weights(facts: Facts) -> Figure:
     rows = sorted(facts["runs"], key=lambda row: row["weight"])
     rows = sorted(rows, key=lambda row: abs(row["weight"]))[-40:]
     models = list(dict.fromkeys(row["model"] for row in facts["runs"]))
-    colour = {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(models)}
+    shared = len(models) < len(facts["runs"])  # a colour a model says something only where runs share models
     figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
-    axes.barh([row["run"] for row in rows], [row["weight"] for row in rows],
-              color=[colour[row["model"]] for row in rows])  # fmt: skip
+    for i, model in enumerate(models if shared else [None]):
+        mine = [row["weight"] if model in {None, row["model"]} else 0.0 for row in rows]
+        axes.barh([row["run"] for row in rows], mine, color=COLOURS[i % len(COLOURS)], label=model)
+    if shared:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.axvline(0, color="black", lw=1)
     axes.axvline(1 / len(facts["runs"]), color=GREY, lw=1, ls="--")
     axes.annotate("equal", (1 / len(facts["runs"]), 1), (3, 0), xycoords=("data", "axes fraction"),

@@ -127,9 +127,10 @@ def verdict(facts: Facts) -> str:
 def warnings(facts: Facts) -> list[str]:
     """What a careful reader would want pointed out."""
     found = []
-    for twin in facts["near_identical"]:
-        how = "identical" if twin["identical"] else f"near-identical (rank correlation {twin['rank_correlation']:.4f})"
-        found.append(f"{twin['runs'][0]} and {twin['runs'][1]} are {how} in {twin['column']}")
+    found += [
+        f"{', '.join(runs)} are near-identical in {column}: together they count as one opinion"
+        for column, runs in trust.clusters(facts["near_identical"])
+    ]
     for name in facts["oof_against_test"]["named"]:
         auc = facts["oof_against_test"]["auc_by_run"][name]
         found.append(f"{name}: its test predictions look unlike its out-of-fold ones (told apart with AUC {auc:.2f})")
@@ -167,7 +168,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin:
 p.lead { font-size: 1.1rem; } .muted { color: #666; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .88rem; } th, td { padding: .25rem .7rem; text-align: right; }
 th { border-bottom: 2px solid #444; font-weight: 600; } td { border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } tr.chosen td { font-weight: 700; background: #eef5fb; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tr.chosen td { font-weight: 700; background: #eef5fb; }
 .wide { overflow-x: auto; } img { max-width: 100%; } ul.warn li { margin: .2rem 0; }
 ul.warn { background: #fff6e5; border-left: 4px solid #e69f00; padding: .6rem 1rem .6rem 2rem; }
 .numbers { display: flex; flex-wrap: wrap; gap: 2.2rem; margin: 1rem 0; } .numbers b { font-size: 1.5rem; }
@@ -255,7 +256,10 @@ def _methods_table(facts: Facts) -> str:
     ]  # fmt: skip
     chosen = [row["method"] == facts["method"] and row["space"] == facts["space"] for row in ranked]
     head = ["method", "what it is", "nested", "behind best", "standard error", "within one"]
-    more = "Chosen: the simplest within one paired standard error of the best. The headline is judged with this choice."
+    more = (
+        "Chosen: the simplest within one paired standard error of the best. The headline is not that row's score but "
+        "the score of this choosing, done anew without each fold, and so free of the flattery of a best of many."
+    )
     return f"<h2>Methods tried</h2><div class=wide>{_table(head, rows, chosen)}</div><p class=muted>{more}</p>"
 
 

@@ -165,6 +165,9 @@ METHODS: dict[str, Method] = {
     "vote": Method(_vote, "prob", 3, "hard vote", True),
     "power": Method(_power, "prob", 4, "power mean, its exponent by the metric", True),
     "thresholds": Method(_thresholds, "prob", 4, "mean, then cuts tuned on the metric"),
+    "stack_thresholds": Method(
+        lambda z, problem, space: thresholds(logistic(z, problem), z, problem), "logit", 12, "stacking, then tuned cuts"
+    ),
     "calibrated": Method(mean, "calibrated", 5, "mean of probabilities calibrated a fold", True),
     "hierarchical": Method(_hierarchical, "order", 6, "weights pulled to model and size, then to equal"),
     "ridge": Method(lambda z, problem, space: ridge(z, problem), "order", 7, "ridge, pulled to equal weights"),
@@ -187,4 +190,15 @@ SAME_AS = {
     "logistic": "stack",
     "selection": "caruana",
 }
-FIXED_SPACE = {"mean", "rank", "fold_rank", "logit", "geometric", "vote", "power", "calibrated", "stack"}
+FIXED_SPACE = {
+    "stack_thresholds",
+    "mean",
+    "rank",
+    "fold_rank",
+    "logit",
+    "geometric",
+    "vote",
+    "power",
+    "calibrated",
+    "stack",
+}

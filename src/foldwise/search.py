@@ -249,8 +249,16 @@ def descend(found: Objective) -> Array:
 def climb(found: Objective, weights: Array, steps: tuple[float, ...], negative: bool = False) -> Array:
     """Coordinate pattern search on the exact loss, coarse to fine: w becomes (1 - a) w + a e_m while that helps.
 
-    Weights keep their sum of one, and their signs unless `negative`.
+    Weights keep their sum of one, and stay positive unless `negative`; then their sizes sum to 3 at most, as
+    large weights that cancel each other are noise.
     """
+
+    def allowed(m: int, a: float) -> bool:
+        moved = (1 - a) * weights[m] + a
+        if not negative:
+            return moved >= 0
+        return (1 - a) * (np.abs(weights).sum() - abs(weights[m])) + abs(moved) <= 3
+
     z, weights = found.z, weights.copy()
     mix = weights.astype(z.dtype) @ z
     best = found.loss(mix)
@@ -259,7 +267,7 @@ def climb(found: Objective, weights: Array, steps: tuple[float, ...], negative: 
             before = best
             for m in range(z.shape[0]):
                 for a in (step, -step):
-                    if not negative and (1 - a) * weights[m] + a < 0:
+                    if not allowed(m, a):
                         continue
                     trial = mix + z.dtype.type(a) * (z[m] - mix)
                     loss = found.loss(trial)

@@ -180,9 +180,8 @@ def ridge(z: Array, problem: Problem) -> Combiner:
             held += float(w @ gram @ w - 2 * w @ cross + 2 * b * (w @ total) - 2 * b * truth + b * b * count)
         losses.append(held)
     w, b = _ridge_solve(whole, STRENGTHS[int(np.argmin(losses))])
-    if z.ndim == 3 and problem.task == "multiclass":
-        b = 0.0
-    return Linear(w, "prob", problem.task, b)
+    line = Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b)
+    return line if problem.task == "regression" else Function(w, lambda new: np.clip(line(new), 0, 1))
 
 
 def _moments(z: Array, problem: Problem) -> list[Any]:

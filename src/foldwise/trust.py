@@ -87,7 +87,7 @@ def effective_number(matrix: Array) -> float:
     return float(values.sum() ** 2 / np.square(values).sum())
 
 
-def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: float = 0.999) -> list[dict[str, Any]]:
+def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: float = 0.995) -> list[dict[str, Any]]:
     """Pairs of runs whose ranks correlate above `limit` in a column: near-identical, and counted twice by a mean."""
     cells = preds.reshape(*preds.shape[:2], -1)
     step = -(-cells.shape[1] * cells.shape[2] // 2_000_000)
@@ -107,6 +107,17 @@ def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: flo
                         }
                     )
     return found
+
+
+def clusters(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(column, runs) that the pairs of `twins` chain together."""
+    found: list[tuple[str, set[str]]] = []
+    for pair in pairs:
+        column, runs = pair["column"], set(pair["runs"])
+        touching = [one for one in found if one[0] == column and one[1] & runs]
+        found = [one for one in found if one not in touching]
+        found.append((column, runs.union(*(one[1] for one in touching))))
+    return [(column, sorted(runs)) for column, runs in found]
 
 
 def leave_one_out(
