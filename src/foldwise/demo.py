@@ -57,7 +57,7 @@ from foldwise.launch import map_rows
 Floats = NDArray[np.float32]
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a case, and the case whose lesion its image shows
 
-VERSION = 3  # of the generator: a folder made by another version is made again
+VERSION = 4  # of the generator: a folder made by another version is made again
 FEWEST_IMAGES = 40  # below that five positives in each part are a matter of patience
 TEST_SHARE = 2 / 7
 
@@ -68,9 +68,9 @@ SITES = {  # table's word: (header's word, share of images, weight in the logit)
     "lower extremity": ("LEG", 0.22, -1.3),
     "foot": ("FOOT", 0.05, -2.0),
 }
-WEIGHTS = {"asymmetry": 5.6, "variegation": 7.4, "texture": 5.0, "freckles": 3.0, "age": 0.095, "male": 1.2}
+WEIGHTS = {"asymmetry": 5.0, "variegation": 7.0, "texture": 4.8, "freckles": 3.0, "age": 0.095, "male": 1.2}
 INTERCEPT = -3.85  # gives some 22 % positives
-ATYPIA = 0.35  # correlation between asymmetry, variegation and texture of one lesion
+ATYPIA = 0.5  # correlation between asymmetry, variegation and texture of one lesion
 SIZES = ((128, 128), (120, 160), (144, 144), (128, 152), (150, 132))  # rows, columns
 SYNTAXES = {
     "explicit": ExplicitVRLittleEndian,
@@ -228,7 +228,7 @@ def render(case: dict[str, Any], rng: np.random.Generator) -> Floats:
     cover = _smoothstep(0.0, rng.uniform(0.10, 0.30), depth)[..., None]
     pigment = _brown(image, depth, rng)
     pigment = _meshes(pigment, float(case["texture"]), rng)
-    pigment = _areas(pigment, float(case["variegation"]), rng)
+    pigment = _areas(pigment, depth > 0, float(case["variegation"]), rng)
     pigment = _globules_and_streaks(pigment, depth, polar, float(case["texture"]), rng)
     image = image * (1 - cover) + pigment * cover
     image = _hair(image, rng)
@@ -281,13 +281,13 @@ def _outline(rows: int, columns: int, asymmetry: float, rng: np.random.Generator
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     y -= rows * rng.uniform(0.45, 0.55)
     x -= columns * rng.uniform(0.45, 0.55)
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.15) + 0.3 * asymmetry
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.12) + 0.5 * asymmetry**1.5
     u = (x * np.cos(turn) + y * np.sin(turn)) / np.sqrt(stretch)
     v = (y * np.cos(turn) - x * np.sin(turn)) * np.sqrt(stretch)
     angle = np.arctan2(v, u)
     border = 1 + (0.02 + 0.09 * asymmetry) * _noise(rows, columns, 12, rng)
     for k in range(2, 10):  # lobes, then notches
-        size = (0.015 + 0.42 * asymmetry**1.5) * rng.uniform(0.3, 1.2) / k
+        size = (0.01 + 0.6 * asymmetry**1.6) * rng.uniform(0.3, 1.2) / k
         border = border + _floats(size * np.cos(k * angle + rng.uniform(0, 2 * np.pi)))
     depth = 1 - np.hypot(u, v) / (radius * np.maximum(border, 0.25))
     return _floats(depth), _floats(angle)
@@ -304,13 +304,17 @@ def _brown(skin: Floats, depth: Floats, rng: np.random.Generator) -> Floats:
     return _floats(brown * ((1.1 - rng.uniform(0.2, 0.45) * inwards) * mottle)[..., None])
 
 
-def _areas(image: Floats, variegation: float, rng: np.random.Generator) -> Floats:
-    """With variegation black, blue-grey, white and red areas join the brown, one after the other."""
+def _areas(image: Floats, inside: NDArray[np.bool_], variegation: float, rng: np.random.Generator) -> Floats:
+    """With variegation black, blue-grey, white and red areas join the brown, one after the other.
+
+    Each is scaled to what lies inside the lesion: a colour that fell outside would move p, yet not be seen.
+    """
     rows, columns = image.shape[:2]
     colours = [_rgb(58, 38, 33), _rgb(92, 91, 103), _rgb(208, 178, 166), _rgb(158, 84, 72)]
     for k, colour in enumerate(colours):
         strength = np.clip(variegation * 5.4 - 1.0 - 0.75 * k, 0, 1) * rng.uniform(0.7, 0.9)
         field = _noise(rows, columns, rng.uniform(18, 30), rng) + 0.35 * _noise(rows, columns, 6, rng)
+        field = _floats((field - field[inside].mean()) / field[inside].std())
         area = strength * _smoothstep(0.0, 1.1, field)[..., None]
         mottle = 1 + 0.05 * _noise(rows, columns, 8, rng)[..., None]
         image = image * (1 - area) + colour * mottle * area
