@@ -136,7 +136,8 @@ def test_header_scan_agrees_with_pydicom(path: Path) -> None:
 
 @needs_shared
 def test_decoders_write_nothing_to_the_terminal() -> None:
-    code = "import sys; from foldwise import dicom\nfor p in sys.argv[1:]:\n try: dicom.read_image(p)\n except dicom.DicomError: pass"
+    code = "import sys\nfrom foldwise import dicom\nfor p in sys.argv[1:]:\n"
+    code += " try: dicom.read_image(p)\n except dicom.DicomError: pass"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, FILES)],
         env={**os.environ, "PYTHONPATH": str(REPO / "src")}, capture_output=True, text=True, timeout=300,
@@ -491,7 +492,9 @@ def test_header_values_are_typed_and_personal_ones_left_out(tmp_path: Path) -> N
         dicom.read_header(path, ["PatientAges"])
 
 
-@pytest.mark.parametrize(("text", "years"), [("045Y", 45.0), ("006M", 0.5), ("010D", 0.0274), ("52", 52.0), ("x", None)])
+@pytest.mark.parametrize(
+    ("text", "years"), [("045Y", 45.0), ("006M", 0.5), ("010D", 0.0274), ("52", 52.0), ("x", None)]
+)
 def test_age(text: str, years: float | None) -> None:
     assert tags._age(text) == years
 
@@ -631,7 +634,9 @@ def test_damaged_made_files_never_crash_or_hang(tmp_path: Path) -> None:
     files = []
     for number, syntax in enumerate([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
                                      JPEG2000Lossless, JPEGLSLossless, DeflatedExplicitVRLittleEndian]):  # fmt: skip
-        files.append(make(tmp_path / f"{number}.dcm", gradient(rng.choice(["u1", "u2", "i2"]), shape=(48, 50)), syntax=syntax))
+        files.append(
+            make(tmp_path / f"{number}.dcm", gradient(rng.choice(["u1", "u2", "i2"]), shape=(48, 50)), syntax=syntax)
+        )
         if syntax != ImplicitVRLittleEndian:
             colour = gradient("u1", shape=(2, 40, 33, 3))
             files.append(make(tmp_path / f"{number}c.dcm", colour, photometric="RGB", syntax=syntax))

@@ -172,8 +172,6 @@ def _decode_jpeg(path: Path, target: Size, options: ImageOptions) -> Array:
     _check_pixels(path, info.columns, info.rows, options)
     if info.components not in (1, 3) or info.precision != 8 or info.process not in (0xC0, 0xC1, 0xC2):
         return _decode_pillow(path, options)  # CMYK, YCCK, arithmetic coding
-    if b"\xff\xd9" not in data[-65536:]:
-        raise ImageError(f"{path}: truncated JPEG (no end mark)")
     side = None if target is None else target if isinstance(target, int) else max(target)  # EXIF may turn it
     at_least = _shorter_needed(info.rows, info.columns, side, options.fit) if side else None
     by = scaled_by(min(info.rows, info.columns), at_least)
@@ -325,7 +323,7 @@ def _to_8_bits(image: Array, options: ImageOptions) -> Array:
         image = _shallow(image, options)
     if alpha is not None:
         image = np.rint(image * alpha + options.background * (1 - alpha)).astype(np.uint8)
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=["C", "W"])  # Pillow's arrays are read-only
 
 
 def _shallow(image: Array, options: ImageOptions) -> Array:
@@ -398,28 +396,14 @@ def _vignette_box(gray: Array, options: ImageOptions) -> Box:
     if max(float(part.mean()) for part in corners) > threshold:
         return whole
     top, bottom, left, right = _content_box(gray, options.model_copy(update={"crop_threshold": threshold}))
-    center_y, center_x = (top + bottom) / 2, (left + right) / 2
-    radius = max(bottom - top, right - left) / 2
-    scale = _inscribed(gray, center_y, center_x, radius, threshold)
-    half_y, half_x = scale * (bottom - top) / 2, scale * (right - left) / 2
-    return round(center_y - half_y), round(center_y + half_y), round(center_x - half_x), round(center_x + half_x)
-
-
-def _inscribed(gray: Array, center_y: float, center_x: float, radius: float, threshold: int) -> float:
-    """The largest share of the content box whose four corners are bright (0.7 for a full circle)."""
-    for percent in range(100, 49, -2):
-        share = percent / 100
-        corners = [
-            gray[
-                int(np.clip(center_y + sy * share * radius * 0.98, 0, gray.shape[0] - 1)),
-                int(np.clip(center_x + sx * share * radius * 0.98, 0, gray.shape[1] - 1)),
-            ]
-            for sy in (-1, 1)
-            for sx in (-1, 1)
-        ]
-        if min(corners) > threshold:
-            return share
-    return math.sqrt(0.5)
+    center_y, center_x = (top + bottom - 1) / 2, (left + right - 1) / 2
+    half_y, half_x = (bottom - top - 1) / 2, (right - left - 1) / 2
+    for percent in range(100, 66, -2):  # a full circle leaves 70 %, one that the sensor cuts off leaves more
+        y, x = percent / 100 * half_y, percent / 100 * half_x
+        box = math.ceil(center_y - y), math.floor(center_y + y), math.ceil(center_x - x), math.floor(center_x + x)
+        if gray[np.ix_(box[:2], box[2:])].min(initial=255) > threshold:
+            break
+    return box[0], box[1] + 1, box[2], box[3] + 1
 
 
 def _object_box(gray: Array, options: ImageOptions) -> Box:
