@@ -132,7 +132,7 @@ def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[
 
     oof, test: (M, N) or (M, N, C). A run's number is the cross-validated AUC of a shallow forest on its own
     columns; 0.5 cannot tell. Some drift is due: test predictions are means over folds and so less extreme. A run
-    is named only where it stands out from the median run by 0.05 and is above 0.6.
+    is named only where it stands out from the median run by 0.05 and is above 0.58.
     """
     n, n_test = min(oof.shape[1], 10_000), min(test.shape[1], 10_000)
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[
     each = {name: _told_apart(both[m], label, seed) for m, name in enumerate(names)}
     everything = both.transpose(1, 0, 2).reshape(n + n_test, -1)
     usual = float(np.median(list(each.values())))
-    odd = [name for name, value in each.items() if value > max(0.6, usual + 0.05)]
+    odd = [name for name, value in each.items() if value > max(0.58, usual + 0.05)]
     return {"auc_by_run": each, "auc_all_runs": _told_apart(everything, label, seed), "named": odd}
 
 
