@@ -59,27 +59,37 @@ class Audit:
         """Pairs of a training and a test image: their test rows are known, and their scores flatter."""
         return self.pairs[self.pairs["split_a"] != self.pairs["split_b"]]
 
-    def warnings(self) -> list[str]:
+    def astray(self, fold_table: pd.DataFrame) -> pd.DataFrame:
+        """Training pairs in two folds of `fold_table` (id, fold): folds that were made without this audit."""
+        fold_of = dict(zip(fold_table["id"], fold_table["fold"], strict=True))
+        within = self._within
+        folds = within[["id_a", "id_b"]].map(lambda name: fold_of.get(name, np.nan))
+        return within[(folds["id_a"] != folds["id_b"]) & folds.notna().all(axis=1)]
+
+    @property
+    def _within(self) -> pd.DataFrame:
+        return self.pairs[(self.pairs["split_a"] == "train") & (self.pairs["split_b"] == "train")]
+
+    def warnings(self, fold_table: pd.DataFrame) -> list[str]:
         """What of it a person should know before training, a line each."""
-        within = self.pairs[(self.pairs["split_a"] == "train") & (self.pairs["split_b"] == "train")]
-        lines = []
+        lines, astray = [], self.astray(fold_table)
         if len(self.conflicts):
             first = self.conflicts.iloc[0]
             lines.append(
-                f"{len(self.conflicts)} pairs of copies in train have different labels, the first {first['id_a']} and "
-                f"{first['id_b']}; look at them in report.html"
+                f"copies with different labels in train: {len(self.conflicts)} pairs, the first {first['id_a']} and "
+                f"{first['id_b']}; at least one label of each is wrong"
             )
-        if len(within):
+        if len(astray):
             lines.append(
-                f"{len(within)} pairs of copies within train; {self.facts['merged']} groups were merged, so "
-                "that no fold trains on what another validates"
+                f"copies in different folds: {len(astray)} pairs, the first {astray['id_a'].iloc[0]} and "
+                f"{astray['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
             )
+        elif len(self._within):
+            lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
         if len(self.across):
-            lines.append(
-                f"{len(self.across)} pairs of a training and a test image are copies; their test rows flatter the score"
-            )
+            lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
         if self.facts.get("skipped"):
-            lines.append(f"{self.facts['skipped']} candidates for copies were not compared: too many alike")
+            lines.append(f"{self.facts['skipped']} candidates for copies were not compared: too many look alike")
         return lines
 
 

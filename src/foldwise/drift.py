@@ -19,7 +19,7 @@ from scipy import stats
 from foldwise import dicom, folds, index, launch, metrics
 from foldwise.competition import Competition
 
-BINS = 32  # a number's quantile bins; missing is a bin of its own
+BINS, ROWS_A_BIN = 32, 60  # a number's quantile bins, at most, and rows in each, at least; missing is its own bin
 CLASSES = 8  # the largest classes that each column is tried on, one against the rest
 LEAK = {"table": 0.95, "header": 0.95, "pixels": 0.99, "file": 0.8, "order": 0.75}  # AUC of one column, its lower end
 SPLIT_LEAK = 0.8
@@ -221,7 +221,8 @@ def _bins(values: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(values):
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
         finite = numbers[np.isfinite(numbers)]
-        edges = np.unique(np.quantile(finite, np.linspace(0, 1, BINS + 1))) if len(finite) else finite
+        bins = int(np.clip(len(finite) // ROWS_A_BIN, 4, BINS))
+        edges = np.unique(np.quantile(finite, np.linspace(0, 1, bins + 1))) if len(finite) else finite
         codes = np.where(np.isnan(numbers), -1, np.searchsorted(edges, numbers, side="right"))
     else:
         codes = pd.factorize(values)[0]

@@ -61,6 +61,7 @@ def svg(figure: Figure, number: int, alt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", text, count=5)
     text = text.replace("xlink:href", "href").replace(INK, "currentColor")
+    text = text.replace(BLUE.lower(), f"var(--blue, {BLUE})")  # the one that is dim on a dark page
     text = text.replace(' id="', f' id="f{number}-').replace("url(#", f"url(#f{number}-")
     text = text.replace('href="#', f'href="#f{number}-')
     wide = figure.get_size_inches()[0] * 100
@@ -151,8 +152,7 @@ LIGHT = {
 @_styled
 def light(statistics: pd.DataFrame, by: pd.Series, colours: dict[str, str] | None = None) -> Figure:
     """Distributions of brightness, contrast and colour by the names in `by` (aligned; missing is left out)."""
-    names = [name for name in by.dropna().unique()] if colours is None else list(colours)
-    paint = colours or dict(zip(names, PALETTE, strict=False))
+    paint = colours or dict(zip(by.dropna().unique(), PALETTE, strict=False))
     gray = (statistics["saturation"].dropna() < 1e-6).all()
     shown = ["brightness", "contrast", "sharpness"] if gray else list(LIGHT)
     figure, axes = _axes(4 if not gray else 3, 2.7 if gray else 5.2, rows=1 if gray else 2)
@@ -177,7 +177,8 @@ def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]
     low, high = np.quantile(every, [0.005, 0.995])
     if high - low < 1e-9 * max(abs(high), 1):
         low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, 29)
+    fewest = min(len(found) for found in values.values())
+    edges = np.linspace(low, high, int(np.clip(2 * np.sqrt(fewest), 8, 28)) + 1)
     for name, found in values.items():
         shares = np.histogram(np.clip(found.to_numpy(float), low, high), edges)[0] / len(found)
         axes.stairs(shares, edges, color=colours[name], label=_short(name), linewidth=1.6)
@@ -242,7 +243,7 @@ def _labels(values: pd.Series, most: int) -> pd.Series:
         numbers = values.astype("float64")
         edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, 9)))
         bins = pd.cut(numbers, edges, include_lowest=True)
-        order = [f"{_number(b.left)} to {_number(b.right)}" for b in bins.cat.categories]
+        order = [f"{_number(max(b.left, edges[0]))} to {_number(b.right)}" for b in bins.cat.categories]
         text = bins.cat.rename_categories(order).astype(object)
     elif pd.api.types.is_numeric_dtype(values):
         order = [_number(value) for value in sorted(values.dropna().unique())]
@@ -262,8 +263,7 @@ def against_target(frames: dict[str, pd.DataFrame], names: Sequence[str], base: 
 
     frames: column -> by_value(...). base: the mean over all rows, drawn as a line. share: the targets are 0/1.
     """
-    columns = min(2, len(frames))
-    rows = -(-len(frames) // columns)
+    columns, rows = 2, -(-len(frames) // 2)
     tall = max(len(frame) for frame in frames.values())
     figure, axes = _axes(columns, rows * (1.0 + 0.27 * tall), rows=rows)
     for place, (column, frame) in zip(axes, frames.items(), strict=False):

@@ -16,9 +16,9 @@ from foldwise import figures
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee6; --ground: #ffffff;
-  --card: #f5f7fa; --accent: #0072b2; --warn: #b34700; --warn-ground: #fff4e8; --bar: #56b4e9; }
+  --card: #f5f7fa; --accent: #0072b2; --warn: #b34700; --warn-ground: #fff4e8; --bar: #56b4e9; --blue: #0072b2; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #353d49; --ground: #14181e;
-  --card: #1d232c; --accent: #56b4e9; --warn: #f0a050; --warn-ground: #2e2419; --bar: #2f6f94; } }
+  --card: #1d232c; --accent: #56b4e9; --warn: #f0a050; --warn-ground: #2e2419; --bar: #2f6f94; --blue: #2f97d8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -26,7 +26,8 @@ main, header { max-width: 1120px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 28px; }
 h1 { font-size: 27px; margin: 0; line-height: 1.25; } h2 { font-size: 20px; margin: 44px 0 6px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
-p { margin: 6px 0; max-width: 78ch; } .soft, caption, figcaption { color: var(--soft); font-size: 13px; }
+p { margin: 6px 0; max-width: 78ch; } p.soft { max-width: 100ch; }
+.soft, caption, figcaption { color: var(--soft); font-size: 13px; }
 nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 14px 0 18px; font-size: 14px; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(164px, 1fr)); gap: 10px; }
@@ -43,7 +44,8 @@ th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td { overflow-wrap: anywhere; } tr.hot td { background: var(--warn-ground); }
-td .bar { display: inline-block; height: 9px; background: var(--bar); border-radius: 2px; margin-left: 8px; }
+td .track { display: inline-block; width: 60px; margin-left: 8px; text-align: left; }
+td .bar { display: inline-block; height: 9px; background: var(--bar); border-radius: 2px; }
 svg { display: block; width: 100%; height: auto; margin: 8px 0; }
 .side { display: flex; flex-wrap: wrap; gap: 12px; } .side > * { flex: 1 1 380px; min-width: 0; }
 .class { display: flex; gap: 14px; align-items: center; margin: 6px 0; }
@@ -113,6 +115,11 @@ def text(words: str, soft: bool = False) -> str:
     return f'<p{" class=soft" if soft else ""}>{escape(words)}</p>'
 
 
+def counted(count: int, word: str, plural: str = "") -> str:
+    """'1 file', '1,200 files'."""
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
+
+
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[Any]], hot: Callable[[int], bool] | None = None,
     bars: Sequence[int] = (),
@@ -147,7 +154,7 @@ def _cell(value: Any) -> str:
 def _bar(value: Any) -> str:
     if not isinstance(value, float) or np.isnan(value):
         return ""
-    return f'<span class="bar" style="width:{60 * min(max(value, 0), 1):.0f}px"></span>'
+    return f'<span class="track"><span class="bar" style="width:{60 * min(max(value, 0), 1):.0f}px"></span></span>'
 
 
 def picture(image: np.ndarray, alt: str, shown: int = 104, quality: int = 84) -> str:

@@ -3,118 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import pandas as pd
 
-from foldwise import __version__, atomic, cache, drift, figures, folds, image, index, noise, page, traits
+from foldwise import __version__, atomic, cache, drift, folds, page, sections
 from foldwise.audit import Audit
-from foldwise.cache import Cache
 from foldwise.command import note
 from foldwise.competition import Competition
-from foldwise.image import ImageOptions
-from foldwise.page import Page
+from foldwise.page import Page, counted
+from foldwise.survey import SAMPLE, Survey
 
-CLASSES = 12  # classes whose images are shown
-ACROSS = 9  # images a class
-THUMB = 92  # their side on the page; nine fit beside the name
-PAIRS = 24  # pairs of copies shown, of each kind
-LIST = 200  # rows of a long list
-SAMPLE = 3000  # images whose light and colour are measured where no audit has
-WHOLE = 512  # sides of the before/after pictures, read from the raw files
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the sections draw from."""
-
-    competition: Competition
-    table: pd.DataFrame
-    fold_table: pd.DataFrame
-    images: Cache
-    sizes: Sequence[int]
-    audit: Audit | None
-
-    @cached_property
-    def train(self) -> pd.DataFrame:
-        """Readable training rows."""
-        return self.table[(self.table["split"] == "train") & self.table["error"].isna()]
-
-    @cached_property
-    def truth(self) -> pd.DataFrame:
-        """Per readable training row what is asked, a column a class or label (0/1), or the number itself."""
-        if self.competition.task == "multilabel":
-            names = self.competition.targets
-            return self.train[[f"target_{name}" for name in names]].set_axis(names, axis=1)
-        if self.competition.task == "multiclass":
-            largest = self.train["target"].value_counts().index[: len(figures.PALETTE)]
-            return pd.DataFrame({name: (self.train["target"] == name).astype(float) for name in largest})
-        return self.train[["target"]].astype(float)
-
-    @cached_property
-    def kinds(self) -> dict[str, pd.Series]:
-        """Name -> bool over readable training rows, for showing images side by side: classes, labels, or thirds."""
-        if self.competition.task == "multilabel":
-            return {name: self.truth[name] > 0.5 for name in self.truth}
-        target = self.train["target"]
-        if self.competition.task == "multiclass":
-            return {str(name): target == name for name in index.classes(self.competition, self.table)}
-        if self.competition.task == "binary":
-            positive = self.competition.positive
-            return {"target 0": target == 0, f"target 1 ({positive})" if positive else "target 1": target == 1}
-        third = pd.qcut(target.rank(method="first"), 3, labels=False) if len(target) >= 3 else target * 0
-        return {f"{w} third ({target[third == k].min():.4g} to {target[third == k].max():.4g})": third == k
-                for k, w in enumerate(("lowest", "middle", "highest")) if (third == k).any()}  # fmt: skip
-
-    @cached_property
-    def statistics(self) -> pd.DataFrame:
-        """Light and colour by index row (traits.STATISTICS): of all images from the audit, else of a sample."""
-        if self.audit is not None:
-            return self.audit.statistics
-        rows = np.flatnonzero(self.images.ids["ok"].to_numpy(bool))
-        if len(rows) > SAMPLE:
-            rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-        seen = traits.look(self.images, rows, thumbnails=False)
-        return seen.statistics.set_axis(self.table.index[rows]).reindex(self.table.index)
-
-    @cached_property
-    def fold_of(self) -> pd.Series:
-        """Fold by index label, NaN for rows without."""
-        by_id = self.fold_table.set_index("id")["fold"]
-        return self.table["id"].map(by_id).where(self.table["split"] == "train").astype("float64")
-
-    @cached_property
-    def compared(self) -> pd.DataFrame:
-        """drift.compare of metadata, files and pixels, over readable rows."""
-        frame, sources = drift.columns(self.competition, self.table, self.statistics)
-        readable = self.table["error"].isna()
-        return drift.compare(self.competition, self.table, self.fold_of, frame[readable], sources)
-
-    @cached_property
-    def headers(self) -> pd.DataFrame:
-        """drift.compare of the header fields that are not metadata already; no rows without DICOM files."""
-        frame = drift.headers(self.competition, self.table)
-        frame = frame.drop(columns=index.metadata_columns(self.competition), errors="ignore")
-        return drift.compare(self.competition, self.table, self.fold_of, frame, {})
-
-    @cached_property
-    def adversaries(self) -> list[drift.Adversary]:
-        """Adversarial validation on metadata, and on files and pixels."""
-        frame, sources = drift.columns(self.competition, self.table, self.statistics)
-        frame = frame[self.table["error"].isna()]
-        asked = {"metadata": ("table", "header"), "files and pixels": ("file", "pixels")}
-        made = [drift.adversarial(name, self.table, frame[[c for c in frame if sources[c] in kinds]])
-                for name, kinds in asked.items()]  # fmt: skip
-        return [one for one in made if one is not None]
-
-    def row(self, split: str, name: str) -> int:
-        """The row number in index and cache of an image, -1 where it could not be read."""
-        return int(self.images.rows(split, [name])[0])
+DIFFERENT = 0.7  # lower end of the adversarial AUC from which train and test are said to differ
 
 
 def write(
@@ -125,9 +29,9 @@ def write(
 
     What fails in one section is said in its place, and does not stop the others.
     """
-    facts = Facts(competition, table, fold_table, cache.load(competition, sizes[0]), sizes, audit)
+    facts = Survey(competition, table, fold_table, cache.load(competition, sizes[0]), sizes, audit)
     sheet = Page(f"{competition.name}: before training")
-    for heading, make in SECTIONS:
+    for heading, make in sections.SECTIONS:
         try:
             sheet.add(heading, make(facts, sheet))
         except Exception as error:
@@ -135,12 +39,13 @@ def write(
             sheet.add(heading, page.text(f"This part could not be made ({reason})."))
             note(f"warning: report.html: {heading}: could not be made ({reason})")
     _headline(facts, sheet)
+    sheet.warnings = _warnings(facts)
     path = competition.derived() / "report.html"
     atomic.write_text(path, sheet.html())
     return path
 
 
-def _headline(facts: Facts, sheet: Page) -> None:
+def _headline(facts: Survey, sheet: Page) -> None:
     about, table = facts.competition, facts.table
     test = int((table["split"] == "test").sum())
     unread = table["error"].notna()
@@ -153,16 +58,15 @@ def _headline(facts: Facts, sheet: Page) -> None:
     if about.task == "binary":
         sheet.tile(f"{facts.train['target'].mean():.1%}", "positive")
     elif about.task != "regression":
-        sheet.tile(f"{len(facts.kinds):,}", "labels" if about.task == "multilabel" else "classes")
+        sheet.tile(f"{len(facts.counts):,}", "labels" if about.task == "multilabel" else "classes")
     sheet.tile(f"{facts.fold_table['group'].nunique():,}", "groups, each in one fold")
     sheet.tile(f"{int(unread.sum()):,}", "unreadable files", warn=bool(unread.any()))
     if facts.audit is not None:
         pairs, conflicts = len(facts.audit.pairs), len(facts.audit.conflicts)
         sheet.tile(f"{pairs:,}", "pairs of copies", warn=pairs > 0)
         sheet.tile(f"{conflicts:,}", "copies that differ in label", warn=conflicts > 0)
-    for one in _try(lambda: facts.adversaries, []):
-        sheet.tile(f"{one.auc.value:.2f}", f"AUC, train against test: {one.name}", warn=one.auc.low > 0.7)
-    sheet.warnings = _warnings(facts)
+    for one in _adversaries(facts):
+        sheet.tile(f"{one.auc.value:.2f}", f"AUC, train against test: {one.name}", warn=one.auc.low > DIFFERENT)
     sizes = ", ".join(map(str, facts.sizes))
     sheet.footer = escape(
         f"Made by 01_preprocess.py, foldwise {__version__}, from images_{facts.sizes[0]}.npy (sizes made: {sizes}), "
@@ -172,321 +76,34 @@ def _headline(facts: Facts, sheet: Page) -> None:
     )
 
 
-def _try(make: Callable[[], Any], otherwise: Any) -> Any:
+def _try(make: Callable[[], T], otherwise: T) -> T:
     try:
         return make()
     except Exception:  # its own section has said why
         return otherwise
 
 
-def _warnings(facts: Facts) -> list[str]:
-    lines: list[str] = []
-    for split, count in facts.table[facts.table["error"].notna()].groupby("split").size().items():
-        what = "predicted as the mean of the others" if split == "test" else "left out"
-        lines.append(f"{count} {split} {'file' if count == 1 else 'files'} can't be read; {what}")
+def _adversaries(facts: Survey) -> list[drift.Adversary]:
+    none: list[drift.Adversary] = []
+    return _try(lambda: facts.adversaries, none)
+
+
+def _warnings(facts: Survey) -> list[str]:
+    lines = [
+        f"{counted(count, f'{split} file')} can't be read: "
+        + ("predicted as the mean of the others" if split == "test" else "left out")
+        for split, count in facts.table.loc[facts.table["error"].notna(), "split"].value_counts().items()
+    ]
     if facts.audit is not None:
-        lines += facts.audit.warnings()
+        lines += facts.audit.warnings(facts.fold_table)
     shared = drift.shared_groups(facts.table)
     if shared:
-        lines.append(
-            f"{len(shared)} groups lie both in train and in test, such as {shared[0]}; test is not as new as it looks"
-        )
-    for compared in (lambda: facts.compared, lambda: facts.headers):
-        lines += drift.warnings(_try(compared, facts.compared.iloc[:0]))
-    for one in _try(lambda: facts.adversaries, []):
-        if one.auc.low > 0.7:
+        both = f"{counted(len(shared), 'group')} in both train and test, such as {shared[0]}"
+        lines.append(f"{both}: the test score is that of known groups, the out-of-fold score that of new ones")
+    nothing = facts.table.iloc[:0]
+    lines += drift.warnings(_try(lambda: facts.compared, nothing))
+    lines += drift.warnings(_try(lambda: facts.headers, nothing))
+    for one in _adversaries(facts):
+        if one.auc.low > DIFFERENT:
             lines.append(f"train and test differ in {one.name}: AUC {one.auc}, most by {one.columns.index[0]}")
-    lines += _try(lambda: folds.check(facts.competition, facts.fold_table, facts.train), [])
-    return lines
-
-
-# --- sections ---------------------------------------------------------------------------------------------
-
-
-def _target(facts: Facts, sheet: Page) -> str:
-    about = facts.competition
-    if about.task == "regression":
-        name = str(about.target)
-        return sheet.figure(figures.target_histogram(facts.train["target"], name), "histogram of the target")
-    counts = pd.Series({name: int(chosen.sum()) for name, chosen in facts.kinds.items()})
-    body = sheet.figure(figures.class_balance(counts), "training images by class")
-    if len(counts) > 30:
-        body += page.text(f"The 20 largest and 8 smallest of {len(counts):,} classes.", soft=True)
-    rare = counts[counts < facts.fold_table["fold"].nunique()]
-    if len(rare):
-        body += page.text(f"{len(rare)} classes have fewer images than there are folds, such as {rare.index[0]}.")
-    if about.task == "multilabel":
-        labels = facts.truth.sum(axis=1)
-        body += page.text(f"{(labels == 0).sum():,} images carry no label; on average {labels.mean():.2f} an image.")
-        body += sheet.figure(figures.together(facts.truth), "labels that come together")
-    return body
-
-
-def _grid(facts: Facts, sheet: Page) -> str:
-    rng = np.random.default_rng(0)
-    kinds = sorted(facts.kinds.items(), key=lambda item: -int(item[1].sum()))
-    rows = []
-    for name, chosen in [kind for kind in kinds if kind[1].any()][:CLASSES]:
-        ids = facts.train.loc[chosen, "id"].to_numpy()
-        picked = rng.choice(ids, min(ACROSS, len(ids)), replace=False)
-        rows.append(_strip(facts, name, f"{len(ids):,} images", "train", picked))
-    test = facts.table[(facts.table["split"] == "test") & facts.table["error"].isna()]
-    if len(test):
-        picked = rng.choice(test["id"].to_numpy(), min(ACROSS, len(test)), replace=False)
-        rows.append(_strip(facts, "test", f"{len(test):,} images", "test", picked))
-    more = f" The {CLASSES} largest of {len(kinds):,} classes." if len(kinds) > CLASSES else ""
-    lead = f"Drawn at random, windowed, cropped and resized as they were cached at {facts.images.size} pixels.{more}"
-    return page.text(lead, soft=True) + "".join(rows)
-
-
-def _strip(facts: Facts, name: str, count: str, split: str, ids: np.ndarray) -> str:
-    pixels = facts.images.read(facts.images.rows(split, list(ids)))
-    shown = "".join(page.picture(pixel, str(one), THUMB) for pixel, one in zip(pixels, ids, strict=True))
-    words = f"<div><b>{escape(name)}</b><br><span class=soft>{escape(count)}</span></div>"
-    return f'<div class="class">{words}<div class="strip">{shown}</div></div>'
-
-
-def _before_after(facts: Facts, sheet: Page) -> str:
-    """Each image option that is set, alone, and all of them together, on the same raw files."""
-    chosen = facts.competition.image
-    default = ImageOptions()
-    changed = [name for name in ImageOptions.model_fields if getattr(chosen, name) != getattr(default, name)]
-    if not changed:
-        return ""
-    steps: dict[str, ImageOptions] = {"before": default}
-    for name in changed:
-        value = getattr(chosen, name)
-        steps[f"{name}: {value}"] = default.model_copy(update={name: value})
-    if len(changed) > 1:
-        steps["all together"] = chosen
-    files = facts.train.sample(min(ACROSS, len(facts.train)), random_state=1)
-    size = min(WHOLE, 2 * facts.images.size)
-    rows = []
-    for name, options in steps.items():
-        shown = [image.read_image(facts.competition.raw() / path, size=size, options=options) for path in files["path"]]
-        strip = "".join(page.picture(pixel, f"{i}, {name}", THUMB) for pixel, i in zip(shown, files["id"], strict=True))
-        rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
-    lead = "The same images without and with each option of `image:`, all else at its default."
-    return page.text(lead, soft=True) + "".join(rows)
-
-
-def _files(facts: Facts, sheet: Page) -> str:
-    known = facts.table[facts.table["error"].isna()]
-    formats = known.groupby(["format", "split"]).size().unstack(fill_value=0)
-    rows = [[str(name), *map(int, counts)] for name, counts in zip(formats.index, formats.to_numpy(), strict=True)]
-    body = sheet.figure(figures.sizes(known), "sizes, shapes and weights of the files")
-    return body + page.table(["format", *map(str, formats.columns)], rows)
-
-
-def _light(facts: Facts, sheet: Page) -> str:
-    statistics, table = facts.statistics, facts.table
-    body = page.text("Of the cached images: each line is a distribution, its ends cut at the middle 99 %.", soft=True)
-    largest = sorted(facts.kinds.items(), key=lambda item: -int(item[1].sum()))[:6]
-    by = pd.Series(pd.NA, index=table.index, dtype="object")
-    for name, chosen in reversed(largest):  # of several labels an image counts for its rarest
-        by[chosen.index[chosen.to_numpy()]] = name
-    colours = dict(zip((name for name, _ in largest), figures.PALETTE, strict=False))
-    word = "third of the target" if facts.competition.task == "regression" else "class"
-    body += f"<h3>By {word}{', the six largest' if len(facts.kinds) > 6 else ''}</h3>"
-    body += sheet.figure(figures.light(statistics, by, colours), f"brightness, contrast and colour by {word}")
-    if table["split"].nunique() > 1:
-        shown = figures.light(statistics, table["split"], figures.SPLITS)
-        body += "<h3>Train and test</h3>" + sheet.figure(shown, "brightness, contrast and colour in train and test")
-    return body
-
-
-def _metadata(facts: Facts, sheet: Page) -> str:
-    columns = [name for name in index.metadata_columns(facts.competition) if facts.train[name].notna().any()]
-    if not columns:
-        return ""
-    binary = facts.competition.task != "regression"
-    names = list(facts.truth)[: 5 if len(facts.truth.columns) > 1 else 1]
-    truth = facts.truth[names]
-    lead = "Dots with 95 % intervals (Wilson) by value, number of images in brackets; dotted: all images."
-    if len(facts.kinds) > len(names) > 1:
-        word = "largest classes" if facts.competition.task == "multiclass" else "first labels"
-        lead += f" The {len(names)} {word} of {len(facts.kinds):,}."
-    body = page.text(lead if binary else lead.replace(" (Wilson)", " of the mean"), soft=True)
-    for start in range(0, min(len(columns), 16), 2):  # two at a time, so that short ones do not stretch to long ones
-        frames = {c: figures.by_value(facts.train[c], truth) for c in columns[start : start + 2]}
-        base = [float(truth[name].mean()) for name in names]
-        figure = figures.against_target(frames, names, base, binary)
-        body += sheet.figure(figure, f"target by {' and by '.join(columns[start : start + 2])}")
-    return body + (page.text(f"The first 16 of {len(columns)} columns.", soft=True) if len(columns) > 16 else "")
-
-
-def _missing(facts: Facts, sheet: Page) -> str:
-    columns = index.metadata_columns(facts.competition)
-    if not columns:
-        return ""
-    shares = facts.table[columns].isna().groupby(facts.table["split"]).mean().T
-    shares = shares[[split for split in figures.SPLITS if split in shares]]
-    if not (shares.to_numpy() > 0).any():
-        return page.text("Every metadata column is filled in every row.")
-    return sheet.figure(figures.missing(shares.head(40)), "missing metadata by column")
-
-
-def _folds(facts: Facts, sheet: Page) -> str:
-    task, shown = facts.competition.task, list(facts.truth)[:6]
-    truth = facts.truth.set_axis(facts.train["id"], axis=0)
-    rows = []
-    for fold, part in facts.fold_table.groupby("fold"):
-        values = truth.loc[part["id"], shown]
-        found: list[Any] = values.mean().tolist() if task == "regression" else values.sum().astype(int).tolist()
-        if task == "binary":
-            found.append(f"{values.iloc[:, 0].mean():.1%}")
-        rows.append([str(fold), len(part), int(part["group"].nunique()), *found])
-    words = {"binary": ["positives", "share"], "regression": ["mean target"]}.get(task, list(map(str, shown)))
-    more = ""
-    if len(facts.kinds) > len(shown) > 1:
-        more = page.text(f"Images a fold of {len(shown)} of the {len(facts.kinds):,} classes.", soft=True)
-    return page.table(["fold", "images", "groups", *words], rows) + more
-
-
-def _duplicates(facts: Facts, sheet: Page) -> str:
-    if facts.audit is None:
-        return ""
-    found, n = facts.audit.facts, len(facts.audit.pairs)
-    lead = (
-        f"{found['images']:,} images compared at {facts.images.size} pixels: {found['candidates']:,} candidates by "
-        f"perceptual hash, {n:,} pairs confirmed on pixels. A pair says how many of the hash's 64 bits differ, and how "
-        "well the fine structure agrees (0 to 1)."
-        + (f" {found['flat']:,} images without detail compared by their files only." if found["flat"] else "")
-    )
-    body = page.text(lead, soft=True)
-    pairs = facts.audit.pairs
-    within = pairs["same_label"].eq(True).fillna(False)
-    across = pairs["split_a"] != pairs["split_b"]
-    test = (pairs["split_a"] == "test") & ~across
-    for heading, part in (
-        ("Copies with different labels", facts.audit.conflicts),
-        ("Across train and test", pairs[across]),
-        ("Within train, now in one group", pairs[within]),
-        ("Within test", pairs[test]),
-    ):
-        if len(part):
-            body += f"<h3>{heading} ({len(part):,})</h3>" + _pairs(facts, part)
-    if n:
-        body += page.text("All pairs are in duplicates.csv.", soft=True)
-    return body
-
-
-def _pairs(facts: Facts, pairs: pd.DataFrame) -> str:
-    body = "".join(_pair(facts, pair) for pair in pairs.head(PAIRS).itertuples())
-    more = page.text(f"The first {PAIRS} of {len(pairs):,}.", soft=True) if len(pairs) > PAIRS else ""
-    return f'<div class="pairs">{body}</div>{more}'
-
-
-def _pair(facts: Facts, pair: Any) -> str:
-    sides = []
-    for split, name in ((pair.split_a, pair.id_a), (pair.split_b, pair.id_b)):
-        row = facts.row(split, name)
-        shown = page.picture(facts.images.read(np.array([row]))[0], name, 116)
-        label = f", {_label(facts, row)}" if split == "train" else ""
-        sides.append(f"<div>{shown}{escape(name)}<br><span class=soft>{escape(split + label)}</span></div>")
-    turned = "" if pair.view == "as it is" else f", {pair.view}"
-    words = f"{pair.kind}{turned}: {pair.distance} of 64 bits, agreement {pair.agreement:.2f}"
-    kind = "pair" if pd.isna(pair.same_label) or pair.same_label else "pair warn"
-    caption = f"<figcaption>{escape(words)}</figcaption>"
-    return f'<figure class="{kind}"><div class="two">{"".join(sides)}</div>{caption}</figure>'
-
-
-def _label(facts: Facts, row: int) -> str:
-    if facts.competition.task == "multilabel":
-        names = facts.competition.targets
-        return ", ".join(name for name in names if facts.table[f"target_{name}"].iloc[row] > 0.5) or "no label"
-    value = facts.table["target"].iloc[row]
-    return f"target {value:g}" if isinstance(value, float) else str(value)
-
-
-def _drift(facts: Facts, sheet: Page) -> str:
-    body = page.text(
-        "What each column alone tells. Drift between train and test: Kolmogorov-Smirnov distance of numbers, share of "
-        "rows that would have to move for categories. Predicts target: out-of-fold AUC of the column alone"
-        + (" (R² here)" if facts.competition.task == "regression" else ", of the class it tells best")
-        + ". Tells test: the AUC of 'is this a test row'. Marked: a warning above.",
-        soft=True,
-    )
-    body += _compared(facts.compared)
-    shown = [sheet.figure(figures.responsible(one.columns, f"{one.name}: AUC {one.auc}"), f"adversary on {one.name}")
-             for one in facts.adversaries]  # fmt: skip
-    if shown:
-        body += "<h3>Adversarial validation</h3>" + page.text(
-            "A model learns to tell test images from training images (LightGBM, five folds of groups, interval by "
-            "bootstrap over groups). AUC 0.5: it can't; near 1: what it leans on will mislead a model trained here.",
-            soft=True,
-        )
-        body += f'<div class="side">{"".join(f"<div>{one}</div>" for one in shown)}</div>'
-    return body
-
-
-def _headers(facts: Facts, sheet: Page) -> str:
-    if not len(facts.headers):
-        return ""
-    lead = "Every public DICOM field that is not among the metadata; personal fields are left out."
-    return page.text(lead, soft=True) + page.folded(f"{len(facts.headers)} fields", _compared(facts.headers))
-
-
-def _compared(compared: pd.DataFrame) -> str:
-    flagged = [bool(drift.warnings(compared.iloc[[k]])) for k in range(len(compared))]
-    order = np.argsort([not flag for flag in flagged], kind="stable")
-    rows = []
-    for k in order:
-        row = compared.iloc[k]
-        covered = [f"{v:.0%}" if v == v else "–" for v in (row["coverage_train"], row["coverage_test"])]
-        p = "–" if np.isnan(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        best = f" {row['target_class']}" if row["target_class"] else ""
-        rows.append([f"{row['column']}", row["source"], " / ".join(covered), int(row["values"]), float(row["drift"]), p,
-                     float(row["target"]), best, float(row["split"])])  # fmt: skip
-    heads = ["column", "source", "filled, train / test", "values", "drift", "p", "predicts target", "", "tells test"]
-    return page.table(heads, rows, hot=lambda k: flagged[order[k]], bars=(4,))
-
-
-def _noise(facts: Facts, sheet: Page) -> str:
-    found = noise.of_runs(facts.competition, facts.table)
-    if found is None:
-        return ""
-    name, frame = found
-    frame = frame[frame["id"].isin(facts.train["id"])]
-    lead = (
-        f"{len(frame):,} training rows whose out-of-fold prediction by run {name} contradicts their label with "
-        "confidence (Northcutt et al. 2021): mislabelled, or hard. The most contradicted first."
-    )
-    cards = []
-    for row in frame.head(PAIRS).itertuples():
-        pixels = facts.images.read(facts.images.rows("train", [row.id]))[0]
-        words = f"given {row.given} ({row.p_given:.2f}), suggested {row.suggested} ({row.p_suggested:.2f})"
-        cards.append(f'<figure class="pair">{page.picture(pixels, row.id, 116)}{escape(row.id)}'
-                     f"<figcaption>{escape(words)}</figcaption></figure>")  # fmt: skip
-    return page.text(lead, soft=True) + f'<div class="pairs singles">{"".join(cards)}</div>'
-
-
-def _unreadable(facts: Facts, sheet: Page) -> str:
-    unread = facts.table[facts.table["error"].notna()]
-    if not len(unread):
-        return page.text("Every file could be read.")
-    body = page.text("Training rows are left out. Test rows stay in the submission: their prediction is the stated "
-                     "fallback, the mean of the others.")  # fmt: skip
-    shown = unread.head(LIST)
-    what = {"train": "left out", "test": "predicted as the mean of the others"}
-    rows = [[r.split, r.id, r.path, r.error, what[r.split]] for r in shown.itertuples()]
-    body += page.table(["split", "id", "file", "reason", "what happens"], rows)
-    more = page.text(f"The first {LIST} of {len(unread):,}; all are in unreadable.csv.", soft=True)
-    return body + (more if len(unread) > LIST else "")
-
-
-SECTIONS: list[tuple[str, Callable[[Facts, Page], str]]] = [
-    ("Target", _target),
-    ("Images as the model sees them", _grid),
-    ("Image options, before and after", _before_after),
-    ("Copies", _duplicates),
-    ("Folds", _folds),
-    ("Files", _files),
-    ("Light and colour", _light),
-    ("Metadata and target", _metadata),
-    ("Missing metadata", _missing),
-    ("Drift and leaks", _drift),
-    ("DICOM header", _headers),
-    ("Label noise candidates", _noise),
-    ("Unreadable files", _unreadable),
-]
+    return lines + folds.check(facts.competition, facts.fold_table, facts.train)

@@ -1,0 +1,331 @@
+"""Copies are found and unrelated images are not; groups never straddle folds; drift and leaks are told from noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foldwise import audit, competition, drift, folds, noise, traits
+from foldwise.cache import Cache
+from foldwise.competition import Competition
+
+SIZE = 96
+
+
+def photo(rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
+    """uint8 (size, size, 3): a dark blob in the middle of mottled skin, so that all of them are alike at a glance."""
+    image = np.full((size, size, 3), (200, 160, 140), np.float32)
+    for scale, strength in ((4, 25), (10, 30), (24, 30)):
+        coarse = rng.standard_normal((size // scale + 3, size // scale + 3, 1)).astype(np.float32)
+        image += strength * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)[..., None]
+    centre = (int(size * rng.uniform(0.45, 0.55)), int(size * rng.uniform(0.45, 0.55)))
+    cv2.circle(image, centre, int(size * rng.uniform(0.2, 0.25)), (90, 60, 50), -1)
+    return np.clip(cv2.GaussianBlur(image, (0, 0), 1) + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+
+
+def recoded(image: np.ndarray, quality: int = 40) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+def cropped(image: np.ndarray, share: float) -> np.ndarray:
+    margin = int(len(image) * share)
+    return cv2.resize(image[margin:-margin, margin:-margin], image.shape[1::-1], interpolation=cv2.INTER_AREA)
+
+
+COPIES = {
+    "crop": lambda image: cropped(image, 0.05),
+    "brighter": lambda image: np.clip(image * 1.2, 0, 255).astype(np.uint8),
+    "darker": lambda image: (image * 0.7).astype(np.uint8),
+    "gamma": lambda image: (255 * (image / 255) ** 1.4).astype(np.uint8),
+    "other colours": lambda image: np.clip(image * np.array([0.85, 1, 1.1]), 0, 255).astype(np.uint8),
+    "recoded": recoded,
+    "shifted by a pixel": lambda image: np.roll(image, (1, -1), (0, 1)),
+    "smaller": lambda image: cv2.resize(cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), (SIZE, SIZE)),
+    "mirrored": lambda image: image[:, ::-1],
+    "turned": lambda image: np.rot90(image),
+    "turned and recoded": lambda image: recoded(np.ascontiguousarray(np.rot90(image, 2)), 70),
+}
+
+
+def cached(folder: Path, images: list[np.ndarray], table: pd.DataFrame) -> Cache:
+    """The images as 01 caches them, in the order of `table`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"images_{SIZE}.npy"
+    np.save(path, np.stack(images))
+    ids = table[["split", "id"]].assign(ok=table["error"].isna().astype(int))
+    return Cache(path, SIZE, ids)
+
+
+def indexed(n_train: int, n_test: int = 0, **columns: object) -> pd.DataFrame:
+    """An index with a group per image and alternating targets."""
+    n = n_train + n_test
+    split = ["train"] * n_train + ["test"] * n_test
+    ids = [f"{split[k][:2]}{k}" for k in range(n)]
+    table = pd.DataFrame({"split": split, "id": ids, "row_id": ids, "group": ids, "path": [f"{i}.png" for i in ids]})
+    table["target"] = np.where(table["split"] == "train", np.arange(n) % 2, np.nan)
+    table["error"] = pd.Series([None] * n, dtype="string")
+    table["format"] = pd.Series(["PNG"] * n, dtype="string")
+    for name in ("width", "height", "bytes"):
+        table[name] = pd.array([100] * n, dtype="Int64")
+    return table.assign(**columns)
+
+
+@pytest.fixture
+def about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Competition:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
+    (tmp_path / "input" / "c").mkdir(parents=True)
+    file = tmp_path / "c.yaml"
+    file.write_text("{name: c, task: binary, metric: roc_auc, train: {table: t.csv, images: '{id}.png'}}")
+    return competition.load(str(file))
+
+
+def pairs_of(found: audit.Audit) -> set[tuple[str, str]]:
+    return {tuple(sorted(pair)) for pair in zip(found.pairs["id_a"], found.pairs["id_b"], strict=True)}
+
+
+# --- copies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_copies_are_found_and_unrelated_images_are_not(about: Competition) -> None:
+    rng = np.random.default_rng(0)
+    photos = [photo(rng) for _ in range(120)]
+    copies = [change(photos[k]) for k, change in enumerate(COPIES.values())]
+    table = indexed(len(photos) + len(copies))
+    found = audit.groups(about, table, cached(about.derived(), photos + copies, table))
+    expected = {tuple(sorted((f"tr{k}", f"tr{len(photos) + k}"))): name for k, name in enumerate(COPIES)}
+    assert {expected[pair] for pair in pairs_of(found) & set(expected)} == set(COPIES)
+    assert not pairs_of(found) - set(expected)
+    views = found.pairs.set_index("id_b" if found.pairs["id_b"].iloc[0] > "tr119" else "id_a")["view"]
+    assert (views != "as it is").sum() == 3, "mirrored, turned, turned and recoded"
+
+
+def test_without_turned_only_upright_copies_are_found(about: Competition) -> None:
+    rng = np.random.default_rng(1)
+    photos = [photo(rng) for _ in range(10)]
+    table = indexed(12)
+    images = cached(about.derived(), [*photos, photos[0][:, ::-1], recoded(photos[1])], table)
+    assert pairs_of(audit.groups(about, table, images, turned=False)) == {("tr1", "tr11")}
+    assert pairs_of(audit.groups(about, table, images)) == {("tr0", "tr10"), ("tr1", "tr11")}
+
+
+def test_exact_copies_across_splits_and_conflicting_labels(about: Competition) -> None:
+    rng = np.random.default_rng(2)
+    photos = [photo(rng) for _ in range(8)]
+    table = indexed(9, 2)  # tr8 copies tr1 (targets 0 and 1), te9 copies tr2
+    found = audit.groups(about, table, cached(about.derived(), [*photos, photos[1], photos[2], photo(rng)], table))
+    assert found.pairs["kind"].tolist() == ["exact", "exact"]
+    assert found.conflicts[["id_a", "id_b"]].to_numpy().tolist() == [["tr1", "tr8"]]
+    assert found.across[["id_a", "id_b"]].to_numpy().tolist() == [["tr2", "te9"]]
+    assert found.across["same_label"].isna().all()
+    assert found.group[1] == found.group[8]
+    assert found.group[9] == "te9", "a test row keeps its group"
+    lines = found.warnings(pd.DataFrame({"id": ["tr1", "tr8"], "fold": [0, 1]}))
+    assert ["different labels" in line for line in lines] == [True, False, False]
+    assert "--new-folds" in lines[1]
+
+
+def test_black_images_are_copies_only_if_their_files_are(about: Competition) -> None:
+    table = indexed(5)
+    for name, content in zip(table["path"], (b"a" * 100, b"b" * 100, b"a" * 100, b"c" * 100, b"d" * 50), strict=True):
+        (about.raw() / name).write_bytes(content)
+    black = [np.zeros((SIZE, SIZE, 3), np.uint8)] * 5
+    found = audit.groups(about, table, cached(about.derived(), black, table))
+    assert pairs_of(found) == {("tr0", "tr2")}
+    assert found.facts["flat"] == 5
+
+
+def test_many_copies_chain_into_one_group(about: Competition) -> None:
+    rng = np.random.default_rng(3)
+    one = photo(rng)
+    photos = [one] * 50 + [recoded(one, 30 + k) for k in range(50)] + [photo(rng) for _ in range(20)]
+    table = indexed(120)
+    found = audit.groups(about, table, cached(about.derived(), photos, table))
+    assert found.group[:100].nunique() == 1
+    assert found.group[100:].nunique() == 20
+
+
+def test_the_saved_audit_comes_back_the_same(about: Competition) -> None:
+    rng = np.random.default_rng(4)
+    photos = [photo(rng) for _ in range(6)]
+    table = indexed(7, id=["NA", "01", "1", "x", "y", "z", "copy"])
+    images = cached(about.derived(), [*photos, photos[0]], table)
+    made = audit.groups(about, table, images)
+    for again in (audit.groups(about, table, images), audit.load(about, table)):
+        assert again is not None
+        pd.testing.assert_frame_equal(again.pairs, made.pairs, check_dtype=False)
+        pd.testing.assert_frame_equal(again.statistics, made.statistics)
+        assert again.group.tolist() == made.group.tolist()
+        assert again.facts == made.facts
+    assert audit.load(about, table.iloc[::-1].reset_index(drop=True)) is None
+    assert not list(about.derived().glob("*.part"))
+
+
+def test_an_empty_audit_has_all_columns(about: Competition) -> None:
+    table = indexed(1)
+    found = audit.groups(about, table, cached(about.derived(), [photo(np.random.default_rng(0))], table))
+    assert list(found.pairs) == audit.COLUMNS and not len(found.pairs)
+    assert audit.load(about, table) is not None
+    assert found.warnings(pd.DataFrame({"id": ["tr0"], "fold": [0]})) == []
+
+
+def test_the_hash_is_imagehash_s_own() -> None:
+    imagehash = pytest.importorskip("imagehash")
+    from PIL import Image
+
+    rng = np.random.default_rng(5)
+    gray = np.stack([cv2.resize(photo(rng)[..., 0], (32, 32)) for _ in range(20)])
+    lowest = traits.frequencies(gray)
+    theirs = np.stack([np.packbits(imagehash.phash(Image.fromarray(image)).hash) for image in gray])
+    assert np.array_equal(traits.hashes(lowest), theirs)
+    for view in range(8):
+        seen = traits.frequencies(np.ascontiguousarray(traits.turn(gray, view)))
+        np.testing.assert_allclose(traits.turned(lowest, view), seen, atol=0.05)
+
+
+def test_real_lesions_do_not_match_each_other() -> None:
+    """1,124 dermoscopic images: one is photographed twice (ISIC_0034731 and ISIC_0034836, the same mole), no other."""
+    folder = shared("data", "skin1500")
+    ids = pd.read_csv(folder / "train.csv")["isic_id"]
+    gray = [cv2.imread(str(folder / "train" / f"{name}.jpg"), cv2.IMREAD_GRAYSCALE) for name in ids]
+    small = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA) for image in gray])
+    thumbs = traits.Thumbnails()
+    side = (traits.THUMBNAIL, traits.THUMBNAIL)
+    thumbs.append(np.stack([cv2.resize(image, side, interpolation=cv2.INTER_AREA) for image in gray]))
+    candidates = audit.candidates(traits.frequencies(small))
+    assert len(candidates) > 500, "the hash alone would pair hundreds"
+    agreed = candidates[audit.agreement(thumbs, candidates) >= audit.AGREE]
+    names = {frozenset((ids[a], ids[b])) for a, b in zip(agreed["a"], agreed["b"], strict=True)}
+    assert names == {frozenset(("ISIC_0034731", "ISIC_0034836"))}
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_union_find_is_transitive() -> None:
+    assert audit.connected([("b", "c"), ("x", "y"), ("a", "b")]) == {
+        "a": "a", "b": "a", "c": "a", "x": "x", "y": "x",
+    }  # fmt: skip
+    chain = [(f"{k:04d}", f"{k + 1:04d}") for k in range(3000)]
+    assert set(audit.connected(chain).values()) == {"0000"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    host=st.lists(st.integers(0, 25), min_size=12, max_size=60),
+    links=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 59)), max_size=25),
+    seed=st.integers(0, 5),
+)
+def test_no_pair_straddles_two_folds(host: list[int], links: list[tuple[int, int]], seed: int) -> None:
+    table = indexed(len(host), 4)
+    table.loc[table["split"] == "train", "group"] = [f"p{k}" for k in host]
+    made = [(a, b % len(host)) for a, b in links if a != b % len(host)]
+    pairs = pd.DataFrame({"id_a": [f"tr{a}" for a, _ in made], "id_b": [f"tr{b}" for _, b in made]}, dtype=str)
+    group = audit.merge(table, pairs.assign(split_a="train", split_b="train"))[: len(host)]
+    fold = folds.stratify(np.eye(2)[np.arange(len(host)) % 2], group.to_numpy(), 3, seed)
+    assert all(fold[a] == fold[b] for a, b in made)
+    together = pd.DataFrame({"host": host, "merged": group})
+    assert (together.groupby("host")["merged"].nunique() == 1).all(), "the host's groups stay whole"
+
+
+# --- drift and leaks --------------------------------------------------------------------------------------
+
+
+def checked(frame: pd.DataFrame, table: pd.DataFrame, about: Competition, sources: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
+    fold_of = pd.Series(np.where(table["split"] == "train", np.arange(len(table)) % 5, np.nan), index=table.index)
+    sources = sources or dict.fromkeys(frame, "table")
+    return drift.compare(about, table, fold_of, frame, sources).set_index("column")
+
+
+@pytest.mark.smoke
+def test_a_planted_shift_is_drift_and_noise_is_not(about: Competition) -> None:
+    rng = np.random.default_rng(0)
+    table = indexed(600, 300)
+    test = (table["split"] == "test").to_numpy()
+    frame = pd.DataFrame({
+        "same": rng.normal(size=900), "moved": rng.normal(size=900) + test,
+        "kind": rng.choice(["a", "b"], 900),
+        "scanner": np.where(test, "new", rng.choice(["old", "new"], 900, p=[0.97, 0.03])),
+    })  # fmt: skip
+    frame["gone"] = frame["same"].where(~test)
+    found = checked(frame, table, about)
+    assert found.loc["same", "p"] > 0.001 and found.loc["kind", "p"] > 0.001
+    assert found.loc["moved", "drift"] > 0.3 and found.loc["moved", "p"] < 1e-6
+    assert found.loc["scanner", "drift"] > 0.9
+    assert found.loc["gone", ["coverage_train", "coverage_test"]].tolist() == [1, 0]
+    lines = drift.warnings(found.reset_index())
+    assert [line.split()[0] for line in lines if "tells test rows" in line] == ["scanner", "gone"]
+    assert any("gone" in line and "no value" in line for line in lines)
+
+
+def test_a_planted_leak_is_warned_of_and_noise_is_not(about: Competition) -> None:
+    rng = np.random.default_rng(1)
+    table = indexed(1000)
+    truth = table["target"].to_numpy()
+    frame = pd.DataFrame({
+        "leak": truth + rng.normal(0, 0.2, 1000), "code": np.where(truth > 0, "M", "B"), "noise": rng.normal(size=1000),
+        "many": [f"v{k}" for k in range(1000)], "useful": truth + rng.normal(0, 0.7, 1000), "empty": np.nan, "one": "x",
+        "u": np.where(truth > 0, rng.choice([0, 9], 1000), rng.uniform(2, 7, 1000)),
+    })  # fmt: skip
+    lines = drift.warnings(checked(frame, table, about).reset_index())
+    assert {line.split()[0] for line in lines} == {"leak", "code", "u"}, "'u' is no monotone function of the target"
+    width = checked(frame[["useful"]], table, about, {"useful": "file"}).reset_index()
+    assert drift.warnings(width), "what a useful column may do, a file's size may not"
+
+
+def test_leaks_of_other_tasks(tmp_path: Path, about: Competition) -> None:
+    rng = np.random.default_rng(2)
+    table = indexed(600, target=rng.uniform(size=600) * 10)
+    frame = pd.DataFrame({"leak": table["target"] * 3 + rng.normal(0, 0.1, 600), "noise": rng.normal(size=600)})
+    regression = about.model_copy(update={"task": "regression"})
+    lines = drift.warnings(checked(frame, table, regression).reset_index())
+    assert [line.split()[0] for line in lines] == ["leak"]
+    names = table.assign(target=rng.choice(["cat", "dog", "eel"], 600))
+    frame["leak"] = (names["target"] == "eel") + rng.normal(0, 0.1, 600)
+    lines = drift.warnings(checked(frame, names, about.model_copy(update={"task": "multiclass"})).reset_index())
+    assert [("eel" in line, line.split()[0]) for line in lines] == [(True, "leak")]
+
+
+def test_adversarial_validation_tells_what_differs(about: Competition) -> None:
+    rng = np.random.default_rng(3)
+    table = indexed(500, 250)
+    frame = pd.DataFrame({"a": rng.normal(size=750), "b": rng.choice(["x", "y"], 750)})
+    same = drift.adversarial("metadata", table, frame)
+    assert same is not None and same.auc.low < 0.5 < same.auc.high + 0.05
+    frame["b"] = frame["b"].where(table["split"] == "train", "y")
+    other = drift.adversarial("metadata", table, frame)
+    assert other is not None and other.auc.low > 0.6 and other.columns.index[0] == "b"
+    assert drift.adversarial("nothing", table, frame[[]]) is None
+    assert drift.adversarial("no test", table[:500], frame[:500]) is None
+
+
+def test_groups_of_the_host_in_both_splits() -> None:
+    table = indexed(3, 2, group=["p1", "p2", "tr2", "p2", "te4"])
+    assert drift.shared_groups(table) == ["p2"]
+
+
+# --- label noise ------------------------------------------------------------------------------------------
+
+
+def test_confident_learning_finds_the_flipped_labels() -> None:
+    rng = np.random.default_rng(4)
+    true = rng.integers(0, 3, 1500)
+    pred = np.eye(3)[true] * 4 + rng.normal(size=(1500, 3))
+    pred = np.exp(pred) / np.exp(pred).sum(axis=1, keepdims=True)
+    given = true.copy()
+    flipped = rng.choice(1500, 60, replace=False)
+    given[flipped] = (given[flipped] + 1) % 3
+    found = noise.suspects(given, pred)
+    assert len(set(found["row"][:60]) & set(flipped)) > 50
+    assert (found["suggested"].to_numpy() == true[found["row"]]).mean() > 0.8
+    joint = noise.confident_joint(given, pred)
+    assert joint.shape == (3, 3) and joint.trace() > 0.85 * joint.sum()
+    assert not len(noise.suspects(true, np.eye(3)[true]))
