@@ -6,11 +6,14 @@ writes   input/derived/<competition>/
            unreadable.csv      the files set aside, with the reason
            folds.csv, .json    id, group, fold; made once, then only reread (--new-folds makes them anew)
            images_<size>.npy   uint8 RGB pixels, with images_<size>_ids.csv saying whose row is which
+           duplicates.csv      exact and near copies; training copies share a group, so that no fold splits them
            report.html         what to look at before training
 
 examples
   python src/01_preprocess.py                                        # the demo competition, 224 x 224
   python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
+  python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
+  python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
 Killed? Run the same command again: it continues.
@@ -18,7 +21,7 @@ Killed? Run the same command again: it continues.
 
 from __future__ import annotations
 
-from foldwise import cache, command, competition, folds, image, index, report
+from foldwise import audit, cache, command, competition, folds, image, index, report
 from foldwise.command import note
 
 
@@ -33,6 +36,7 @@ def main() -> None:
         help="sides of the cached images in pixels (default: 224)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="spread the work over a Dask cluster: its scheduler's address")
     parser.add_argument(
         "--new-folds", action="store_true", help="make folds.csv anew; runs made with the old ones stop"
     )
@@ -45,13 +49,16 @@ def main() -> None:
         return
 
     about = competition.load(args.competition)
-    table = index.build(about, args.workers)
-    table["error"] = cache.build(about, table, args.sizes, args.workers)
+    table = index.build(about, args.workers, args.dask)
+    table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
+    found = audit.groups(about, table, cache.load(about, args.sizes[0]))
+    table["group"] = found.group
     index.save(table, about)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
-    for warning in folds.check(about, fold_table, table[table["split"] == "train"]):
+    warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)
+    for warning in index.odd_formats(table) + warnings:
         note(f"warning: {warning}")
-    path = report.write(about, table, fold_table, args.sizes)
+    path = report.write(about, table, fold_table, args.sizes, found)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside; look at {path}")
 
 

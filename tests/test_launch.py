@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from conftest import Workplace, make_tiny
 
 from foldwise import launch
 
@@ -36,3 +38,23 @@ def test_a_crashed_process_costs_one_row() -> None:
 
 def test_no_rows_no_work() -> None:
     assert list(launch.map_rows(_square, [], workers=2)) == []
+
+
+@pytest.fixture(scope="module")
+def cluster():  # type: ignore[no-untyped-def]
+    """The address of a local scheduler with two worker processes."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local:
+        yield local.scheduler_address
+
+
+def test_dask_writes_the_same_bytes(cluster: str, tmp_path: Path) -> None:
+    one, other = make_tiny(tmp_path / "one", rows=150), make_tiny(tmp_path / "other", rows=150)
+    one.run("01_preprocess.py", "--sizes", 32, 48)
+    other.run("01_preprocess.py", "--sizes", 32, 48, "--dask", cluster)
+    for name in ("images_32.npy", "images_48.npy", "images_32_ids.csv", "folds.csv", "unreadable.csv"):
+        assert (one.derived / name).read_bytes() == (other.derived / name).read_bytes(), name
+
+
+def test_an_absent_scheduler_is_one_clear_line(tiny: Workplace) -> None:
+    assert "no scheduler answers" in tiny.refused("01_preprocess.py", "--dask", "tcp://127.0.0.1:1")

@@ -92,7 +92,7 @@ def test_classes_are_matched_by_name_not_by_position(root: Path) -> None:
     ("description", "targets", "pred", "value"),
     [
         ({"task": "binary", "metric": "accuracy"}, [0.0, 1.0], {"pred": [0.7]}, 1),
-        ({"task": "binary", "metric": "accuracy", "submission": {"prediction": "value"}}, [0.0, 1.0], {"pred": [0.7]}, 0.7),
+        ({"task": "binary", "metric": "f1", "submission": {"prediction": "value"}}, [0.0, 1.0], {"pred": [0.7]}, 0.7),
         ({"task": "multiclass", "metric": "accuracy"}, ["3", "10"], {"pred_3": [0.2], "pred_10": [0.8]}, 10),
         ({"task": "multiclass", "metric": "map@2"}, ["x", "y", "z"],
          {"pred_x": [0.2], "pred_y": [0.5], "pred_z": [0.3]}, "y z"),

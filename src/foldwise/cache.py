@@ -97,17 +97,29 @@ def open_size(folder: Path, size: int) -> Cache:
     return Cache(path, size, ids)
 
 
-def build(competition: Competition, index: pd.DataFrame, sizes: Sequence[int], workers: int | None = None) -> pd.Series:
+def build(
+    competition: Competition,
+    index: pd.DataFrame,
+    sizes: Sequence[int],
+    workers: int | None = None,
+    dask: str | None = None,
+) -> pd.Series:
     """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
     errors = index["error"].astype(object).where(index["error"].notna(), None)
     for size in sizes:
-        found = build_size(competition.raw(), competition.derived(), index, size, competition.image, workers)
+        found = build_size(competition.raw(), competition.derived(), index, size, competition.image, workers, dask)
         errors = errors.combine_first(found)
     return errors
 
 
 def build_size(
-    raw: Path, folder: Path, index: pd.DataFrame, size: int, options: ImageOptions, workers: int | None = None
+    raw: Path,
+    folder: Path,
+    index: pd.DataFrame,
+    size: int,
+    options: ImageOptions,
+    workers: int | None = None,
+    dask: str | None = None,
 ) -> pd.Series:
     """One cache in `folder` of the files that index column `path` names below `raw`; the reasons, as `build`."""
     path, key = folder / f"images_{size}.npy", _key(index, size, options)
@@ -127,7 +139,7 @@ def build_size(
     job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
     reasons = {}
     rows = list(zip(todo.tolist(), index.loc[todo, "path"], strict=True))
-    for (row, _), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img"):
+    for (row, _), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
         if result is not None:
             reasons[row] = str(result)
     ok = np.fromfile(state, np.uint8) == 1

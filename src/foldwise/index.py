@@ -24,20 +24,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, dicom, image, launch
+from foldwise import UserError, atomic, dicom, image, launch, metrics
 from foldwise.competition import Competition, Split, template_columns
 from foldwise.schema import nearest
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ""}
 
 
-def build(competition: Competition, workers: int | None = None) -> pd.DataFrame:
+def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
     """The index of both splits, file headers read in parallel; nothing is written."""
+    check_metric(competition)
     frames = [_split(competition, "train", competition.train)]
     if competition.test is not None:
         frames.append(_split(competition, "test", competition.test))
     index = pd.concat(frames, ignore_index=True)
-    headers = _headers(competition, index, workers)
+    headers = _headers(competition, index, workers, dask)
     index = pd.concat([index, headers], axis=1)
     for split, part in index.groupby("split"):
         if part["error"].notna().all():
@@ -63,6 +64,28 @@ def load(competition: Competition) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
     return pd.read_parquet(path)
+
+
+def check_metric(competition: Competition) -> None:
+    """UserError where the metric has no such name; module:function is looked for beside the competition's file."""
+    if competition.file.parent not in metrics.search_folders:
+        metrics.search_folders.append(competition.file.parent)
+    metrics.resolve(competition.metric)
+
+
+def odd_formats(index: pd.DataFrame) -> list[str]:
+    """Warnings about file formats that make under 2 % of a split: often a placeholder, not a picture."""
+    warnings = []
+    for split, part in index.groupby("split"):
+        counts = part["format"].value_counts()
+        for kind, count in counts[counts < 0.02 * len(part)].items():
+            some = part.loc[part["format"] == kind, "path"].iloc[0]
+            frame = ", read as its first frame" if kind == "GIF" else ""
+            warnings.append(
+                f"{split}: {count} {kind} among {counts.index[0]} files{frame}: {some}; it is used like the others, "
+                "so see whether it is a picture at all"
+            )
+    return warnings
 
 
 def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
@@ -260,12 +283,12 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _headers(competition: Competition, index: pd.DataFrame, workers: int | None) -> pd.DataFrame:
+def _headers(competition: Competition, index: pd.DataFrame, workers: int | None, dask: str | None) -> pd.DataFrame:
     raw = competition.raw()
     job = partial(_read_headers, str(raw), tuple(competition.dicom_tags))
     found: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
-    for (row, _), result in launch.map_rows(job, rows, workers=workers, label="headers"):
+    for (row, _), result in launch.map_rows(job, rows, workers=workers, label="headers", dask=dask):
         found[row] = {"error": str(result)} if isinstance(result, Exception) else result
     columns = ["format", "width", "height", "bytes", "error", *competition.dicom_tags]
     return pd.DataFrame(found, columns=columns)

@@ -1,4 +1,4 @@
-"""Work spread over processes: rows over cores, in chunks, past any file that crashes its decoder."""
+"""Work spread over processes: rows over cores or a Dask cluster, in chunks, past any file that crashes its decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
+
+from foldwise import UserError
 
 T = TypeVar("T")
 
@@ -26,6 +29,7 @@ def map_rows(
     workers: int | None = None,
     label: str = "",
     unit: str = "file",
+    dask: str | None = None,
 ) -> Iterator[tuple[T, Any]]:
     """(row, result) for every row, in the order in which they finish, with a progress bar.
 
@@ -33,9 +37,14 @@ def map_rows(
     module-level function (or a partial of one) that raises nothing. A native decoder can still kill its process:
     the rows that were in flight then run again, one process each, and those that kill it again yield
     `RuntimeError(CRASH)` as their result. Few chunks are in flight at once, so memory does not grow with the rows.
+
+    dask: the address of a scheduler ('tcp://10.0.0.5:8786'); its workers must see the same folders at the same paths.
     """
     from tqdm import tqdm
 
+    if dask is not None and rows:
+        yield from _over_dask(job, rows, dask, label, unit)
+        return
     workers = max(1, min(workers or cores(), len(rows)))
     size = max(1, min(64, len(rows) // (workers * 8)))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -47,6 +56,45 @@ def map_rows(
         for row, result in _one_by_one(job, [row for chunk in crashed for row in chunk]):
             bar.update(1)
             yield row, result
+
+
+def _over_dask(
+    job: Callable[[Sequence[T]], list[Any]], rows: Sequence[T], address: str, label: str, unit: str
+) -> Iterator[tuple[T, Any]]:
+    from distributed import Client, as_completed
+    from tqdm import tqdm
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--dask {address}: no scheduler answers there ({error}); start one: dask scheduler") from None
+    with client, tqdm(total=len(rows), desc=label, unit=unit, disable=None) as bar:
+        if not client.scheduler_info()["workers"]:
+            raise UserError(f"--dask {address}: the scheduler has no workers; start some: dask worker {address}")
+        source = str(Path(__file__).resolve().parents[1])
+        client.run(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
+        waiting = [rows[start : start + 64] for start in range(0, len(rows), 64)][::-1]
+        window = 2 * sum(client.nthreads().values())
+        flying = {client.submit(job, chunk, pure=False): chunk for chunk in _take(waiting, window)}
+        done = as_completed(list(flying))
+        for future in done:
+            chunk = flying.pop(future)
+            if future.status == "finished":
+                bar.update(len(chunk))
+                yield from zip(chunk, future.result(), strict=True)
+            elif len(chunk) > 1:  # a worker died of one of these: each row alone will tell which
+                waiting.extend(chunk[k : k + 1] for k in range(len(chunk)))
+            else:
+                bar.update(1)
+                yield chunk[0], RuntimeError(CRASH)
+            for chunk in _take(waiting, window - len(flying)):
+                future = client.submit(job, chunk, pure=False)
+                flying[future] = chunk
+                done.add(future)
+
+
+def _take(waiting: list[Sequence[T]], count: int) -> list[Sequence[T]]:
+    return [waiting.pop() for _ in range(min(count, len(waiting)))]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

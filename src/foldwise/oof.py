@@ -173,8 +173,7 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
         oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
     pred = oof[pred_columns(oof)].to_numpy()
     target = index.target_array(competition, oof, names)
-    if competition.file.parent not in metrics.search_folders:
-        metrics.search_folders.append(competition.file.parent)
+    index.check_metric(competition)
     try:
         return metrics.score(competition.metric, target, pred[:, 0] if names == ["pred"] else pred)
     except UserError:
