@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Blending by hand, and by nested cross-validation
+#
+# Load the runs of a competition, move their weights, and see what the move is worth: the score on rows that did not
+# choose the weights, and the interval of the gain. The last cell writes the submission through the same code as
+# `python src/06_blend.py`.
+#
+# Where the demo has no runs yet (`make demo` makes them), made-up ones take their place, so that every cell runs.
+
+# %%
+# ruff: noqa: E402
+import base64
+import sys
+from pathlib import Path
+
+here = Path.cwd()
+root = next(folder for folder in (here, *here.parents) if (folder / "src" / "foldwise").is_dir())
+sys.path.insert(0, str(root / "src"))
+
+import numpy as np
+import pandas as pd
+from IPython.display import Image, display
+
+from foldwise import UserError, blend_figures, blend_report, competition, lineup, metrics, submission, trust
+from foldwise.blend import fit_weights, make_folds
+
+about = competition.load("demo")
+try:
+    runs = lineup.gather(about)
+    real = True
+except UserError as problem:
+    print(f"made-up runs, because: {problem}")
+    rng = np.random.default_rng(0)
+    truth = (rng.random(800) < 0.3).astype(int)
+    shared = rng.normal(size=1000)
+    skill = np.array([[1.5], [1.2], [0.9], [0.6]])
+    logits = skill * np.append(truth, rng.random(200) < 0.3) + 0.6 * shared + rng.normal(size=(4, 1000)) - 1
+    pred = 1 / (1 + np.exp(-logits))
+    families = [("efficientnet", "224"), ("efficientnet", "384"), ("convnext", "224"), ("lightgbm", "")]
+    names = ("effnet_224", "effnet_384", "convnext_224", "lightgbm")
+    fold = make_folds(truth, "binary", None, 0)
+    ids = np.array([f"row{i}" for i in range(800)])
+    runs = lineup.Lineup(
+        names,
+        pred[:, :800],
+        truth,
+        fold,
+        ids,
+        pred[:, 800:],
+        np.arange(200).astype(str),
+        ["pred"],
+        families,
+        {name: {"0": 800} for name in names},
+        800,
+    )
+    real = False
+metric = blend_report.metric_of(about)
+print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric)
+
+# %% [markdown]
+# ## The runs, one by one
+# `ranked in folds` well above `raw` would mean that the folds' models are on different scales.
+
+# %%
+table = pd.DataFrame(trust.fold_ranks(metrics.resolve(metric), runs.target, runs.preds, runs.folds), index=runs.names)
+display(table.round(4))
+
+# %% [markdown]
+# ## Move the weights
+# Weights that you choose while looking at the score have seen these rows, as fitted ones have. So the function below
+# shows the gain over equal weights with its interval: if that holds zero, the move is not worth making.
+
+
+# %%
+def try_weights(**weights: float) -> None:
+    """The score of hand-set weights, and the gain over equal ones with its paired bootstrap interval."""
+    chosen = np.array([weights.get(name, 0.0) for name in runs.names])
+    chosen = chosen / chosen.sum()
+    mix, equal = np.tensordot(chosen, runs.preds, 1), runs.preds.mean(axis=0)
+    found = metrics.resolve(metric)
+    draws = trust.bootstrap(found, runs.target, [mix, equal], runs.groups, draws=300)
+    scores = [metrics.score(metric, runs.target, pred) for pred in (mix, equal)]
+    gain = trust.gain(draws, scores[0], scores[1], found.greater_is_better)
+    interval = f"({gain['low']:+.4f} to {gain['high']:+.4f})"
+    print(f"{metric} {scores[0]:.4f}; over equal weights {gain['gain']:+.4f} {interval}")
+
+
+try:
+    import ipywidgets
+
+    sliders = {name: ipywidgets.FloatSlider(value=1, min=0, max=3, step=0.1) for name in runs.names}
+    display(ipywidgets.interactive(try_weights, **sliders))
+except ImportError:  # plain cells do the same: edit and run again
+    print("equal weights:    ", end="")
+    try_weights(**dict.fromkeys(runs.names, 1.0))
+    for name in runs.names:
+        print(f"{name} doubled: ", end="")
+        try_weights(**{**dict.fromkeys(runs.names, 1.0), name: 2.0})
+
+# %% [markdown]
+# ## Let nested cross-validation choose
+# Every method is fitted without a fold and judged on it. The simplest within one standard error of the best is taken.
+
+# %%
+blend = fit_weights(
+    runs.preds,
+    runs.target,
+    metric,
+    "auto",
+    folds=runs.folds,
+    groups=runs.groups,
+    families=runs.families,
+    names=runs.names,
+    task=about.task,
+)
+columns = ["method", "space", "nested_score", "behind_best", "standard_error", "within"]
+if blend.table:
+    display(pd.DataFrame(blend.table)[columns].sort_values("behind_best").round(4).reset_index(drop=True))
+print(
+    f"{blend.method} ({blend.space}): nested {blend.nested_score:.4f}, 95 % interval "
+    f"{blend.interval[0]:.4f} to {blend.interval[1]:.4f}; in-sample {blend.score:.4f}"
+)
+print(blend.note)
+
+# %% [markdown]
+# ## What it is worth
+
+# %%
+facts = blend_report.examine(about, runs, blend)
+print(facts["verdict"])
+for line in facts["warnings"]:
+    print("note:", line)
+for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contributions):
+    figure = draw(facts)
+    if figure is not None:
+        display(Image(data=base64.b64decode(blend_figures.encode(figure)), width=640))
+
+# %% [markdown]
+# ## Write the submission
+
+# %%
+if real:
+    path = submission.write(about, blend_report.test_table(runs, blend), "notebook", facts)
+    blend_report.write(about, "notebook", runs, blend, facts)
+    blend_report.print_summary(facts, path)
+else:
+    display(blend_report.test_table(runs, blend).head())
