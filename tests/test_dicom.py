@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
@@ -143,6 +144,21 @@ def test_decoders_write_nothing_to_the_terminal() -> None:
         env={**os.environ, "PYTHONPATH": str(REPO / "src")}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout == "" and done.stderr == ""
+
+
+@needs_shared
+def test_the_two_lossless_jpeg_decoders_agree() -> None:
+    checked = 0
+    for path in FILES:
+        parsed = tags.parse(path.read_bytes())
+        if parsed.syntax == decoders.JPEG_LOSSLESS:
+            layout = decoders.layout_of(parsed, 10**8)
+            frame = decoders._encapsulated(parsed, layout, 0)
+            precision = decoders.jpeg_parameters(frame).precision
+            fast = decoders._dicomsdl(frame, layout, decoders.JPEG_LOSSLESS, precision)
+            np.testing.assert_array_equal(fast, decoders._gdcm_lossless(frame, layout))
+            checked += 1
+    assert checked == 4
 
 
 # ---------------------------------------------------------------------------------------- made files
@@ -305,6 +321,44 @@ def test_colour(tmp_path: Path, photometric: str, bits: str, planar: int) -> Non
     ds.PlanarConfiguration, ds.PixelData = planar, laid.tobytes()
     image = same_as_twin(save(ds, path))
     assert image.shape == (12, 14, 3)
+
+
+@pytest.mark.parametrize("markers", ["jfif", "adobe", "ids", "header", "subsampled"])
+@pytest.mark.parametrize("size", [None, 20])
+def test_colour_of_jpeg_is_told_by_its_markers_then_by_the_header(
+    tmp_path: Path, markers: str, size: int | None
+) -> None:
+    from PIL import Image
+    from pydicom.encaps import encapsulate
+
+    y, x = np.mgrid[0:96, 0:96]
+    rgb = np.stack([x * 2, 255 - y * 2, 255 - x - y // 2], axis=-1).astype(np.uint8)
+    raw = markers in ("adobe", "ids", "header")  # RGB in the components, not YCbCr
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=97, subsampling=2 if markers == "subsampled" else 0, keep_rgb=raw)
+    frame = stream.getvalue()
+    segment = frame[20 if frame[2:4] == b"\xff\xe0" else 2 :]
+    if markers in ("ids", "header"):  # without the Adobe segment; component ids R, G, B or 1, 2, 3
+        if segment[:2] == b"\xff\xee":
+            segment = segment[2 + int.from_bytes(segment[2:4], "big") :]
+        if markers == "header":
+            for sof, name in ((b"\xff\xc0", b"RGB"), (b"\xff\xda", b"RGB")):
+                at = segment.index(sof)
+                step, start = (3, 10) if sof == b"\xff\xc0" else (2, 5)
+                head = bytearray(segment)
+                for i in range(3):
+                    assert head[at + start + i * step] == name[i]
+                    head[at + start + i * step] = i + 1
+                segment = bytes(head)
+        frame = b"\xff\xd8" + segment
+    path = make(tmp_path / "a.dcm", rgb, photometric="RGB" if raw else "YBR_FULL_422")
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    image = dicom.read_image(save(ds, path), size)
+    expected = rgb if size is None else dicom.resize(rgb, size)
+    assert np.abs(image.astype(int) - expected).mean() < 3
 
 
 def test_ybr_422_and_partial(tmp_path: Path) -> None:
