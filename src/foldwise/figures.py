@@ -34,6 +34,7 @@ STYLE: Any = {
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
     "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "none", "svg.hashsalt": "foldwise", "axes.prop_cycle": cycler(color=PALETTE),
 }  # fmt: skip
 
@@ -72,10 +73,12 @@ def svg(figure: Figure, number: int, alt: str) -> str:
 
 
 @_styled
-def class_balance(counts: pd.Series, unit: str = "training images") -> Figure:
-    """Bars of counts by class name, with shares; more than 30 classes are cut to the largest 20 and smallest 8."""
+def class_balance(counts: pd.Series, total: int) -> Figure:
+    """Bars of counts by class name, with their share of `total` images.
+
+    More than 30 classes are cut to the 20 largest and the 8 smallest.
+    """
     counts = counts.sort_values(ascending=False)
-    total = int(counts.sum())
     if len(counts) > 30:
         counts = pd.concat([counts.iloc[:20], counts.iloc[-8:]])
     figure, (axes,) = _axes(1, 0.7 + 0.28 * len(counts))
@@ -85,7 +88,7 @@ def class_balance(counts: pd.Series, unit: str = "training images") -> Figure:
         words = f"{int(value):,} ({value / total:.1%})"
         axes.annotate(words, (value, place), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(places, [_short(name) for name in counts.index])
-    axes.set_xlabel(unit)
+    axes.set_xlabel("training images")
     axes.margins(x=0.14, y=0.3 / len(counts))
     return figure
 
@@ -185,6 +188,7 @@ def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]
         axes.stairs(shares, edges, color=colours[name], fill=True, alpha=0.12)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _legend(figure: Figure, source: Axes, place: Axes | None = None) -> None:
@@ -319,9 +323,8 @@ def responsible(shares: pd.Series, title: str) -> Figure:
 
 
 def _short(name: object, most: int = 28) -> str:
-    """A name that fits; dollar signs would otherwise start a formula."""
     text = str(name)
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _number(value: float) -> str:

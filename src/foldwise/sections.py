@@ -29,7 +29,7 @@ def _target(facts: Survey, sheet: Page) -> str:
         name = str(about.target)
         return sheet.figure(figures.target_histogram(facts.train["target"], name), "histogram of the target")
     counts = facts.counts
-    body = sheet.figure(figures.class_balance(counts), "training images by class")
+    body = sheet.figure(figures.class_balance(counts, len(facts.train)), "training images by class")
     if len(counts) > 30:
         body += page.text(f"The 20 largest and 8 smallest of {len(counts):,} classes.", soft=True)
     rare = counts[counts < facts.fold_table["fold"].nunique()]

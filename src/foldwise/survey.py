@@ -14,6 +14,7 @@ from foldwise.audit import Audit
 from foldwise.cache import Cache
 from foldwise.competition import Competition
 
+_THIRDS = {"lowest third": 0, "middle third": 1, "highest third": 2}
 SAMPLE = 3000  # images whose light and colour are measured where no audit has
 
 
@@ -46,10 +47,13 @@ class Survey:
 
     @cached_property
     def counts(self) -> pd.Series:
-        """Readable training images by class or label, largest first; of a regression target, by third."""
+        """Readable training images by class or label, largest first; of a regression target, by third in order."""
         if self.competition.task == "multilabel":
             return self.truth.sum().astype(int).sort_values(ascending=False)
-        return self._kind.value_counts()
+        counts = self._kind.value_counts()
+        if self.competition.task == "regression":
+            counts = counts.sort_index(key=lambda names: names.map(_THIRDS))
+        return counts
 
     def members(self, name: str) -> pd.Series:
         """bool over readable training rows: those of one of the `counts`."""
@@ -63,9 +67,7 @@ class Survey:
         if self.competition.task == "binary":
             return target.map({0.0: "target 0", 1.0: f"target 1 ({positive})" if positive else "target 1"})
         third = (target.rank(method="first") - 1) * 3 // len(target)
-        spans = target.groupby(third).agg(["min", "max"])
-        words = {0: "lowest", 1: "middle", 2: "highest"}
-        return third.map({k: f"{words[int(k)]} third ({low:.4g} to {high:.4g})" for k, low, high in spans.itertuples()})
+        return third.map(dict(enumerate(_THIRDS)))
 
     @cached_property
     def statistics(self) -> pd.DataFrame:
