@@ -70,7 +70,14 @@ def gains(facts: Facts) -> Figure | None:
         found = facts["gains"][key]
         axes.plot([found["low"], found["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
         axes.plot(found["gain"], y, "o", color=BLUE, ms=9)
-        axes.annotate(f"{found['gain']:+.4f}", (found["gain"], y), (0, 9), textcoords="offset points", ha="center")
+        axes.annotate(
+            f"{found['gain']:+.4f}",
+            (found["gain"], y),
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            bbox={"fc": "white", "ec": "none", "pad": 1},
+        )
         labels[key] = label
     axes.axvline(0, color="black", lw=1)
     axes.set_yticks(range(len(labels)), list(reversed(labels.values())))
