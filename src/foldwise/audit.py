@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,10 +171,10 @@ def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]
 def _same_files(rows: list[int], table: pd.DataFrame, raw: Path) -> list[list[int]]:
     """Row numbers by the bytes of their files; only files of one length are read."""
     sizes = table["bytes"].iloc[rows].astype(object).tolist()
+    common = Counter(sizes)
     by_bytes: dict[object, list[int]] = {}
     for row, size in zip(rows, sizes, strict=True):
-        alike = sizes.count(size) > 1
-        name = _file_digest(raw / table["path"].iloc[row]) if alike else row
+        name = _file_digest(raw / table["path"].iloc[row]) if common[size] > 1 else row
         by_bytes.setdefault((size, name), []).append(row)
     return list(by_bytes.values())
 

@@ -19,7 +19,7 @@ from scipy import stats
 from foldwise import dicom, folds, index, launch, metrics
 from foldwise.competition import Competition
 
-BINS, ROWS_A_BIN = 32, 60  # a number's quantile bins, at most, and rows in each, at least; missing is its own bin
+BINS, ROWS_A_BIN = 32, 100  # a number's quantile bins, at most, and rows in each, at least; missing is its own bin
 CLASSES = 8  # the largest classes that each column is tried on, one against the rest
 LEAK = {"table": 0.95, "header": 0.95, "pixels": 0.99, "file": 0.8, "order": 0.75}  # AUC of one column, its lower end
 SPLIT_LEAK = 0.8
@@ -197,8 +197,9 @@ def _drift(train: pd.Series, test: pd.Series, number: bool) -> tuple[float, floa
 def alone(values: pd.Series, truth: pd.Series, fold_of: pd.Series) -> Interval:
     """How well one column alone predicts: each row by the mean truth of its bin in the other folds.
 
-    truth: 0/1 gives an AUC (interval: Hanley & McNeil 1982), anything else R². Rows without truth or fold do not
-    count. NaN where the column says nothing, or too few rows are left.
+    truth: 0/1 gives an AUC (interval: Hanley & McNeil 1982), anything else R². Rows are compared within their fold
+    only: a fold with more positives leaves the others fewer, which would make pooled predictions run the wrong way.
+    Rows without truth or fold do not count. NaN where the column says nothing, or too few rows are left.
     """
     nothing = Interval(np.nan, np.nan, np.nan)
     use = (truth.notna() & fold_of.notna()).to_numpy()
@@ -212,8 +213,8 @@ def alone(values: pd.Series, truth: pd.Series, fold_of: pd.Series) -> Interval:
         return nothing
     pred = _out_of_fold(bins, y, fold)
     if not binary:
-        return _r2(y, pred)
-    return _auc_interval(metrics.auc_of(pred[y == 0], pred[y == 1]), positives, len(y) - positives)
+        return _r2(y, pred, fold)
+    return _auc_interval(_auc_within(y, pred, fold), positives, len(y) - positives)
 
 
 def _bins(values: pd.Series) -> np.ndarray:
@@ -237,19 +238,31 @@ def _out_of_fold(bins: np.ndarray, y: np.ndarray, fold: np.ndarray, weight: floa
         mean = y[~out].mean() if (~out).any() else 0.0
         count = np.bincount(bins[~out], minlength=bins.max() + 1)
         total = np.bincount(bins[~out], weights=y[~out], minlength=bins.max() + 1)
-        pred[out] = ((total + weight * mean) / (count + weight))[bins[out]] - mean  # folds' means differ a little
+        pred[out] = ((total + weight * mean) / (count + weight))[bins[out]]
     return pred
 
 
+def _auc_within(y: np.ndarray, pred: np.ndarray, fold: np.ndarray) -> float:
+    """The mean AUC of the folds, each by its number of pairs of a positive and a negative."""
+    parts = [(pred[out & (y == 0)], pred[out & (y == 1)]) for out in (fold == held for held in np.unique(fold))]
+    pairs = [len(negatives) * len(positives) for negatives, positives in parts]
+    found = [metrics.auc_of(*part) if count else 0.0 for part, count in zip(parts, pairs, strict=True)]
+    return float(np.dot(found, pairs) / sum(pairs)) if sum(pairs) else np.nan
+
+
 def _auc_interval(auc: float, positives: int, negatives: int) -> Interval:
+    if np.isnan(auc):
+        return Interval(auc, auc, auc)
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
     half = 1.96 * np.sqrt(max(variance, 0) / (positives * negatives))
     return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))
 
 
-def _r2(y: np.ndarray, pred: np.ndarray) -> Interval:
-    """R² of pred (with its own mean and scale) and an interval by Fisher's z."""
+def _r2(y: np.ndarray, pred: np.ndarray, fold: np.ndarray) -> Interval:
+    """R² of pred (with its own mean a fold, and its own scale) and an interval by Fisher's z."""
+    number = np.unique(fold, return_inverse=True)[1]
+    y, pred = (values - (np.bincount(number, values) / np.bincount(number))[number] for values in (y, pred))
     if pred.std() == 0 or y.std() == 0:
         return Interval(np.nan, np.nan, np.nan)
     r = float(np.clip(np.corrcoef(y, pred)[0, 1], -0.999999, 0.999999))
