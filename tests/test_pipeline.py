@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import QUICK, REPOSITORY, Workplace, make_tiny
+from conftest import QUICK, REPOSITORY, Workplace, make_tiny, picture
 
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "src").glob("0*.py"))
 
@@ -399,3 +399,52 @@ def _edit(place: Workplace, file: str, column: str, row: int, value: str) -> Non
     table = pd.read_csv(place.raw / file, dtype=str)
     table.loc[row, column] = value
     table.to_csv(place.raw / file, index=False)
+
+
+def test_extra_images_are_trained_on_and_never_validated_on(tiny: Workplace) -> None:
+    """Images from elsewhere join every fold, but not the fold that holds a copy of them."""
+    other = tiny.root / "elsewhere"
+    (other / "pictures").mkdir(parents=True)
+    rng = np.random.default_rng(9)
+    for k in range(6):
+        cv2.imwrite(str(other / "pictures" / f"x{k}.png"), picture(rng, bool(k % 2)))
+    shutil.copy(tiny.raw / "train" / "tr0010.png", other / "pictures" / "x6.png")
+    table = pd.DataFrame({"image_id": [f"x{k}" for k in range(7)], "sick": [0, 1, 0, 1, 0, 1, 0]})
+    table.to_csv(other / "more.csv", index=False)
+    tiny.describe(extra=[{"table": "more.csv", "images": "pictures/{image_id}.png", "root": str(other)}])
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    folds = pd.read_csv(tiny.derived / "folds.csv").set_index("id")["fold"]
+    assert len(folds) == 59
+    done = tiny.run("02_train.py", "--recipe", "quick.yaml", "train.epochs=1")
+    for fold in range(3):
+        own = int((folds != fold).sum())
+        extra = 6 if folds["tr0010"] == fold else 7
+        assert f"fold {fold}: {own + extra} train" in done.stderr
+    assert len(pd.read_csv(tiny.runs / "quick" / "oof.csv")) == 59
+
+
+def test_each_frame_a_row(tiny: Workplace) -> None:
+    """A multi-frame DICOM becomes a row a frame, its frames share a fold, and the submission has a row a file."""
+    from pydicom.data import get_testdata_file
+
+    source = Path(str(get_testdata_file("rtdose.dcm", download=False)))  # 15 frames
+    for split, ids in (("train", ["tr0000", "tr0001"]), ("test", ["te0000"])):
+        for name in ids:
+            shutil.copy(source, tiny.raw / split / f"{name}.png")  # found by what it is, not by its ending
+    tiny.describe(frames="each")
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    index = pd.read_parquet(tiny.derived / "index.parquet").set_index(["split", "id"])
+    assert len(index) == 72 + 3 * 14
+    assert index.loc[("train", "tr0000#14"), "row_id"] == "tr0000"
+    folds = pd.read_csv(tiny.derived / "folds.csv")
+    assert folds[folds["id"].str.startswith(("tr0000", "tr0001"))]["fold"].nunique() == 1
+    images = np.load(tiny.derived / "images_32.npy")
+    assert len({image.tobytes() for image in images[:15]}) > 10
+    tiny.run("02_train.py", "--recipe", "quick.yaml", "train.epochs=1")
+    tiny.run("06_blend.py", "--method", "mean", "--name", "s")
+    made = pd.read_csv(tiny.submissions / "s.csv")
+    assert len(made) == 12
+    pred = pd.read_csv(tiny.runs / "quick" / "test.csv").set_index("id")["pred"]
+    frames = pred[pred.index.str.startswith("te0000#")]
+    assert len(frames) == 15
+    assert made.set_index("image_id").loc["te0000", "sick"] == pytest.approx(frames.mean(), rel=1e-6)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,8 +139,11 @@ def build_size(
     todo = index.index[index["error"].isna() & ~done]
     job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
     reasons = {}
-    rows = list(zip(todo.tolist(), index.loc[todo, "path"], strict=True))
-    for (row, _), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
+    frames = index["frame"] if "frame" in index else pd.Series(pd.NA, index=index.index)
+    rows = list(zip(todo.tolist(), index.loc[todo, "path"], frames.loc[todo], strict=True))
+    for (row, _, _), result in launch.map_rows(
+        job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask
+    ):
         if result is not None:
             reasons[row] = str(result)
     ok = np.fromfile(state, np.uint8) == 1
@@ -199,7 +203,7 @@ def _header(n: int, size: int) -> bytes:
 
 
 def _decode_rows(
-    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str]]
+    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str, Any]]
 ) -> list[str | None]:
     """Decode, resize and write each row in place; its reason where it can't be read. Pixels first, then its mark."""
     results: list[str | None] = []
@@ -207,9 +211,10 @@ def _decode_rows(
         np.lib.format.read_magic(out)
         np.lib.format.read_array_header_1_0(out)
         header = out.tell()
-        for row, path in rows:
+        for row, path, frame in rows:
+            chosen = options if pd.isna(frame) else options.model_copy(update={"frame": int(frame)})
             try:
-                found = image.read_image(Path(raw) / path, size=size, options=options)
+                found = image.read_image(Path(raw) / path, size=size, options=chosen)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue

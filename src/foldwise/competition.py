@@ -29,6 +29,9 @@ class Split(Strict):
         None, description="'train/{image_id}.jpg', its columns in braces; without a table, a folder of images"
     )
     folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
+    root: str | None = Field(
+        None, description="in `extra`: its own raw folder, relative to the repository, or found by that name as usual"
+    )
     target_pattern: str | None = Field(
         None, description=r"where a folder's file names hold the label: a regex whose group 1 is it, '^(cat|dog)\.'"
     )
@@ -87,8 +90,14 @@ class Competition(Strict):
     group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
     train: Split
     test: Split | None = None
+    extra: list[Split] = Field(
+        [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
+    )
     sample_submission: str | None = None
     submission: SubmissionShape = SubmissionShape()
+    frames: Literal["one", "each"] = Field(
+        "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"
+    )
     metadata: Metadata = Metadata()
     dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
     folds: Folds = Folds()
@@ -102,8 +111,9 @@ class Competition(Strict):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
-        if self.train.table is None and self.train.folders is None and self.train.target_pattern is None:
-            raise ValueError("`train` needs a table, `folders`, or `images` with a `target_pattern`")
+        for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
+            if split.table is None and split.folders is None and split.target_pattern is None:
+                raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
         return self
 
     @property
@@ -112,13 +122,18 @@ class Competition(Strict):
         return self.target if isinstance(self.target, list) else [self.target]
 
     @property
+    def aggregates(self) -> bool:
+        """True where several rows of the index make one row of the submission."""
+        return self.submission.row_id is not None or self.frames == "each"
+
+    @property
     def file(self) -> Path:
         """The YAML this was read from."""
         return self._file
 
     def raw(self) -> Path:
         """The folder with the host's files; UserError lists the places where it was looked for."""
-        places = self._raw_candidates()
+        places = self._raw_candidates(self.root, self.slug or self.name)
         for place in places:
             if place.is_dir():
                 return place
@@ -127,12 +142,18 @@ class Competition(Strict):
             f"{self._file}: the raw files of '{self.name}' were not found in {', '.join(map(str, places))}; {hint}"
         )
 
-    def _raw_candidates(self) -> list[Path]:
-        if self.root is not None:
-            beside = [(base / self.root).resolve() for base in (REPOSITORY, self._file.parent)]
-        else:
-            beside = []
-        slug = self.slug or self.name
+    def raw_of(self, split: Split) -> Path:
+        """The folder that a split's paths start from: the competition's, or an extra's own."""
+        if split.root is None:
+            return self.raw()
+        places = self._raw_candidates(split.root, split.root)
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            raise UserError(f"{self._file}: extra.root {split.root} was not found in {', '.join(map(str, places))}")
+        return found
+
+    def _raw_candidates(self, root: str | None, slug: str) -> list[Path]:
+        beside = [(base / root).resolve() for base in (REPOSITORY, self._file.parent)] if root is not None else []
         mounted = sorted(KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if KAGGLE_INPUT.is_dir() else []
         kaggle = [KAGGLE_INPUT / "competitions" / slug, KAGGLE_INPUT / slug, *mounted]
         own = [output_root() / "input" / slug, REPOSITORY / "input" / slug]

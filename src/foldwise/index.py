@@ -1,14 +1,15 @@
 """Raw folder -> one row per image, with its target and metadata; unreadable files set aside with the reason.
 
-Columns of index.parquet, one row per image of train and test:
+Columns of index.parquet, one row per image:
 
-    split      'train' or 'test'
+    split      'train', 'test', or 'extra' (labelled, from elsewhere: trained on, never validated on)
     id         str, the competition's id; unique within a split
     row_id     str, the submission row that the image belongs to (= id unless several images make a row)
     group      str, rows that must share a fold (= id where the host gives none)
-    path       str, below the competition's raw folder
+    path       str, below the competition's raw folder (or absolute: an extra with its own root)
     target     binary 0/1, multiclass the class's name, regression a number; multilabel: target_<column>...
     width, height, bytes, format      of the image file
+    frame      where the competition makes each frame a row: its number, null in a file with one
     error      str, why the file can't be used; null where it can
     (metadata columns and dicom_tags under their own names: float64 or str)
 """
@@ -37,9 +38,13 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
     frames = [_split(competition, "train", competition.train)]
     if competition.test is not None:
         frames.append(_split(competition, "test", competition.test))
+    if competition.extra:
+        extra = [_split(competition, "extra", split) for split in competition.extra]
+        frames.append(_once(competition, "extra", pd.concat(extra, ignore_index=True)))
     index = pd.concat(frames, ignore_index=True)
     headers = _headers(competition, index, workers, dask)
     index = pd.concat([index, headers], axis=1)
+    index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     for split, part in index.groupby("split"):
         if part["error"].notna().all():
             raise UserError(
@@ -120,10 +125,14 @@ def _split(competition: Competition, name: str, split: Split) -> pd.DataFrame:
     rows = _from_table(competition, name, split) if split.table else _from_folder(competition, name, split)
     if not len(rows):
         raise UserError(f"{competition.file}: `{name}` has no rows")
+    rows.insert(0, "split", name)
+    return _once(competition, name, rows)
+
+
+def _once(competition: Competition, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     twice = rows["id"].duplicated()
     if twice.any():
         raise UserError(f"{competition.file}: {name} id '{rows['id'][twice].iloc[0]}' stands there twice")
-    rows.insert(0, "split", name)
     return rows
 
 
@@ -145,7 +154,7 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
-    path = competition.raw() / str(split.table)
+    path = competition.raw_of(split) / str(split.table)
     row_id = competition.submission.row_id or competition.id
     row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
     keys = {competition.id, *template_columns(str(split.images)), *template_columns(row_template)}
@@ -154,8 +163,10 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     table = read_table(path, sorted(keys))
     identity = {competition.id, *template_columns(str(split.images))}
     needed = set(identity)
+    if name != "test":
+        needed |= set(competition.targets)
     if name == "train":
-        needed |= set(competition.targets) | ({competition.group} if competition.group else set())
+        needed |= {competition.group} if competition.group else set()
         needed |= set(competition.metadata.numeric) | set(competition.metadata.categorical)
     for column in sorted(needed):
         if column not in table:
@@ -169,12 +180,18 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     known = set(template_columns(row_template)) <= set(table)
     rows["row_id"] = _fill(row_template, table) if known else rows["id"]
     rows["group"] = _groups(competition, table, rows["id"])
-    rows["path"] = _fill(str(split.images), table)
-    if name == "train":
+    rows["path"] = _fill(_below(competition, split) + str(split.images), table)
+    if name != "test":
         rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
         rows[column] = table.get(column)
     return rows
+
+
+def _below(competition: Competition, split: Split) -> str:
+    return (
+        "" if split.root is None else competition.raw_of(split).as_posix().replace("{", "{{").replace("}", "}}") + "/"
+    )
 
 
 def _fill(template: str, table: pd.DataFrame) -> list[str]:
@@ -242,7 +259,8 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
 
 
 def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFrame:
-    folder = competition.raw() / str(split.folders or split.images)
+    raw = competition.raw_of(split)
+    folder = raw / str(split.folders or split.images)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, named by `{name}` in {competition.file}")
     files = image_files(folder)
@@ -250,8 +268,8 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         raise UserError(f"{folder}: no images in it")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
     rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
-    rows["path"] = [path.relative_to(competition.raw()).as_posix() for path in files]
-    if name == "train":
+    rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
+    if name != "test":
         labels = _folder_labels(competition, split, ids, folder)
         rows["target"] = _target(competition, labels, f"{folder}: its labels")
     return rows
@@ -290,8 +308,18 @@ def _headers(competition: Competition, index: pd.DataFrame, workers: int | None,
     rows = list(enumerate(index["path"]))
     for (row, _), result in launch.map_rows(job, rows, workers=workers, label="headers", dask=dask):
         found[row] = {"error": str(result)} if isinstance(result, Exception) else result
-    columns = ["format", "width", "height", "bytes", "error", *competition.dicom_tags]
+    columns = ["format", "width", "height", "frames", "bytes", "error", *competition.dicom_tags]
     return pd.DataFrame(found, columns=columns)
+
+
+def _a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
+    """A row per frame, id '<id>#<k>', frame k; row_id and group stay those of the file."""
+    count = index.pop("frames").astype("Int64").fillna(1).astype(int)
+    spread = index.loc[index.index.repeat(count)]
+    frame = spread.groupby(level=0).cumcount()
+    several = count.loc[spread.index] > 1
+    ids = (spread["id"] + "#" + frame.astype(str)).where(several, spread["id"])
+    return spread.assign(id=ids, frame=frame.astype("Int64").where(several)).reset_index(drop=True)
 
 
 def _read_headers(raw: str, tags: tuple[str, ...], rows: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:

@@ -183,7 +183,7 @@ def _line_up(
     target = index.target_array(competition, used, classes)
     fold, group = used["fold"].to_numpy(), used["group"].astype(str).to_numpy()
     total = len(rows)
-    if competition.submission.row_id is not None:
+    if competition.aggregates:
         codes, first = _rows_of(used["row_id"])
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
         target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])

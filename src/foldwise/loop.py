@@ -47,8 +47,8 @@ class FoldData:
     valid_target: np.ndarray
 
     def where(self, split: str) -> np.ndarray:
-        rows: pd.DataFrame = getattr(self, split)
-        return self.images.rows("test" if split == "test" else "train", rows["id"].tolist())
+        """Cache rows of 'train', 'valid' or 'test'."""
+        return _where(self.images, getattr(self, split))
 
 
 def fold_data(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> FoldData:
@@ -61,12 +61,29 @@ def fold_data(competition: Competition, recipe: Recipe, fold: int, fold_table: p
         raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
     fit, valid, test = train[~inside], train[inside], table[table["split"] == "test"]
     images = cache.load(competition, recipe.image_size)
-    usable = images.rows("train", fit["id"].tolist()) >= 0
-    fit = fit[usable]
+    fit = pd.concat([fit, _extra(table, valid, names)])
+    fit = fit[_where(images, fit) >= 0]
     return FoldData(
         images, names, fit, valid, test,
         index.target_array(competition, fit, names), index.target_array(competition, valid, names),
     )  # fmt: skip
+
+
+def _extra(table: pd.DataFrame, valid: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Rows from elsewhere that this fold may train on: none that shares a group, or a copy, with a validation row."""
+    extra = table[(table["split"] == "extra") & table["error"].isna() & ~table["group"].isin(valid["group"])]
+    unknown = set(extra["target"]) - set(names) if names and "target" in extra else set()
+    if unknown:
+        raise UserError(f"extra: class '{sorted(map(str, unknown))[0]}' is none of the training classes")
+    return extra
+
+
+def _where(images: cache.Cache, rows: pd.DataFrame) -> np.ndarray:
+    found = np.empty(len(rows), np.int64)
+    for split in rows["split"].unique():
+        part = (rows["split"] == split).to_numpy()
+        found[part] = images.rows(split, rows.loc[part, "id"].tolist())
+    return found
 
 
 @dataclass
@@ -219,7 +236,7 @@ class Trainer:
 
     def _score(self, pred: np.ndarray) -> float:
         table = oof.table(self.competition, self.data.names, self.data.valid, pred, self.fold)
-        row_table = index.load(self.competition) if self.competition.submission.row_id else None
+        row_table = index.load(self.competition) if self.competition.aggregates else None
         return oof.score(self.competition, table, row_table)
 
     def _valid_loss(self, pred: np.ndarray) -> float:

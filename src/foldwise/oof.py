@@ -166,7 +166,7 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
     (the truth of such a row is the largest of its images' targets).
     """
     names = [column.removeprefix("pred_") for column in pred_columns(oof)]
-    if competition.submission.row_id is not None and table_index is not None:
+    if competition.aggregates and table_index is not None:
         row_ids = table_index.loc[table_index["split"] == "train"].set_index("id")["row_id"]
         how: dict[str, Any] = {c: competition.submission.aggregate for c in pred_columns(oof)}
         how |= {c: "max" for c in oof if c.startswith("target")}

@@ -54,7 +54,7 @@ def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFr
     _same_ids("the test predictions", pred["id"], "the test images", test["id"])
     row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
     columns = oof.pred_columns(pred)
-    if competition.submission.row_id is None:
+    if not competition.aggregates:
         return pred.set_index(row_ids)[columns]
     return pred[columns].groupby(row_ids, sort=False).agg(competition.submission.aggregate)
 
