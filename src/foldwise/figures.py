@@ -185,7 +185,8 @@ def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]
     for name, found in values.items():
         shares = np.histogram(np.clip(found.to_numpy(float), low, high), edges)[0] / len(found)
         axes.stairs(shares, edges, color=colours[name], label=_short(name), linewidth=1.6)
-        axes.stairs(shares, edges, color=colours[name], fill=True, alpha=0.12)
+        if len(values) <= 3:
+            axes.stairs(shares, edges, color=colours[name], fill=True, alpha=0.12)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -269,7 +270,7 @@ def against_target(frames: dict[str, pd.DataFrame], names: Sequence[str], base: 
     """
     columns, rows = 2, -(-len(frames) // 2)
     tall = max(len(frame) for frame in frames.values())
-    figure, axes = _axes(columns, rows * (1.0 + 0.27 * tall), rows=rows)
+    figure, axes = _axes(columns, rows * (1.0 + (0.17 + 0.1 * len(names)) * tall), rows=rows)
     for place, (column, frame) in zip(axes, frames.items(), strict=False):
         heights = np.arange(len(frame))[::-1].astype(float)
         for k, name in enumerate(names):
@@ -318,6 +319,7 @@ def responsible(shares: pd.Series, title: str) -> Figure:
     axes.barh(np.arange(len(shares))[::-1], shares.to_numpy(), color=PURPLE, height=0.7)
     axes.set_yticks(np.arange(len(shares))[::-1], [_short(name) for name in shares.index])
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set(title=title, xlabel="share of the model's gain")
     return figure
 

@@ -127,7 +127,7 @@ def table(
     """A table; numbers go to the right, columns in `bars` (0..1) get a bar, rows where `hot(k)` are marked."""
     cells = [list(row) for row in rows]
     right = [bool(cells) and all(_is_number(row[k]) for row in cells) for k in range(len(headings))]
-    align = [' class="n"' if number else "" for number in right]
+    align = [' class="n"' if number and k not in bars else "" for k, number in enumerate(right)]
     head = "".join(f"<th{a}>{escape(name)}</th>" for a, name in zip(align, headings, strict=True))
     lines = []
     for k, row in enumerate(cells):

@@ -230,7 +230,7 @@ def _drift(facts: Survey, sheet: Page) -> str:
         soft=True,
     )
     body += _compared(facts.compared)
-    shown = [sheet.figure(figures.responsible(one.columns, f"{one.name}: AUC {one.auc}"), f"adversary on {one.name}")
+    shown = [sheet.figure(figures.responsible(one.columns, f"{one.name}\nAUC {one.auc}"), f"adversary on {one.name}")
              for one in facts.adversaries]  # fmt: skip
     if shown:
         body += "<h3>Adversarial validation</h3>" + page.text(
