@@ -193,7 +193,8 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     assert oof.list_runs(about) == ["a"]
     found = noise.of_runs(about, table)
     assert found is not None and found[0] == "a" and found[1].iloc[0]["id"] == "tr0001"
-    assert "given 0 (0.01), suggested 1 (0.99)" in checked(written(about)).text
+    page = checked(report.write(about, table, fold_table, [SIZE], audit.load(about, table)))
+    assert "given 0 (0.01), suggested 1 (0.99)" in page.text
 
 
 def test_real_photographs_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,10 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
     found: dict[Any, dict[str, Any]] = {}
     for row, path in (pair for part in picked for pair in part["path"].items()):
         file = competition.raw() / path
-        fields = dicom.read_header(file) | dicom.read_header(file, PLACES)
+        try:
+            fields = dicom.read_header(file) | dicom.read_header(file, PLACES)
+        except dicom.DicomError:  # its pixels could be read, and that is what counts
+            continue
         found[row] = {
             name: "\\".join(map(str, value)) if isinstance(value, list | tuple) else value
             for name, value in fields.items()
