@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics
+from foldwise.folds import stratify
 from foldwise.methods import FIXED_SPACE, METHODS, SAME_AS, mean
 from foldwise.schema import nearest
 from foldwise.search import Problem
@@ -158,21 +159,14 @@ def _problem(
 
 def make_folds(target: Array, task: str, groups: Array | None, seed: int, n: int = 5) -> Array:
     """(N,) fold numbers, stratified; rows of a group stay together."""
-    rng = np.random.default_rng(seed)
     if task == "multilabel":
-        key = target.sum(axis=1)
+        strata = target
     elif task == "regression":
-        key = np.argsort(np.argsort(target.reshape(target.shape[0], -1)[:, 0])) * 20 // target.shape[0]
+        strata = np.eye(20)[np.argsort(np.argsort(target.reshape(len(target), -1)[:, 0])) * 20 // len(target)]
     else:
-        key = target
-    units = np.arange(target.shape[0]) if groups is None else np.unique(groups, return_inverse=True)[1]
-    top = np.zeros(units.max() + 1)
-    np.maximum.at(top, units, key)
-    order = rng.permutation(top.size)
-    order = order[np.argsort(top[order], kind="stable")]
-    fold = np.empty(top.size, np.int64)
-    fold[order] = np.arange(top.size) % min(n, top.size)
-    return fold[units]
+        strata = np.eye(int(target.max()) + 1)[target.astype(np.int64)]
+    units = np.arange(len(target)) if groups is None else groups
+    return stratify(strata, units, min(n, len(np.unique(units))), seed)
 
 
 # --- choosing -----------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0)
         "rows": int(runs.target.shape[0]), "rows_of_all_folds": runs.rows_all,
         "patients_or_groups": int(np.unique(runs.groups).size),
         "runs": _runs(runs, blend, preds, metric), "coverage": runs.coverage,
-        "leave_one_out": _leave_one_out(runs, blend, metric, seed), "methods": blend.table,
+        "leave_one_out": _leave_one_out(runs, blend, metric, seed),
+        "leave_one_out_by": " ".join(_leave_one_out_method(runs, blend)), "methods": blend.table,
         "error_correlation": np.round(matrix, 4).tolist(), "effective_number_of_runs": trust.effective_number(matrix),
         "near_identical": trust.twins(preds, runs.names, [c.removeprefix("pred_") or "pred" for c in runs.columns]),
         "oof_against_test": trust.drift(runs.preds, runs.tests, runs.names, seed),
@@ -92,8 +93,7 @@ def _leave_one_out(runs: Lineup, blend: Blend, metric: metrics.Metric, seed: int
     m = len(runs.names)
     if m == 1:
         return []
-    heavy = m > 20 or runs.preds.size > 20_000_000
-    method, space = ("mean", "prob") if heavy else (blend.method, blend.space)
+    method, space = _leave_one_out_method(runs, blend)
 
     def nested_score(keep: Array) -> float:
         known: dict[str, Any] = {
@@ -108,6 +108,11 @@ def _leave_one_out(runs: Lineup, blend: Blend, metric: metrics.Metric, seed: int
     whole = nested_score(everything)
     sign = 1 if metric.greater_is_better else -1
     return trust.leave_one_out(runs.names, whole, lambda i: nested_score(np.delete(everything, i)), sign)
+
+
+def _leave_one_out_method(runs: Lineup, blend: Blend) -> tuple[str, str]:
+    heavy = len(runs.names) > 20 or runs.preds.size > 20_000_000
+    return ("mean", "prob") if heavy else (blend.method, blend.space)
 
 
 def verdict(facts: Facts) -> str:
@@ -238,8 +243,8 @@ def _runs_table(facts: Facts) -> str:
         for row in facts["runs"]
     ]  # fmt: skip
     more = (
-        "adds: what the nested score loses without the run. drift: AUC that tells its test predictions from its "
-        "out-of-fold ones, 0.5 cannot tell. Ranked in folds far above OOF: its folds are on different scales."
+        f"adds: what the nested score of {facts['leave_one_out_by']} loses without the run. drift: AUC that tells its "
+        "test predictions from its out-of-fold ones, 0.5 cannot tell. Ranked in folds far above OOF: its folds are on different scales."
     )
     return f"<h2>Runs</h2><div class=wide>{_table(head, rows)}</div><p class=muted>{more}</p>"
 

@@ -57,7 +57,7 @@ from foldwise.launch import map_rows
 Floats = NDArray[np.float32]
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a case, and the case whose lesion its image shows
 
-VERSION = 4  # of the generator: a folder made by another version is made again
+VERSION = 5  # of the generator: a folder made by another version is made again
 FEWEST_IMAGES = 40  # below that five positives in each part are a matter of patience
 TEST_SHARE = 2 / 7
 
@@ -68,9 +68,9 @@ SITES = {  # table's word: (header's word, share of images, weight in the logit)
     "lower extremity": ("LEG", 0.22, -1.3),
     "foot": ("FOOT", 0.05, -2.0),
 }
-WEIGHTS = {"asymmetry": 5.0, "variegation": 7.0, "texture": 4.8, "freckles": 3.0, "age": 0.095, "male": 1.2}
+WEIGHTS = {"asymmetry": 4.8, "variegation": 6.9, "texture": 4.6, "freckles": 3.0, "age": 0.095, "male": 1.2}
 INTERCEPT = -3.85  # gives some 22 % positives
-ATYPIA = 0.5  # correlation between asymmetry, variegation and texture of one lesion
+ATYPIA = 0.6  # correlation between asymmetry, variegation and texture of one lesion
 SIZES = ((128, 128), (120, 160), (144, 144), (128, 152), (150, 132))  # rows, columns
 SYNTAXES = {
     "explicit": ExplicitVRLittleEndian,
@@ -177,7 +177,7 @@ def _draw_formats(cases: pd.DataFrame, rng: np.random.Generator) -> None:
     """Size, photometric interpretation and transfer syntax; none of them depends on the label."""
     n = len(cases)
     cases[["rows", "columns"]] = np.array(SIZES)[rng.integers(len(SIZES), size=n)]
-    cases["photometric"] = rng.choice(["RGB", "MONOCHROME2", "MONOCHROME1"], n, p=[0.8, 0.11, 0.09])
+    cases["photometric"] = rng.choice(["RGB", "MONOCHROME2", "MONOCHROME1"], n, p=[0.84, 0.09, 0.07])
     cases["syntax"] = rng.choice(list(SYNTAXES), n, p=[0.4, 0.1, 0.25, 0.25])
     cases["hide_table_age"] = rng.random(n) < 0.04
     cases["hide_table_sex"] = rng.random(n) < 0.01

@@ -27,7 +27,8 @@ class Lineup:
     """preds: (M, N) or (M, N, C) of the rows that all runs cover. target: (N,) or (N, C). tests: (M, T[, C]).
 
     columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
-    Where several images make a submission row, N counts submission rows, T images (submission.write joins them).
+    Where several images make a submission row, N and T count submission rows: images are joined before they are
+    blended, in OOF and test alike.
     """
 
     names: tuple[str, ...]
@@ -70,7 +71,7 @@ def gather(
     for run in runs:
         _check_columns(run, columns)
         _check_rows(run, rows, competition)
-    return _line_up(competition, runs, rows, classes, columns)
+    return _line_up(competition, runs, rows, table, columns)
 
 
 def _load(competition: Competition, name: str) -> oof.Run:
@@ -168,10 +169,10 @@ def _some(ids: pd.Series) -> str:
 
 
 def _line_up(
-    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, classes: list[str], columns: list[str]
+    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]
 ) -> Lineup:
     indexed = [run.oof.set_index("id")[columns] for run in runs]
-    covered = np.logical_and.reduce([rows["id"].isin(table.index).to_numpy() for table in indexed])
+    covered = np.logical_and.reduce([rows["id"].isin(part.index).to_numpy() for part in indexed])
     used = rows[covered].reset_index(drop=True)
     if used["fold"].nunique() < 2:
         raise UserError(f"{', '.join(run.name for run in runs)}: fewer than two folds are covered by every run")
@@ -179,8 +180,9 @@ def _line_up(
         run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
         for run, part in ((run, rows[rows["id"].isin(run.oof["id"])]) for run in runs)
     }
-    preds = np.stack([table.loc[used["id"]].to_numpy(dtype=np.float64) for table in indexed])
-    target = index.target_array(competition, used, classes)
+    preds = np.stack([part.loc[used["id"]].to_numpy(dtype=np.float64) for part in indexed])
+    tests, test_ids = _tests(runs, columns)
+    target = index.target_array(competition, used, index.classes(competition, table))
     fold, group = used["fold"].to_numpy(), used["group"].astype(str).to_numpy()
     total = len(rows)
     if competition.aggregates:
@@ -188,13 +190,22 @@ def _line_up(
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
         target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
         fold, group, total = fold[first], group[first], rows["row_id"].nunique()
-    tests, test_ids = _tests(runs, columns)
+        tests, test_ids = _join_tests(competition, tests, test_ids, table)
     if columns == ["pred"]:
         preds, tests = preds[:, :, 0], tests[:, :, 0]
     return Lineup(
         tuple(run.name for run in runs), preds, target, fold, group, tests, test_ids, columns,
         [family(run) for run in runs], coverage, total,
     )  # fmt: skip
+
+
+def _join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+    row_of = table[table["split"] == "test"].set_index("id")["row_id"].reindex(ids)
+    if row_of.isna().any():
+        raise UserError(f"the runs' test tables: id '{ids[row_of.isna()][0]}' is no test image of {competition.name}")
+    codes, first = _rows_of(row_of)
+    how = competition.submission.aggregate
+    return np.stack([_aggregate(run, codes, how) for run in tests]), row_of.to_numpy()[first]
 
 
 def _rows_of(row_id: pd.Series) -> tuple[Array, Array]:

@@ -15,6 +15,8 @@ from foldwise.competition import Competition
 def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
     """submissions/<competition>/<name>.csv and .json from a test table (id, pred...), whose ids may come in any order.
 
+    Where several images make a row, ids are either the images' (joined here) or the submission rows'.
+
     The file has the columns and the row order of the sample submission; nothing is written unless `validate` agrees.
     `made_by` goes into the JSON: runs, weights, scores.
     """
@@ -50,6 +52,9 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
 def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
     """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids astray."""
     test = table_index[table_index["split"] == "test"]
+    if competition.aggregates and set(pred["id"]) == set(test["row_id"]):  # joined already, before the blend
+        _once("the test predictions: id", pred["id"])
+        return pred.set_index("id")[oof.pred_columns(pred)]
     _once("the test predictions: id", pred["id"])
     _same_ids("the test predictions", pred["id"], "the test images", test["id"])
     row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
