@@ -132,6 +132,28 @@ def test_exact_copies_across_splits_and_conflicting_labels(about: Competition) -
     assert "--new-folds" in lines[1]
 
 
+def test_extra_images_join_the_groups_of_their_copies(about: Competition) -> None:
+    """They never enter validation, but must not train the fold that validates their copy; ids may repeat in splits."""
+    rng = np.random.default_rng(6)
+    photos = [photo(rng) for _ in range(4)]
+    table = indexed(7, split=["train"] * 4 + ["extra"] * 2 + ["test"], id=["a", "b", "c", "d", "a", "x", "t"])
+    table["group"] = [f"g{k}" for k in range(7)]
+    images = cached(about.derived(), [*photos, photos[1], recoded(photos[2]), photos[3][:, ::-1]], table)
+    found = audit.groups(about, table, images)
+    assert found.group.tolist() == ["g0", "g1", "g2", "g3", "g1", "g2", "g6"]
+    assert found.pairs["same_label"].isna().tolist() == [pair != ("extra", "train") for pair in zip(
+        found.pairs[["split_a", "split_b"]].min(axis=1), found.pairs[["split_a", "split_b"]].max(axis=1), strict=True)]
+    assert len(found.across) == 1 and not len(found.astray(pd.DataFrame({"id": list("abcd"), "fold": range(4)})))
+
+
+def test_frames_of_one_file_are_no_copies(about: Competition) -> None:
+    one = photo(np.random.default_rng(7))
+    table = indexed(3, path=["a.dcm", "a.dcm", "b.dcm"], group=["a", "a", "b"])
+    found = audit.groups(about, table, cached(about.derived(), [one, recoded(one, 80), recoded(one, 60)], table))
+    assert {frozenset(pair) for pair in pairs_of(found)} <= {frozenset(("tr0", "tr2")), frozenset(("tr1", "tr2"))}
+    assert found.group.nunique() == 1
+
+
 def test_black_images_are_copies_only_if_their_files_are(about: Competition) -> None:
     table = indexed(5)
     for name, content in zip(table["path"], (b"a" * 100, b"b" * 100, b"a" * 100, b"c" * 100, b"d" * 50), strict=True):

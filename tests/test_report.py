@@ -110,7 +110,7 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     (raw / "test" / "te0002.png").write_bytes((raw / "train" / "tr0005.png").read_bytes())
     about = described(tmp_path, monkeypatch)
     page = checked(written(about))
-    for words in ("copies with different labels in train: 1 pairs", "copies across train and test: 1 pairs",
+    for words in ("copies with different labels: 1 pairs", "copies across train and test: 1 pairs",
                   "1 test file can't be read", "the mean of the others", "tr0007", "te0003", "age", "missing",
                   "AUC, train against test: metadata"):  # fmt: skip
         assert words in page.text, words

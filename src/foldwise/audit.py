@@ -30,7 +30,7 @@ from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
 
-VERSION = 1  # raise it when the same images would give other pairs
+VERSION = 2  # raise it when the same images would give other pairs
 RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
 TURNED_RADIUS = 8  # mirrored and turned copies: seven more chances of a false candidate, so less is let through
 NEIGHBOURS = 32  # candidates an image and view; more copies than that still chain together
@@ -52,13 +52,13 @@ class Audit:
 
     @property
     def conflicts(self) -> pd.DataFrame:
-        """Training pairs whose labels differ: at least one of the two is wrong."""
+        """Labelled pairs whose labels differ: at least one of the two is wrong."""
         return self.pairs[self.pairs["same_label"].eq(False).fillna(False)]
 
     @property
     def across(self) -> pd.DataFrame:
-        """Pairs of a training and a test image: their test rows are known, and their scores flatter."""
-        return self.pairs[self.pairs["split_a"] != self.pairs["split_b"]]
+        """Pairs of a labelled and a test image: their test rows are known, and their scores flatter."""
+        return self.pairs[(self.pairs["split_a"] == "test") != (self.pairs["split_b"] == "test")]
 
     def astray(self, fold_table: pd.DataFrame) -> pd.DataFrame:
         """Training pairs in two folds of `fold_table` (id, fold): folds that were made without this audit."""
@@ -77,7 +77,7 @@ class Audit:
         if len(self.conflicts):
             first = self.conflicts.iloc[0]
             lines.append(
-                f"copies with different labels in train: {len(self.conflicts)} pairs, the first {first['id_a']} and "
+                f"copies with different labels: {len(self.conflicts)} pairs, the first {first['id_a']} and "
                 f"{first['id_b']}; at least one label of each is wrong"
             )
         if len(astray):
@@ -87,6 +87,9 @@ class Audit:
             )
         elif len(self._within):
             lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
+        extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
+        if extra.any():
+            lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of the folds that validate them")
         if len(self.across):
             lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
         if self.facts.get("skipped"):
@@ -148,7 +151,9 @@ def duplicates(
     near = near.assign(a=seen.rows[near["a"]], b=seen.rows[near["b"]])
     same = pd.DataFrame(exact, columns=["a", "b"]).assign(distance=0, view=0, agreement=1.0, kind="exact")
     pairs = pd.concat([same, near], ignore_index=True).astype({"a": "int64", "b": "int64", "distance": "int64"})
-    return pairs, {"candidates": len(found), "skipped": skipped}
+    file = table["path"].to_numpy()
+    pairs = pairs[file[pairs["a"]] != file[pairs["b"]]]  # frames of one file are alike, and in one group already
+    return pairs.reset_index(drop=True), {"candidates": len(found), "skipped": skipped}
 
 
 def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]]:
@@ -157,8 +162,8 @@ def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]
     All-black images can be the same and yet different scans: without detail, the bytes of their files decide.
     """
     frame = pd.DataFrame({"row": seen.rows, "pixels": seen.digests, "flat": seen.flat})
-    frame["train"] = table["split"].to_numpy()[seen.rows] == "train"
-    frame = frame.sort_values(["train", "row"], ascending=[False, True])  # a training row stands first
+    frame["order"] = table["split"].map({"train": 0, "extra": 1, "test": 2}).to_numpy()[seen.rows]
+    frame = frame.sort_values(["order", "row"])  # a training row stands first, and is what the others are copies of
     frame = frame[frame["pixels"].duplicated(keep=False)]
     pairs: list[tuple[int, int]] = []
     for (_, flat), part in frame.groupby(["pixels", "flat"], sort=False):
@@ -289,15 +294,17 @@ def _best_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def merge(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
-    """The `group` of every index row, merged along training pairs (union-find), under its smallest name.
+    """The `group` of every index row, merged along pairs of labelled images (union-find), under its smallest name.
 
-    A test image is nobody's fold: pairs with one are reported, not merged.
+    Train and extra alike: a fold trains on no extra image whose group it validates. A test image is nobody's fold:
+    pairs with one are reported, not merged.
     """
-    within = pairs[(pairs["split_a"] == "train") & (pairs["split_b"] == "train")]
-    train = table["split"] == "train"
-    of = dict(zip(table.loc[train, "id"], table.loc[train, "group"], strict=True))
-    names = connected((of[a], of[b]) for a, b in zip(within["id_a"], within["id_b"], strict=True))
-    return table["group"].where(~train, table["group"].map(lambda name: names.get(name, name)))
+    labelled = table["split"] != "test"
+    rows = table[labelled]
+    of = dict(zip(zip(rows["split"], rows["id"], strict=True), rows["group"], strict=True))
+    ends = [list(zip(pairs[f"split_{side}"], pairs[f"id_{side}"], strict=True)) for side in "ab"]
+    names = connected((of[a], of[b]) for a, b in zip(*ends, strict=True) if a in of and b in of)
+    return table["group"].where(~labelled, table["group"].map(lambda name: names.get(name, name)))
 
 
 def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -317,20 +324,20 @@ def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
-    train = table["split"] == "train"
-    return int(table.loc[train, "group"].nunique() - merged[train].nunique())
+    labelled = table["split"] != "test"
+    return int(table.loc[labelled, "group"].nunique() - merged[labelled].nunique())
 
 
 def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
     targets = [column for column in table if column == "target" or column.startswith("target_")]
     same = (a[targets].eq(b[targets]) | (a[targets].isna() & b[targets].isna())).all(axis=1).astype("boolean")
-    both_train = (a["split"] == "train") & (b["split"] == "train")
+    labelled = (a["split"] != "test") & (b["split"] != "test")
     named = pd.DataFrame(
         {
             "id_a": a["id"], "split_a": a["split"], "id_b": b["id"], "split_b": b["split"],
             "kind": pairs["kind"], "distance": pairs["distance"], "agreement": pairs["agreement"].round(3),
-            "view": pairs["view"].map(VIEWS), "same_label": same.where(both_train, pd.NA),
+            "view": pairs["view"].map(VIEWS), "same_label": same.where(labelled, pd.NA),
         }
     )  # fmt: skip
     return named.sort_values(["kind", "distance", "id_a", "id_b"], ignore_index=True)[COLUMNS]

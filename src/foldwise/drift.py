@@ -85,7 +85,7 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
     Personal fields stay out; of institution and device only whether they predict is told. Identifiers of single
     images stay out too, for they predict nothing.
     """
-    readable = table[(table["format"] == "DICOM") & table["error"].isna()]
+    readable = table[(table["format"] == "DICOM") & table["error"].isna() & (table["split"] != "extra")]
     picked = [part.sample(min(limit, len(part)), random_state=0) for _, part in readable.groupby("split")]
     found: dict[Any, dict[str, Any]] = {}
     for row, path in (pair for part in picked for pair in part["path"].items()):
@@ -353,6 +353,6 @@ def _bootstrap(y: np.ndarray, pred: np.ndarray, group: np.ndarray, draws: int = 
 
 def shared_groups(table: pd.DataFrame) -> list[str]:
     """Groups that the host put both in train and in test."""
-    named = table[table["group"] != table["id"]]
+    named = table[(table["group"] != table["id"]) & (table["split"] != "extra")]
     by_split: Sequence[set[str]] = [set(part["group"]) for _, part in named.groupby("split")]
     return sorted(set.intersection(*by_split)) if len(by_split) == 2 else []

@@ -178,12 +178,11 @@ def _duplicates(facts: Survey, sheet: Page) -> str:
     body = page.text(lead, soft=True)
     pairs = facts.audit.pairs
     within = pairs["same_label"].eq(True).fillna(False)
-    across = pairs["split_a"] != pairs["split_b"]
-    test = (pairs["split_a"] == "test") & ~across
+    test = (pairs["split_a"] == "test") & (pairs["split_b"] == "test")
     for heading, part in (
         ("Copies with different labels", facts.audit.conflicts),
-        ("Across train and test", pairs[across]),
-        ("Within train, now in one group", pairs[within]),
+        ("Across train and test", facts.audit.across),
+        ("Labelled alike, now in one group", pairs[within]),
         ("Within test", pairs[test]),
     ):
         if len(part):
@@ -204,7 +203,7 @@ def _pair(facts: Survey, pair: Any) -> str:
     for split, name in ((pair.split_a, pair.id_a), (pair.split_b, pair.id_b)):
         row = facts.row(split, name)
         shown = page.picture(facts.images.read(np.array([row]))[0], name, 116)
-        label = f", {_label(facts, row)}" if split == "train" else ""
+        label = f", {_label(facts, row)}" if split != "test" else ""
         sides.append(f"<div>{shown}{escape(name)}<br><span class=soft>{escape(split + label)}</span></div>")
     turned = "" if pair.view == "as it is" else f", {pair.view}"
     words = f"{pair.kind}{turned}: {pair.distance} of 64 bits, agreement {pair.agreement:.2f}"
@@ -290,7 +289,7 @@ def _unreadable(facts: Survey, sheet: Page) -> str:
     body = page.text("Training rows are left out. Test rows stay in the submission: their prediction is the stated "
                      "fallback, the mean of the others.")  # fmt: skip
     shown = unread.head(LIST)
-    what = {"train": "left out", "test": "predicted as the mean of the others"}
+    what = {"train": "left out", "extra": "left out", "test": "predicted as the mean of the others"}
     rows = [[r.split, r.id, r.path, r.error, what[r.split]] for r in shown.itertuples()]
     body += page.table(["split", "id", "file", "reason", "what happens"], rows)
     more = page.text(f"The first {LIST} of {len(unread):,}; all are in unreadable.csv.", soft=True)

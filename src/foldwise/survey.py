@@ -90,8 +90,12 @@ class Survey:
     def compared(self) -> pd.DataFrame:
         """drift.compare of metadata, files and pixels, over readable rows."""
         frame, sources = drift.columns(self.competition, self.table, self.statistics)
-        readable = self.table["error"].isna()
-        return drift.compare(self.competition, self.table, self.fold_of, frame[readable], sources)
+        return drift.compare(self.competition, self.table, self.fold_of, frame[self._both], sources)
+
+    @property
+    def _both(self) -> pd.Series:
+        """Readable rows of train and test; extra images differ from both, as anyone knows who lists them."""
+        return self.table["error"].isna() & (self.table["split"] != "extra")
 
     @cached_property
     def headers(self) -> pd.DataFrame:
@@ -104,7 +108,7 @@ class Survey:
     def adversaries(self) -> list[drift.Adversary]:
         """Adversarial validation on metadata, and on files and pixels."""
         frame, sources = drift.columns(self.competition, self.table, self.statistics)
-        frame = frame[self.table["error"].isna()]
+        frame = frame[self._both]
         asked = {"metadata": ("table", "header"), "files and pixels": ("file", "pixels")}
         made = [drift.adversarial(name, self.table, frame[[c for c in frame if sources[c] in kinds]])
                 for name, kinds in asked.items()]  # fmt: skip
