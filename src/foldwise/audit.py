@@ -89,7 +89,7 @@ class Audit:
             lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
         extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
         if extra.any():
-            lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of the folds that validate them")
+            lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of folds that validate them")
         if len(self.across):
             lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
         if self.facts.get("skipped"):
