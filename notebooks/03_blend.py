@@ -18,11 +18,12 @@
 # choose the weights, and the interval of the gain. The last cell writes the submission through the same code as
 # `python src/06_blend.py`.
 #
-# Where the demo has no runs yet (`make demo` makes them), made-up ones take their place, so that every cell runs.
+# It needs runs: `make demo` makes the demo's; another competition is chosen with `FOLDWISE_COMPETITION=name`.
 
 # %%
 # ruff: noqa: E402
 import base64
+import os
 import sys
 from pathlib import Path
 
@@ -34,39 +35,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from foldwise import UserError, blend_figures, blend_report, competition, lineup, metrics, submission, trust
-from foldwise.blend import fit_weights, make_folds
+from foldwise import blend_figures, blend_report, competition, lineup, metrics, submission, trust
+from foldwise.blend import fit_weights
 
-about = competition.load("demo")
-try:
-    runs = lineup.gather(about)
-    real = True
-except UserError as problem:
-    print(f"made-up runs, because: {problem}")
-    rng = np.random.default_rng(0)
-    truth = (rng.random(800) < 0.3).astype(int)
-    shared = rng.normal(size=1000)
-    skill = np.array([[1.5], [1.2], [0.9], [0.6]])
-    logits = skill * np.append(truth, rng.random(200) < 0.3) + 0.6 * shared + rng.normal(size=(4, 1000)) - 1
-    pred = 1 / (1 + np.exp(-logits))
-    families = [("efficientnet", "224"), ("efficientnet", "384"), ("convnext", "224"), ("lightgbm", "")]
-    names = ("effnet_224", "effnet_384", "convnext_224", "lightgbm")
-    fold = make_folds(truth, "binary", None, 0)
-    ids = np.array([f"row{i}" for i in range(800)])
-    runs = lineup.Lineup(
-        names,
-        pred[:, :800],
-        truth,
-        fold,
-        ids,
-        pred[:, 800:],
-        np.arange(200).astype(str),
-        ["pred"],
-        families,
-        {name: {"0": 800} for name in names},
-        800,
-    )
-    real = False
+about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
+runs = lineup.gather(about)
 metric = blend_report.metric_of(about)
 print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric)
 
@@ -152,9 +125,6 @@ for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contribut
 # ## Write the submission
 
 # %%
-if real:
-    path = submission.write(about, blend_report.test_table(runs, blend), "notebook", facts)
-    blend_report.write(about, "notebook", runs, blend, facts)
-    blend_report.print_summary(facts, path)
-else:
-    display(blend_report.test_table(runs, blend).head())
+path = submission.write(about, blend_report.test_table(runs, blend), "notebook", facts)
+blend_report.write(about, "notebook", runs, blend, facts)
+blend_report.print_summary(facts, path)
