@@ -108,9 +108,12 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
     warnings = []
     for name in names:
         counts = pd.crosstab(joined["fold"], joined[name])
-        for value in counts.columns[(counts == 0).any()]:
+        lacking = counts.columns[(counts == 0).any()]
+        for value in lacking[:3]:
             empty = counts.index[counts[value] == 0].tolist()
             warnings.append(f"fold {', '.join(map(str, empty))}: no row has {name} = {value}; its score is shaky")
+        if len(lacking) > 3:
+            warnings.append(f"{len(lacking) - 3} more values of {name} are missing from some fold")
     return warnings
 
 

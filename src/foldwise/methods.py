@@ -21,6 +21,7 @@ Fit = Callable[[Array, Problem, str], Combiner]
 
 
 def mean(z: Array, problem: Problem, space: str) -> Combiner:
+    """Equal weights in any space."""
     return Linear(np.full(z.shape[0], 1 / z.shape[0]), space, problem.task)
 
 

@@ -106,7 +106,7 @@ def _warnings(facts: Survey) -> list[str]:
     for one in _adversaries(facts):
         if one.auc.low > DIFFERENT:
             lines.append(f"train and test differ in {one.name}: AUC {one.auc}, most by {one.columns.index[0]}")
-    return lines + _first(folds.check(facts.competition, facts.fold_table, facts.train), "such gaps in the folds")
+    return lines + folds.check(facts.competition, facts.fold_table, facts.train)
 
 
 def _first(lines: list[str], what: str, most: int = 3) -> list[str]:
