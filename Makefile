@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
-	$(RUN) src/01_preprocess.py --sizes 64
+	$(RUN) src/01_preprocess.py --sizes 96
 	$(RUN) src/02_train.py --recipe demo --fold all
 	$(RUN) src/03_metadata.py
 	$(RUN) src/04_embed.py --run demo --head svm

@@ -1,7 +1,7 @@
 """Make the embedded demo competition, or print its final score table.
 
-Reads   nothing; with --score: input/demo/, oof/demo/*/{oof,test}.csv, submissions/demo/*.csv
-Writes  input/demo/: train/*.dcm test/*.dcm train.csv test.csv sample_submission.csv solution.csv demo.json
+reads    nothing; with --score: input/demo/, oof/demo/*/{oof,test}.csv, submissions/demo/*.csv
+writes   input/demo/: train/*.dcm test/*.dcm train.csv test.csv sample_submission.csv solution.csv demo.json
 
     python src/00_demo.py                        # 1400 images, half a minute
     python src/00_demo.py --images 300 --seed 7  # another one, smaller; replaces the first

@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 import time
 
-from foldwise import command, competition, config, folds, index, oof
+from foldwise import command, competition, config, folds, index, launch, oof
 from foldwise.command import note
 
 
@@ -51,6 +51,7 @@ def main() -> None:
     name = args.name or config.run_name(args.recipe)
     folder = oof.open_run(about, name, settings, fold_table, wanted if args.restart else ())
 
+    launch.settle()
     from foldwise import loop  # torch, seconds: only now that everything named above is known to exist
 
     deadline = None if args.hours is None else started + 3600 * args.hours

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 
-from foldwise import command, competition, config, folds, index, oof
+from foldwise import command, competition, config, folds, index, launch, oof
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, with --recipe")
     args = parser.parse_args()
 
+    launch.settle()
     from foldwise import ensemble  # torch
 
     about = competition.load(args.competition)

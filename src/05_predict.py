@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldwise import command, competition, config, folds, index, oof
+from foldwise import command, competition, config, folds, index, launch, oof
 from foldwise.command import note
 
 
@@ -32,6 +32,7 @@ def main() -> None:
 
     about = competition.load(args.competition)
     recipe = oof.recipe_of(about, args.run, args.overrides)
+    launch.settle()
     from foldwise import ensemble  # torch
 
     if args.images:

@@ -98,6 +98,7 @@ def picture(rng: np.random.Generator, bright: bool, size: int = 40) -> np.ndarra
 
 def make_tiny(root: Path, rows: int = 60, test_rows: int = 12, seed: int = 0) -> Workplace:
     """A binary competition of PNG files with patients, metadata, and a broken image in either split."""
+    root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     place = Workplace(root, root / "tiny.yaml")
     recipe = root / "quick.yaml"

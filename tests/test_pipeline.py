@@ -225,6 +225,22 @@ def test_bad_training_arguments_are_one_clear_line(trained: Workplace, arguments
     assert time.monotonic() - started < 30  # an absent hub is told at once
 
 
+def test_a_run_that_never_began_binds_nobody(trained: Workplace) -> None:
+    """A misspelt model name, mended, goes on under the same name."""
+    given = ["--recipe", "quick.yaml", "--fold", 0, "--name", "mended", "train.epochs=1"]
+    trained.refused("02_train.py", *given, "model.name=test_resnett")
+    trained.run("02_train.py", *given)
+    shutil.rmtree(trained.runs / "mended")
+
+
+def test_the_bits_do_not_depend_on_the_environments_threads(trained: Workplace, tmp_path: Path) -> None:
+    place = make_tiny(tmp_path)
+    shutil.copytree(trained.derived, place.derived)
+    place.run("02_train.py", "--recipe", "quick.yaml", "--fold", 0, "train.loaders=3", OMP_NUM_THREADS="1")
+    name = "fold0.safetensors"
+    assert (place.runs / "quick" / name).read_bytes() == (trained.runs / "quick" / name).read_bytes()
+
+
 def test_training_before_preprocessing_says_what_to_run(tiny: Workplace) -> None:
     assert "01_preprocess.py" in tiny.refused("02_train.py", "--fold", 0)
 

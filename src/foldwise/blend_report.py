@@ -244,7 +244,8 @@ def _runs_table(facts: Facts) -> str:
     ]  # fmt: skip
     more = (
         f"adds: what the nested score of {facts['leave_one_out_by']} loses without the run. drift: AUC that tells its "
-        "test predictions from its out-of-fold ones, 0.5 cannot tell. Ranked in folds far above OOF: its folds are on different scales."
+        "test predictions from its out-of-fold ones, 0.5 cannot tell. Ranked in folds far above OOF: its folds are on "
+        "different scales."
     )
     return f"<h2>Runs</h2><div class=wide>{_table(head, rows)}</div><p class=muted>{more}</p>"
 

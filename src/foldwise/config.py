@@ -52,6 +52,9 @@ class Train(Strict):
     )
     amp: bool = Field(True, description="mixed precision where there is a GPU (bf16 if native, else fp16)")
     channels_last: bool = Field(True, description="NHWC memory format")
+    threads: int | None = Field(
+        None, ge=1, description="torch's CPU threads (default: all cores); the last digits of a CPU run depend on it"
+    )
     loaders: int | None = Field(None, description="threads that make batches (default: cores - 1, 1 to 8)")
 
 
@@ -106,8 +109,8 @@ def run_name(name_or_path: str) -> str:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, bases resolved."""
-    return recipe.model_dump(mode="json", exclude={"base"})
+    """What makes a run: the recipe as plain data, bases resolved, without what changes no result."""
+    return recipe.model_dump(mode="json", exclude={"base": True, "train": {"loaders"}})
 
 
 def digest(data: Any) -> str:

@@ -26,7 +26,7 @@ def network(competition: Competition, recipe: Recipe, run: str, fold: int, names
     )
     made = models.create(bare, max(1, len(names)))
     models.load_weights(made, path)
-    return made.to(infer.pick_device())
+    return made.to(infer.pick_device(recipe))
 
 
 def predict_folds(
@@ -102,7 +102,7 @@ def embed_folds(
     for fold in trained_folds(competition, run) if run else sorted(np.unique(fold_of).tolist()):
         if shared is None or run:
             model = network(competition, recipe, run, fold, names) if run else models.create(recipe, outputs)
-            model.to(infer.pick_device())
+            model.to(infer.pick_device(recipe))
             shared = (
                 infer.embed(model, images, where, recipe, f"fold {fold} train"),
                 infer.embed(model, images, where_test, recipe, f"fold {fold} test"),

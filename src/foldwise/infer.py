@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from foldwise import launch
 from foldwise.augment import tta_views
 from foldwise.cache import Cache
 from foldwise.competition import Task
@@ -17,8 +18,12 @@ from foldwise.dataset import Batches
 from foldwise.models import Network, to_device
 
 
-def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+def pick_device(recipe: Recipe) -> torch.device:
+    """The GPU if there is one, else the CPU with the recipe's number of threads.
+
+    The number is set, whatever OMP_NUM_THREADS says: sums over other chunks differ in their last bits.
+    """
+    torch.set_num_threads(recipe.train.threads or launch.cores())
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

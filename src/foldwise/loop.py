@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +28,7 @@ from foldwise.competition import Competition
 from foldwise.config import Recipe, digest, settings
 from foldwise.dataset import Batches
 from foldwise.models import Network
+from foldwise.schema import nearest
 
 
 class OutOfTime(Exception):
@@ -94,6 +95,7 @@ class State:
     best: float = float("nan")
     best_epoch: int = -1
     seconds: float = 0.0
+    threads: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -111,7 +113,7 @@ def train_fold(
     of the same recipe lies there. `deadline` (time.monotonic seconds): stop after the epoch that comes before it.
     """
     data = fold_data(competition, recipe, fold, fold_table)
-    device = infer.pick_device()
+    device = infer.pick_device(recipe)
     torch.manual_seed(_seed(recipe, fold))
     outputs = max(1, len(data.names))
     network = models.create(recipe, outputs)
@@ -145,6 +147,8 @@ class Trainer:
         ops = augment.train_ops(a.preset, recipe.image_size, a.flips)
         self.batches = Batches(data.images, data.where("train"), t.batch_size, ops, (recipe.seed, fold), t.loaders)
         self.target = torch.from_numpy(data.train_target).to(self.device)
+        if t.optimizer not in list_optimizers():
+            raise UserError(f"train.optimizer={t.optimizer}: timm has none such{nearest(t.optimizer, list_optimizers())}")
         self.optimizer = create_optimizer_v2(network, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
         self.steps = max(1, len(self.batches))
         total = self.steps * t.epochs
@@ -155,7 +159,7 @@ class Trainer:
         self.half = infer.half_type(self.device) if t.amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
         self.loss = loss_for(competition.task)
-        self.state = State()
+        self.state = State(threads=torch.get_num_threads())
         self.best_weights: dict[str, Tensor] = {}
 
     def run_epoch(self) -> None:
@@ -284,6 +288,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.state, self.best_weights = State(**saved["state"]), saved["best"]
+        torch.set_num_threads(self.state.threads)  # of another machine, perhaps: the bits depend on it
         note(f"fold {self.fold}: continues after epoch {self.state.epoch} of {self.recipe.train.epochs}")
 
     def finish(self) -> dict[str, Any]:
@@ -310,6 +315,7 @@ class Trainer:
         return {
             "seconds": round(self.state.seconds, 1),
             "epochs": self.state.epoch,
+            "threads": self.state.threads,
             "best_epoch": self.state.best_epoch + 1,
             "unreadable_test": missing,
         }

@@ -196,16 +196,17 @@ def open_run(
     changed = differences(info["config"], config) if "config" in info else []
     if info and info.get("folds_hash") not in {None, folds_hash}:
         changed.append(f"folds: {info['folds_hash']} -> {folds_hash}")
-    if changed and not restart:
+    begun = any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
+    if changed and begun and not restart:
         raise UserError(
             f"{folder}: this run was made otherwise ({'; '.join(changed[:4])}"
             f"{', ...' if len(changed) > 4 else ''}); give the new one a name with --name, or clear this "
             "one with --restart"
         )
-    stale = ["*"] if changed else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
+    stale = ["*"] if changed and begun else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
     for path in [path for pattern in stale for path in folder.glob(pattern) if path.is_file()]:
         path.unlink()
-    if restart or not info:
+    if restart or changed or not info:
         write_info(folder, {"run": name, "competition": competition.name, "config": config, "folds_hash": folds_hash})
     for table in ("oof.csv", "test.csv"):
         if restart:

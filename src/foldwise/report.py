@@ -107,7 +107,3 @@ def _warnings(facts: Survey) -> list[str]:
         if one.auc.low > DIFFERENT:
             lines.append(f"train and test differ in {one.name}: AUC {one.auc}, most by {one.columns.index[0]}")
     return lines + folds.check(facts.competition, facts.fold_table, facts.train)
-
-
-def _first(lines: list[str], what: str, most: int = 3) -> list[str]:
-    return lines if len(lines) <= most + 1 else [*lines[:most], f"{len(lines) - most:,} more {what}"]
