@@ -72,11 +72,15 @@ def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0)
         "leave_one_out_by": " ".join(_leave_one_out_method(runs, blend)), "methods": blend.table,
         "error_correlation": np.round(matrix, 4).tolist(), "effective_number_of_runs": trust.effective_number(matrix),
         "near_identical": trust.twins(preds, runs.names, [c.removeprefix("pred_") or "pred" for c in runs.columns]),
-        "oof_against_test": trust.drift(runs.preds, runs.tests, runs.names, seed),
+        "oof_against_test": trust.drift(runs.preds, _tests_like_oof(runs), runs.names, seed),
     }  # fmt: skip
     facts["verdict"] = verdict(facts)
     facts["warnings"] = warnings(facts)
     return plain_json(facts)
+
+
+def _tests_like_oof(runs: Lineup) -> Array:
+    return runs.tests if runs.tests_by_one is None else runs.tests_by_one
 
 
 def _runs(runs: Lineup, blend: Blend, preds: Array, metric: metrics.Metric) -> list[Facts]:

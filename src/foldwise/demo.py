@@ -645,7 +645,7 @@ def _score_run(folder: Path, train: pd.DataFrame, test: pd.DataFrame, counts: ND
     truth = train.loc[oof.index]
     of_folds = [_auc(truth[fold == k], oof[fold == k]) for k in sorted(fold.unique())]
     pred = _joined(folder / "test.csv", "id", "pred", test, whole=True)
-    of_train = {"oof_auc": _auc(truth, oof), "oof_std": float(np.nanstd(of_folds))}
+    of_train = {"oof_auc": _auc(truth, oof), "oof_std": float(np.nanstd(of_folds, ddof=1))}
     return {"kind": "run", "name": folder.name, **of_train, **_test_scores(test, pred, counts)}
 
 

@@ -26,6 +26,9 @@ Array = NDArray[Any]
 class Lineup:
     """preds: (M, N) or (M, N, C) of the rows that all runs cover. target: (N,) or (N, C). tests: (M, T[, C]).
 
+    tests_by_one: as tests, but each row predicted by one fold's model, drawn at random, as an OOF row is: what the
+    OOF can fairly be compared with. A run without tables a fold has its means there.
+
     columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
     Where several images make a submission row, N and T count submission rows: images are joined before they are
     blended, in OOF and test alike.
@@ -42,6 +45,7 @@ class Lineup:
     families: list[tuple[str, str]]
     coverage: dict[str, dict[str, int]] = field(default_factory=dict)
     rows_all: int = 0
+    tests_by_one: Array | None = None
 
 
 def gather(
@@ -182,6 +186,7 @@ def _line_up(
     }
     preds = np.stack([part.loc[used["id"]].to_numpy(dtype=np.float64) for part in indexed])
     tests, test_ids = _tests(runs, columns)
+    single = np.stack([_by_one_fold(run, test_ids, columns, mean) for run, mean in zip(runs, tests, strict=True)])
     target = index.target_array(competition, used, index.classes(competition, table))
     fold, group = used["fold"].to_numpy(), used["group"].astype(str).to_numpy()
     total = len(rows)
@@ -190,12 +195,13 @@ def _line_up(
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
         target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
         fold, group, total = fold[first], group[first], rows["row_id"].nunique()
+        single, _ = _join_tests(competition, single, test_ids, table)
         tests, test_ids = _join_tests(competition, tests, test_ids, table)
     if columns == ["pred"]:
-        preds, tests = preds[:, :, 0], tests[:, :, 0]
+        preds, tests, single = preds[:, :, 0], tests[:, :, 0], single[:, :, 0]
     return Lineup(
         tuple(run.name for run in runs), preds, target, fold, group, tests, test_ids, columns,
-        [family(run) for run in runs], coverage, total,
+        [family(run) for run in runs], coverage, total, single,
     )  # fmt: skip
 
 
@@ -230,6 +236,14 @@ def _tests(runs: list[oof.Run], columns: list[str]) -> tuple[Array, Array]:
             )
     arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
     return np.stack(arrays), ids.to_numpy()
+
+
+def _by_one_fold(run: oof.Run, ids: Array, columns: list[str], mean: Array) -> Array:
+    tables = [oof.read_table(path).set_index("id") for path in sorted(run.folder.glob("fold*_test.csv"))]
+    if not tables or any(set(ids) != set(table.index) for table in tables):
+        return mean
+    values = np.stack([table.loc[ids, columns].to_numpy(dtype=np.float64) for table in tables])
+    return values[np.random.default_rng(0).integers(len(tables), size=len(ids)), np.arange(len(ids))]
 
 
 def family(run: oof.Run) -> tuple[str, str]:

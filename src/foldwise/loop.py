@@ -148,7 +148,8 @@ class Trainer:
         self.batches = Batches(data.images, data.where("train"), t.batch_size, ops, (recipe.seed, fold), t.loaders)
         self.target = torch.from_numpy(data.train_target).to(self.device)
         if t.optimizer not in list_optimizers():
-            raise UserError(f"train.optimizer={t.optimizer}: timm has none such{nearest(t.optimizer, list_optimizers())}")
+            hint = nearest(t.optimizer, map(str, list_optimizers()))
+            raise UserError(f"train.optimizer={t.optimizer}: timm has none such{hint}")
         self.optimizer = create_optimizer_v2(network, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
         self.steps = max(1, len(self.batches))
         total = self.steps * t.epochs

@@ -133,8 +133,9 @@ def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[
     """Adversarial validation: can out-of-fold predictions be told from test predictions?
 
     oof, test: (M, N) or (M, N, C). A run's number is the cross-validated AUC of a shallow forest on its own
-    columns; 0.5 cannot tell. Some drift is due: test predictions are means over folds and so less extreme. A run
-    is named only where it stands out from the median run by 0.05 and from 0.5 by four standard deviations.
+    columns; 0.5 cannot tell. Means over folds are less extreme than OOF predictions, and told apart by that alone:
+    hand in test predictions of one fold's model a row where there are such (Lineup.tests_by_one). A run is named only
+    where it stands out from the median run by 0.05 and from 0.5 by four standard deviations.
     """
     n, n_test = min(oof.shape[1], 10_000), min(test.shape[1], 10_000)
     rng = np.random.default_rng(seed)
