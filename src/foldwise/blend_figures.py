@@ -97,7 +97,7 @@ def weights(facts: Facts) -> Figure:
         mine = [row["weight"] if model in {None, row["model"]} else 0.0 for row in rows]
         axes.barh([row["run"] for row in rows], mine, color=COLOURS[i % len(COLOURS)], label=model)
     if shared:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     axes.axvline(0, color="black", lw=1)
     axes.axvline(1 / len(facts["runs"]), color=GREY, lw=1, ls="--")
     axes.annotate("equal", (1 / len(facts["runs"]), 1), (3, 0), xycoords=("data", "axes fraction"),

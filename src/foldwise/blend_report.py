@@ -69,7 +69,7 @@ def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0)
         "patients_or_groups": int(np.unique(runs.groups).size),
         "runs": _runs(runs, blend, preds, metric), "coverage": runs.coverage,
         "leave_one_out": _leave_one_out(runs, blend, metric, seed),
-        "leave_one_out_by": " ".join(_leave_one_out_method(runs, blend)), "methods": blend.table,
+        "leave_one_out_by": " in ".join(dict.fromkeys(_leave_one_out_method(runs, blend))), "methods": blend.table,
         "error_correlation": np.round(matrix, 4).tolist(), "effective_number_of_runs": trust.effective_number(matrix),
         "near_identical": trust.twins(preds, runs.names, [c.removeprefix("pred_") or "pred" for c in runs.columns]),
         "oof_against_test": trust.drift(runs.preds, _tests_like_oof(runs), runs.names, seed),
