@@ -13,7 +13,6 @@ examples
   python src/01_preprocess.py                                        # the demo competition, 224 x 224
   python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
-  python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
 Killed? Run the same command again: it continues.
@@ -52,9 +51,9 @@ def main() -> None:
     table = index.build(about, args.workers, args.dask)
     table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
     found = audit.groups(about, table, cache.load(about, args.sizes[0]))
-    table["group"] = found.group
-    index.save(table, about)
+    table = table.assign(host_group=table["group"], group=found.group)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
+    index.save(table, about)
     warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)
     for warning in index.odd_formats(table) + warnings:
         note(f"warning: {warning}")

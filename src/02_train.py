@@ -33,12 +33,14 @@ def main() -> None:
         "--recipe", default="baseline", metavar="R", help="src/recipes/R.yaml or a path (default: baseline)"
     )
     parser.add_argument("--fold", default="all", metavar="K|all", help="fold to train (default: all, in turn)")
-    parser.add_argument("--name", metavar="RUN", help="name of the run's folder (default: the recipe's)")
+    parser.add_argument(
+        "--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the recipe's)"
+    )
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
     parser.add_argument("--hours", type=float, metavar="H", help="stop in time when so many hours are over")
     parser.add_argument("--help-recipe", action="store_true", help="list every recipe setting and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.help_recipe:
         print(config.help_recipe())
         return
@@ -49,11 +51,12 @@ def main() -> None:
     wanted = folds.choose(fold_table, args.fold)
     settings = config.settings(recipe)
     name = args.name or config.run_name(args.recipe)
-    folder = oof.open_run(about, name, settings, fold_table, wanted if args.restart else ())
-
     launch.settle()
-    from foldwise import loop  # torch, seconds: only now that everything named above is known to exist
+    from foldwise import loop  # torch takes seconds: only now that everything named above is known to exist
 
+    if args.restart:
+        loop.rehearse(about, recipe, wanted[0], fold_table)
+    folder = oof.open_run(about, name, settings, fold_table, wanted if args.restart else ())
     deadline = None if args.hours is None else started + 3600 * args.hours
     facts = oof.read_info(folder).get("folds", {})
     for fold in wanted:
@@ -61,13 +64,17 @@ def main() -> None:
             note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
             continue
         try:
-            facts[str(fold)] = loop.train_fold(about, recipe, fold, fold_table, folder, deadline)
+            facts[str(fold)] = loop.train_fold(about, recipe, fold, fold_table, folder, deadline, _pace(facts))
         except loop.OutOfTime as stop:
             note(f"--hours {args.hours:g} are nearly over. {stop}; run the same command to continue")
             sys.exit(75)  # EX_TEMPFAIL: not done, not wrong
         info = oof.finish(about, folder, fold_table, index.load(about), {"config": settings, "folds": facts})
     info = oof.finish(about, folder, fold_table, index.load(about), {"config": settings, "folds": facts})
     oof.print_scores(info)
+
+
+def _pace(facts: dict) -> float:
+    return max((fold["seconds"] / max(1, fold["epochs"]) for fold in facts.values()), default=0.0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ def main() -> None:
     started = time.monotonic()
     parser = command.parser(__doc__)
     parser.add_argument("--model", choices=["lightgbm"], default="lightgbm", help="(default: lightgbm)")
-    parser.add_argument("--name", metavar="RUN", help="name of the run's folder (default: the model's)")
+    parser.add_argument(
+        "--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the model's)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     args = parser.parse_args()
 

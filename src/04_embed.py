@@ -27,11 +27,13 @@ def main() -> None:
         "--recipe", default="baseline", metavar="R", help="embed by a recipe's weights (default: baseline)"
     )
     parser.add_argument("--head", choices=["svm", "logreg"], default="svm", help="(default: svm)")
-    parser.add_argument("--name", metavar="RUN", help="name of the new run's folder")
+    parser.add_argument("--name", type=command.name, metavar="RUN", help="name of the new run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, with --recipe")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     launch.settle()
+    if args.run and args.overrides:
+        parser.error("overrides go with --recipe; a trained run has its own settings")
     from foldwise import ensemble  # torch
 
     about = competition.load(args.competition)

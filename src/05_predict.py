@@ -20,7 +20,9 @@ from foldwise.command import note
 def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="a run of step 2")
-    parser.add_argument("--name", metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)")
+    parser.add_argument(
+        "--name", type=command.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
+    )
     parser.add_argument("--images", metavar="DIR", help="predict every image below this folder instead")
     parser.add_argument(
         "--out", metavar="FILE.csv", default="predictions.csv", help="where --images writes (default: predictions.csv)"
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="predict.* settings, such as predict.tta=flip"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     about = competition.load(args.competition)
     recipe = oof.recipe_of(about, args.run, args.overrides)

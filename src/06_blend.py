@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     names = ", ".join(["auto", *METHODS])
     parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
     parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
-    parser.add_argument("--name", default="blend", help="the submission's name (default: blend)")
+    parser.add_argument("--name", type=command.name, default="blend", help="the submission's name (default: blend)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
         "--foreign", nargs=3, action="append", default=[], metavar=("NAME", "OOF", "TEST"),

@@ -294,8 +294,8 @@ def test_multiclass_end_to_end(tiny: Workplace) -> None:
     assert np.allclose(oof.filter(like="pred_").sum(axis=1), 1, atol=1e-5)
     tiny.run("06_blend.py", "--runs", "quick", "--method", "mean", "--name", "one")
     made = pd.read_csv(tiny.submissions / "one.csv")
-    assert list(made.columns) == ["image_id", "kind"]
-    assert set(made["kind"]) <= set(names)
+    assert list(made.columns) == ["image_id", *names]  # log loss wants probabilities
+    assert np.allclose(made[list(names)].sum(axis=1), 1, atol=1e-5)
 
 
 def test_multilabel_and_regression_end_to_end(tiny: Workplace) -> None:
@@ -464,3 +464,105 @@ def test_each_frame_a_row(tiny: Workplace) -> None:
     frames = pred[pred.index.str.startswith("te0000#")]
     assert len(frames) == 15
     assert made.set_index("image_id").loc["te0000", "sick"] == pytest.approx(frames.mean(), rel=1e-6)
+
+
+# --- found by trying to break it --------------------------------------------------------------------------
+
+
+def test_classes_named_by_numbers_or_by_NA_keep_their_names(tiny: Workplace) -> None:
+    """'01', '1' and 'NA' are three classes; they are trained, scored, gathered and blended as such."""
+    _other_task(tiny, "kind", np.array(["01", "1", "NA"])[np.arange(60) % 3], task="multiclass", metric="accuracy")
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    tiny.run("02_train.py", "--recipe", "quick.yaml", "train.epochs=4")
+    oof = pd.read_csv(tiny.runs / "quick" / "oof.csv", dtype=str, keep_default_na=False)
+    assert set(oof["target"]) == {"01", "1", "NA"}
+    info = json.loads((tiny.runs / "quick" / "run.json").read_text())
+    named = oof.filter(like="pred_").astype(float).idxmax(axis=1).str.removeprefix("pred_")
+    assert info["score"] == pytest.approx((named == oof["target"]).mean())
+    tiny.run("06_blend.py", "--method", "mean", "--name", "s")
+    made = pd.read_csv(tiny.submissions / "s.csv", dtype=str, keep_default_na=False)
+    assert set(made["kind"]) <= {"01", "1", "NA"}
+
+
+def test_models_of_other_folds_predict_nothing(tiny: Workplace) -> None:
+    """After --new-folds the old weights have seen rows they would predict: 04, 05 and 06 refuse the run."""
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    tiny.run("02_train.py", "--recipe", "quick.yaml", "train.epochs=1")
+    tiny.describe(folds={"n": 3, "seed": 5})
+    tiny.run("01_preprocess.py", "--sizes", 32, "--new-folds")
+    assert "trained on other folds" in tiny.refused("05_predict.py", "--run", "quick", "predict.tta=flip")
+    assert "trained on other folds" in tiny.refused("04_embed.py", "--run", "quick")
+    assert "made on other folds" in tiny.refused("06_blend.py", "--runs", "quick")
+    assert "--restart" in tiny.refused("02_train.py", "--recipe", "quick.yaml", "--fold", 0, "train.epochs=1")
+
+
+def test_a_cache_that_is_not_vouched_for_is_not_read(trained: Workplace, tmp_path: Path) -> None:
+    place = make_tiny(tmp_path)
+    shutil.copytree(trained.derived, place.derived)
+    facts = place.derived / "images_32.json"
+    text = facts.read_text()
+    facts.unlink()  # as after a kill between the files
+    assert "not there yet" in place.refused("02_train.py", "--recipe", "quick.yaml", "--fold", 0)
+    facts.write_text(text)
+    place.describe(image={"grayscale": True})
+    assert "other `image` options" in place.refused("02_train.py", "--recipe", "quick.yaml", "--fold", 0)
+
+
+def test_nothing_trained_is_cleared_by_mistake(trained: Workplace, tmp_path: Path) -> None:
+    place = make_tiny(tmp_path)
+    shutil.copytree(trained.derived, place.derived)
+    shutil.copytree(trained.runs, place.runs)
+    weights = sorted(path.read_bytes() for path in (place.runs / "quick").glob("*.safetensors"))
+    quick = ("02_train.py", "--recipe", "quick.yaml", "--restart")
+    assert "another step" in place.refused("03_metadata.py", "--name", "quick")
+    assert "would clear fold 1, 2" in place.refused(*quick, "--fold", 0, "train.lr=1e-3")
+    assert "did you mean" in place.refused(*quick, "--fold", "all", "model.name=test_resnett")
+    assert "made so far: 32" in place.refused(*quick, "--fold", "all", "image_size=64")
+    assert sorted(path.read_bytes() for path in (place.runs / "quick").glob("*.safetensors")) == weights
+
+
+def test_rows_that_come_and_go_are_named(trained: Workplace, tmp_path: Path) -> None:
+    place = make_tiny(tmp_path)
+    shutil.copytree(trained.derived, place.derived)
+    table = pd.read_csv(place.raw / "train.csv")
+    table[table["image_id"] != "tr0010"].to_csv(place.raw / "train.csv", index=False)
+    assert "'tr0010' is only in folds.csv" in place.refused("01_preprocess.py", "--sizes", 32)
+    assert len(pd.read_parquet(place.derived / "index.parquet")) == 72  # the index is that of the folds still
+    table.to_csv(place.raw / "train.csv", index=False)
+    (place.derived / "folds.csv").unlink()
+    place.run("01_preprocess.py", "--sizes", 32)
+    assert (place.derived / "folds.csv").read_bytes() == (trained.derived / "folds.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["06_blend.py", "--name", "../../zz"], "is no name"),
+        (["02_train.py", "--name", "a/b"], "is no name"),
+        (["04_embed.py", "--run", "quick", "image_size=64"], "overrides go with --recipe"),
+        (["05_predict.py", "--run", "quick", "--images", "nowhere"], "no such folder"),
+        (["02_train.py", "--recipe", "quick.yaml", "seed=-1"], "seed"),
+        (["02_train.py", "--recipe", "quick.yaml", "model.mean=[0.5]"], "model.mean"),
+    ],
+)
+def test_more_bad_arguments(trained: Workplace, arguments: list[str], message: str) -> None:
+    assert message in trained.refused(*arguments)
+
+
+def test_overrides_may_stand_anywhere(trained: Workplace) -> None:
+    done = trained.run("02_train.py", "seed=0", "--recipe", "quick.yaml", "--fold", 0, "train.epochs=2")
+    assert "done already" in done.stderr
+
+
+def test_metadata_with_two_folds_odd_names_and_no_test(tiny: Workplace) -> None:
+    for split in ("train", "test"):
+        table = pd.read_csv(tiny.raw / f"{split}.csv").rename(columns={"age": 'age[y]: "x"'})
+        table.to_csv(tiny.raw / f"{split}.csv", index=False)
+    tiny.describe(metadata={"numeric": ['age[y]: "x"'], "categorical": ["site"]}, folds={"n": 2}, test=None)
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    tiny.run("03_metadata.py")
+    tiny.run("02_train.py", "--recipe", "quick.yaml", "train.epochs=1")
+    tiny.run("04_embed.py", "--run", "quick", "--head", "logreg")
+    assert len(pd.read_csv(tiny.runs / "quick_logreg" / "oof.csv")) == 59
+    tiny.describe(metadata={"numeric": ["width"]})
+    assert "'width'" in tiny.refused("01_preprocess.py", "--sizes", 32)

@@ -81,12 +81,18 @@ class Cache:
 def load(competition: Competition, size: int) -> Cache:
     """The finished cache of one size; UserError says what to run where there is none."""
     path = competition.derived() / f"images_{size}.npy"
-    if not path.exists():
+    if not (path.exists() and path.with_suffix(".json").exists()):  # the json comes last, and vouches for the rest
         made = sorted(int(p.stem.split("_")[1]) for p in path.parent.glob("images_*.npy"))
         has = f" (made so far: {', '.join(map(str, made))})" if made else ""
         raise UserError(
             f"{path}: not there yet{has}; run python src/01_preprocess.py "
             f"--competition {competition.name} --sizes {size}"
+        )
+    known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if known["image"] != _options_digest(competition.image):
+        raise UserError(
+            f"{path}: made with other `image` options than {competition.file} has now; run 01_preprocess.py "
+            f"--competition {competition.name} --sizes {size} again"
         )
     return open_size(path.parent, size)
 
@@ -156,6 +162,7 @@ def build_size(
         {
             "key": key,
             "size": size,
+            "image": _options_digest(options),
             "images": len(index),
             "unreadable": int((~ok).sum()),
             "seconds": round(time.perf_counter() - started, 2),
@@ -165,6 +172,10 @@ def build_size(
     for part in (state, path.with_suffix(".key.part")):
         part.unlink()
     return pd.Series(reasons, dtype=object).reindex(index.index)
+
+
+def _options_digest(options: ImageOptions) -> str:
+    return digest(options.model_dump(mode="json"))
 
 
 def _key(index: pd.DataFrame, size: int, options: ImageOptions) -> str:

@@ -44,6 +44,13 @@ def image_size(text: str) -> int:
     return int(text)
 
 
+def name(text: str) -> str:
+    """An argparse type: the name of a run or a submission, which becomes a file or folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no name: letters, digits, '.', '_' and '-'")
+    return text
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
     try:
@@ -52,12 +59,17 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `| head` closed the pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `| head` closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     sys.exit(0)
 
 

@@ -109,6 +109,12 @@ class Competition(Strict):
     def _targets_fit_task(self) -> Competition:
         if (self.task == "multilabel") != isinstance(self.target, list):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
+        reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
+        reserved |= {"format", "frame", "frames", "error"}
+        listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
+        taken = [column for column in listed if column in reserved or listed.count(column) > 1]
+        if taken:
+            raise ValueError(f"metadata column '{taken[0]}' is named twice, or is a name that the index uses itself")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:

@@ -25,8 +25,12 @@ class Model(Strict):
     pretrained: bool = Field(True, description="start from timm's weights, or from `weights`")
     weights: str | None = Field(None, description="a .safetensors or state-dict file, relative to the repository")
     kwargs: dict[str, Any] = Field({}, description="passed to timm.create_model, such as {drop_path_rate: 0.2}")
-    mean: list[float] | None = Field(None, description="input mean in 0..1 (default: what the weights were made with)")
-    std: list[float] | None = Field(None, description="input standard deviation in 0..1 (default: likewise)")
+    mean: list[float] | None = Field(
+        None, min_length=3, max_length=3, description="input mean in 0..1 (default: what the weights were made with)"
+    )
+    std: list[float] | None = Field(
+        None, min_length=3, max_length=3, description="input standard deviation in 0..1 (default: likewise)"
+    )
     mode: Literal["scratch", "frozen", "partial", "finetune"] = Field(
         "finetune",
         description="scratch: no pretrained weights; frozen: only the head learns; partial: from `unfreeze_from` on; "
@@ -46,7 +50,7 @@ class Train(Strict):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps that warm the learning rate up linearly")
     final_lr: float = Field(0.01, ge=0, le=1, description="learning rate at the end of the cosine, as a share of lr")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
-    clip_grad: float | None = Field(1.0, description="clip the gradient's norm here; null: never")
+    clip_grad: float | None = Field(1.0, gt=0, description="clip the gradient's norm here; null: never")
     checkpoint: Literal["best", "last"] = Field(
         "best", description="which epoch predicts: best by the competition's metric on the fold, or the last"
     )
@@ -55,7 +59,7 @@ class Train(Strict):
     threads: int | None = Field(
         None, ge=1, description="torch's CPU threads (default: all cores); the last digits of a CPU run depend on it"
     )
-    loaders: int | None = Field(None, description="threads that make batches (default: cores - 1, 1 to 8)")
+    loaders: int | None = Field(None, ge=1, description="threads that make batches (default: cores - 1, 1 to 8)")
 
 
 class Augment(Strict):
@@ -85,7 +89,7 @@ class Recipe(Strict):
     train: Train = Train()
     augment: Augment = Augment()
     predict: Predict = Predict()
-    seed: int = Field(0, description="seeds weights, order and augmentation")
+    seed: int = Field(0, ge=0, description="seeds weights, order and augmentation")
 
 
 def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, cache, index, infer, models, oof, shallow
+from foldwise import UserError, cache, folds, index, infer, models, oof, shallow
 from foldwise.competition import Competition, output_root
 from foldwise.config import Model, Recipe
 from foldwise.models import Network
@@ -33,6 +33,7 @@ def predict_folds(
     competition: Competition, recipe: Recipe, run: str, table: pd.DataFrame, fold_table: pd.DataFrame
 ) -> Preds:
     """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
+    oof.check_folds(competition, run, fold_table)
     names = index.classes(competition, table)
     images = cache.load(competition, recipe.image_size)
     test = images.rows("test", table.loc[table["split"] == "test", "id"].tolist())
@@ -70,12 +71,12 @@ def predict_folder(
         where = images.rows("new", ids)
         if (where < 0).all():
             raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {errors.iloc[0]}")
-        folds = trained_folds(competition, run)
+        trained = trained_folds(competition, run)
         preds = [
             infer.predict(
                 network(competition, recipe, run, fold, names), images, where, competition.task, recipe, f"fold {fold}"
             )
-            for fold in folds
+            for fold in trained
         ]  # fmt: skip
     table = oof.table(competition, names, rows, np.mean(preds, axis=0))
     return table, {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
@@ -91,7 +92,9 @@ def embed_folds(
     names = index.classes(competition, table)
     outputs = max(1, len(names))
     images = cache.load(competition, recipe.image_size)
-    train = table[table["split"] == "train"].set_index("id", drop=False).loc[fold_table["id"]]
+    if run:
+        oof.check_folds(competition, run, fold_table)
+    train = folds.rows(table, fold_table)
     where = images.rows("train", train["id"].tolist())
     where_test = images.rows("test", table.loc[table["split"] == "test", "id"].tolist())
     target = index.target_array(competition, train, names)
@@ -109,7 +112,9 @@ def embed_folds(
             )
         x, x_test = shared
         fit = (fold_of != fold) & (where >= 0)
-        valid, test = classify(x[fit], target[fit], [x[fold_of == fold], x_test])
+        others = [x[fold_of == fold], x_test] if len(x_test) else [x[fold_of == fold]]
+        valid, *rest = classify(x[fit], target[fit], others)
+        test = rest[0] if rest else np.zeros((0, outputs))
         for pred, rows in ((valid, where[fold_of == fold]), (test, where_test)):
             if (rows < 0).any() and (rows >= 0).any():
                 pred[rows < 0] = pred[rows >= 0].mean(axis=0)
@@ -120,7 +125,7 @@ def embed_folds(
 def trained_folds(competition: Competition, run: str) -> list[int]:
     """Folds of a run whose weights are there; UserError where there are none."""
     folder = competition.runs() / run
-    folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.safetensors") if path.stem[4:].isdigit())
-    if not folds:
+    found = sorted(int(path.stem[4:]) for path in folder.glob("fold*.safetensors") if path.stem[4:].isdigit())
+    if not found:
         raise UserError(f"{folder}: holds no fold<K>.safetensors; train the run with 02_train.py")
-    return folds
+    return found

@@ -49,8 +49,10 @@ def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False)
     """
     train = table[(table["split"] == "train") & table["error"].isna()]
     folder = competition.derived()
-    if anew or not (folder / "folds.json").exists():
-        save(make(competition, train), folder)
+    if anew or not _saved(folder):
+        made = make(competition, train)
+        check(competition, made, train)
+        save(made, folder)
     found = load(competition)
     astray = set(found["id"]) ^ set(train["id"])
     if astray:
@@ -117,6 +119,22 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
     return warnings
 
 
+def rows(table: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
+    """The training rows of an index in the order of the folds; UserError where a row of the folds is not there."""
+    train = table[table["split"] == "train"].set_index("id", drop=False)
+    missing = folds["id"][~folds["id"].isin(train.index)]
+    if len(missing):
+        raise UserError(
+            f"folds.csv: id '{missing.iloc[0]}' is not in the index ({len(missing)} such); run 01_preprocess.py "
+            "--new-folds, then train anew"
+        )
+    return train.loc[folds["id"]]
+
+
+def _saved(folder: Path) -> bool:
+    return (folder / "folds.csv").exists() and (folder / "folds.json").exists()
+
+
 def save(folds: pd.DataFrame, folder: Path) -> None:
     """folds.csv and folds.json (hash, rows a fold), each written whole."""
     facts = {"hash": digest(folds), "n": int(folds["fold"].nunique()), "rows": len(folds)}
@@ -128,7 +146,7 @@ def save(folds: pd.DataFrame, folder: Path) -> None:
 def load(competition: Competition) -> pd.DataFrame:
     """The saved folds (id str, group str, fold int); UserError where there are none or they changed since."""
     path = competition.derived() / "folds.csv"
-    if not path.with_suffix(".json").exists():
+    if not _saved(path.parent):
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
     folds = pd.read_csv(path, dtype={"id": str, "group": str}, keep_default_na=False)
     expected = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))["hash"]
@@ -150,15 +168,19 @@ def _from_file(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     path = competition.raw() / str(competition.folds.file)
     if not path.exists():
         raise UserError(f"{path}: no such file, named by folds.file in {competition.file}")
-    given = pd.read_csv(path, dtype={"id": str})
+    given = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
     if not {"id", "fold"} <= set(given.columns):
         raise UserError(f"{path}: needs columns id and fold, has {', '.join(given.columns)}")
     if given["id"].duplicated().any():
         raise UserError(f"{path}: id {given['id'][given['id'].duplicated()].iloc[0]} stands there twice")
-    frame = train[["id", "group"]].merge(given[["id", "fold"]], on="id", how="left")
+    own = train["host_group"] if "host_group" in train else train["group"]  # copies may lie apart: audit warns of them
+    frame = train[["id"]].assign(group=own).merge(given[["id", "fold"]], on="id", how="left")
     if frame["fold"].isna().any():
         raise UserError(
             f"{path}: no fold for {int(frame['fold'].isna().sum())} training rows, "
             f"such as id {frame['id'][frame['fold'].isna()].iloc[0]}"
         )
-    return frame.astype({"fold": int})
+    numbers = pd.to_numeric(frame["fold"], errors="coerce")
+    if numbers.isna().any() or (numbers % 1 != 0).any() or numbers.nunique() < 2:
+        raise UserError(f"{path}: column fold must hold whole numbers, two folds at least")
+    return frame.assign(fold=numbers.astype(int))

@@ -5,7 +5,8 @@ Columns of index.parquet, one row per image:
     split      'train', 'test', or 'extra' (labelled, from elsewhere: trained on, never validated on)
     id         str, the competition's id; unique within a split
     row_id     str, the submission row that the image belongs to (= id unless several images make a row)
-    group      str, rows that must share a fold (= id where the host gives none)
+    group      str, rows that must share a fold (= id where the host gives none), copies merged by the audit
+    host_group str, the same before the audit
     path       str, below the competition's raw folder (or absolute: an extra with its own root)
     target     binary 0/1, multiclass the class's name, regression a number; multilabel: target_<column>...
     width, height, bytes, format      of the image file
@@ -108,7 +109,10 @@ def target_array(competition: Competition, rows: pd.DataFrame, names: list[str])
     if competition.task == "multilabel":
         return rows[[f"target_{name}" for name in names]].to_numpy(dtype=np.float32, copy=True)
     if competition.task == "multiclass":
-        return pd.Categorical(rows["target"], categories=names).codes.astype(np.int64)
+        codes = pd.Categorical(rows["target"], categories=names).codes.astype(np.int64)
+        if (codes < 0).any():
+            raise UserError(f"class '{rows['target'].iloc[int(np.argmin(codes))]}' is none of {', '.join(names[:12])}")
+        return codes
     return rows["target"].to_numpy(dtype=np.float32, copy=True)
 
 
@@ -279,7 +283,9 @@ def image_files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted; hidden files and other kinds left out."""
     return sorted(
         path for path in folder.rglob("*")
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.is_file()
+        and path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )  # fmt: skip
 
 

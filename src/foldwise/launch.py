@@ -139,8 +139,8 @@ def _in_pool(
         try:
             while waiting or flying:
                 while waiting and len(flying) < 2 * workers:
-                    chunk = waiting.pop()
-                    flying[pool.submit(job, chunk)] = chunk
+                    flying[pool.submit(job, waiting[-1])] = waiting[-1]  # submit raises where the pool broke
+                    waiting.pop()
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     results = future.result()
                     yield flying.pop(future), results

@@ -85,9 +85,7 @@ def _load(competition: Competition, name: str) -> oof.Run:
     if not done:
         return oof.load_run(competition, name)
     parts = pd.concat([oof.read_table(folder / f"fold{fold}.csv") for fold in done])
-    tests = [oof.read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done]
-    values = np.mean([test.loc[tests[0].index, oof.pred_columns(test)].to_numpy() for test in tests], axis=0)
-    test = pd.DataFrame(values, columns=oof.pred_columns(tests[0]), index=tests[0].index).reset_index()
+    test = oof.mean_test(folder, done)
     return oof.Run(name, folder, parts.reset_index(drop=True), test, oof.read_info(folder))
 
 

@@ -22,7 +22,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 from tqdm import tqdm
 
-from foldwise import UserError, atomic, augment, cache, index, infer, metrics, models, oof
+from foldwise import UserError, atomic, augment, cache, folds, index, infer, metrics, models, oof
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe, digest, settings
@@ -56,7 +56,7 @@ def fold_data(competition: Competition, recipe: Recipe, fold: int, fold_table: p
     """The rows of one fold, joined by id from index, folds and cache; UserError where a piece is missing."""
     table = index.load(competition)
     names = index.classes(competition, table)
-    train = table[table["split"] == "train"].set_index("id", drop=False).loc[fold_table["id"]]
+    train = folds.rows(table, fold_table)
     inside = (fold_table["fold"] == fold).to_numpy()
     if not inside.any():
         raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
@@ -106,11 +106,13 @@ def train_fold(
     fold_table: pd.DataFrame,
     folder: Path,
     deadline: float | None = None,
+    pace: float = 0.0,
 ) -> dict[str, Any]:
     """Train, validate and predict one fold into `folder`; returns facts for run.json.
 
     Writes fold<K>.csv, fold<K>_test.csv, fold<K>.safetensors, fold<K>_log.csv. Continues from fold<K>.ckpt where one
     of the same recipe lies there. `deadline` (time.monotonic seconds): stop after the epoch that comes before it.
+    `pace`: seconds an epoch took in other folds.
     """
     data = fold_data(competition, recipe, fold, fold_table)
     device = infer.pick_device(recipe)
@@ -127,11 +129,18 @@ def train_fold(
         f"{learn / 1e6:.2f} of {every / 1e6:.2f} M parameters train; {device}"
     )
     while trainer.state.epoch < recipe.train.epochs:
-        pace = trainer.state.seconds / trainer.state.epoch if trainer.state.epoch else 0.0
-        if deadline is not None and time.monotonic() + 1.2 * pace > deadline:
+        if trainer.state.epoch:
+            pace = trainer.state.seconds / trainer.state.epoch
+        if deadline is not None and time.monotonic() + 1.5 * pace > deadline:  # half an epoch's time to predict in
             raise OutOfTime(f"fold {fold}: {trainer.state.epoch} of {recipe.train.epochs} epochs are done and saved")
         trainer.run_epoch()
     return trainer.finish()
+
+
+def rehearse(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> None:
+    """Make everything that a fold needs and throw it away: UserError now, rather than after old results are cleared."""
+    data = fold_data(competition, recipe, fold, fold_table)
+    Trainer(competition, recipe, fold, data, models.create(recipe, max(1, len(data.names))), Path())
 
 
 class Trainer:

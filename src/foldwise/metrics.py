@@ -38,6 +38,10 @@ Function = Callable[[Array, Array, Array | None], float]
 search_folders: list[Path] = [Path(__file__).resolve().parents[1] / "competitions"]
 
 
+class Undefined(UserError):
+    """The metric has no value on these rows: a class is missing."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric as the blender sees it. `function(target, pred, weight)` trusts its input.
@@ -195,13 +199,13 @@ def _check_labels(metric: Metric, target: Array, pred: Array) -> None:
 def _check_defined(metric: Metric, target: Array, pred: Array) -> None:
     if metric.needs == "2":
         if target.min() == target.max():
-            raise UserError(f"{metric.name} is undefined: target holds one class only ({_odd(target)})")
+            raise Undefined(f"{metric.name} is undefined: target holds one class only ({_odd(target)})")
         return
     for number, (truth, _) in enumerate(_columns(target, pred)):
         found = {"1"} if truth.all() else {"0", "1"} if truth.any() else {"0"}
         if not set(metric.needs) <= found:
             where = "target" if pred.ndim == 1 else f"column {number} of target"
-            raise UserError(f"{metric.name} is undefined: {where} holds one class only ({min(found)})")
+            raise Undefined(f"{metric.name} is undefined: {where} holds one class only ({min(found)})")
 
 
 def _odd(target: Array) -> str:

@@ -45,7 +45,7 @@ class Network(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(self.inputs(images)) * self.scale + self.shift
+        return self.backbone(self.inputs(images)).float() * self.scale + self.shift  # not in fp16
 
     def embed(self, images: Tensor) -> Tensor:
         """Pooled features before the classifier, float (B, D)."""

@@ -82,7 +82,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite."""
-    frame = index.read_table(path, ["id"])
+    frame = index.read_table(path, ["id", *_class_names(path)])
     preds = pred_columns(frame)
     if "id" not in frame or not preds:
         raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")
@@ -104,6 +104,15 @@ def read_table(path: Path) -> pd.DataFrame:
             )
         frame[column] = numbers.astype(float)
     return frame
+
+
+def _class_names(path: Path) -> list[str]:
+    """['target'] where it holds class names, which stay text: '01', 'NA' and '1' are names."""
+    try:
+        columns = list(pd.read_csv(path, nrows=0).columns)
+    except (ValueError, OSError):
+        return []  # read_table says what is wrong
+    return ["target"] if "target" in columns and any(name.startswith("pred_") for name in columns) else []
 
 
 def list_runs(competition: Competition) -> list[str]:
@@ -154,6 +163,16 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
     return recipe_from(config, list(overrides), str(folder / "run.json"))
 
 
+def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) -> None:
+    """UserError where a run was trained on other folds than today's: it has seen rows that it would predict."""
+    made = read_info(competition.runs() / run).get("folds_hash")
+    if made != folds.digest(fold_table):
+        raise UserError(
+            f"{competition.runs() / run}: trained on other folds ({made}) than folds.csv ({folds.digest(fold_table)}): "
+            "its models have seen rows that they would predict; train it anew"
+        )
+
+
 def write_info(folder: Path, info: dict[str, Any]) -> None:
     """run.json, written whole."""
     atomic.write_json(folder / "run.json", info)
@@ -176,10 +195,7 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
     index.check_metric(competition)
     try:
         return metrics.score(competition.metric, target, pred[:, 0] if names == ["pred"] else pred)
-    except UserError:
-        present = oof["target"].nunique() if "target" in oof else 2
-        if present > 1:
-            raise
+    except metrics.Undefined:
         return float("nan")
 
 
@@ -197,6 +213,14 @@ def open_run(
     if info and info.get("folds_hash") not in {None, folds_hash}:
         changed.append(f"folds: {info['folds_hash']} -> {folds_hash}")
     begun = any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
+    if begun and ("image_size" in info.get("config", {})) != ("image_size" in config):
+        raise UserError(f"{folder}: is a run of another step; give this one another name with --name")
+    kept = sorted(set(finished_folds(folder)) - set(restart))
+    if changed and restart and kept:
+        raise UserError(
+            f"{folder}: another recipe or other folds ({'; '.join(changed[:3])}) would clear fold "
+            f"{', '.join(map(str, kept))} too; say so with --fold all --restart, or give it another name with --name"
+        )
     if changed and begun and not restart:
         raise UserError(
             f"{folder}: this run was made otherwise ({'; '.join(changed[:4])}"
@@ -244,16 +268,31 @@ def finish(
     }
     if done == wanted:
         oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].reset_index()
-        tests = [read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done]
         write_table(oof, folder / "oof.csv")
-        if len(tests[0]):
-            mean = sum(test.loc[tests[0].index, pred_columns(test)] for test in tests) / len(tests)
-            write_table(pd.DataFrame(mean).reset_index(), folder / "test.csv")
+        test = mean_test(folder, done)
+        if len(test):
+            write_table(test, folder / "test.csv")
         info["score"] = _json(score(competition, oof, table_index))
         values = [value for value in info["fold_scores"].values() if value is not None]
         info["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     write_info(folder, info)
     return info
+
+
+def mean_test(folder: Path, done: Sequence[int]) -> pd.DataFrame:
+    """The mean of the folds' test tables (id, pred...); UserError where a fold was predicted on other test rows."""
+    tests = {fold: read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done}
+    first = tests[done[0]]
+    for fold, test in tests.items():
+        astray = set(test.index) ^ set(first.index)
+        if astray:
+            raise UserError(
+                f"{folder / f'fold{fold}_test.csv'}: other test rows than fold {done[0]}'s ({len(astray)} differ, such "
+                f"as id '{sorted(astray)[0]}'); predict again with 05_predict.py --run {folder.name}"
+            )
+    columns = pred_columns(first)
+    values = np.mean([test.loc[first.index, columns].to_numpy(dtype=float) for test in tests.values()], axis=0)
+    return pd.DataFrame(values, columns=columns, index=first.index).reset_index()
 
 
 def write_folds(
@@ -268,7 +307,7 @@ def write_folds(
     Rows of `valid` come in the order of folds.csv, those of `test` in the order of the index.
     """
     names = index.classes(competition, table_index)
-    train = table_index[table_index["split"] == "train"].set_index("id", drop=False)
+    train = folds.rows(table_index, fold_table).set_index("id", drop=False)
     test_rows = table_index[table_index["split"] == "test"]
     for fold, (valid, test) in preds.items():
         rows = train.loc[fold_table.loc[fold_table["fold"] == fold, "id"]]

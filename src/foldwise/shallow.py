@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, index, launch
+from foldwise import UserError, folds, index, launch
 from foldwise.competition import Competition, Task
 
 LIGHTGBM = {
@@ -82,14 +82,14 @@ def metadata_folds(
     if not columns:
         raise UserError(f"{competition.file}: no metadata columns; name some under `metadata` or `dicom_tags`")
     names = index.classes(competition, table)
-    train = table[table["split"] == "train"].set_index("id", drop=False).loc[fold_table["id"]]
+    train = folds.rows(table, fold_table)
     empty = [column for column in columns if train[column].isna().all()]
     columns = [column for column in columns if column not in empty]
     if not columns:
         raise UserError(f"{competition.file}: metadata columns {', '.join(empty)} are empty in every training row")
     test = table[table["split"] == "test"]
     target = index.target_array(competition, train, names)
-    fold_of = fold_table["fold"].to_numpy()
+    fold_of, groups = fold_table["fold"].to_numpy(), fold_table["group"].to_numpy()
     settings = {**LIGHTGBM, "objective": OBJECTIVES[competition.task], "seed": seed, **(params or {})}
     if competition.task == "multiclass":
         settings["num_class"] = len(names)
@@ -98,7 +98,7 @@ def metadata_folds(
         fit = fold_of != fold
         encoder = Encoder.fit(train[fit], columns)
         x, x_test = encoder.transform(train), encoder.transform(test)
-        inner = fold_of[fit] == _next_fold(fold_of, fold)
+        inner = _inner(fold_of, fold, groups, seed)
         outputs = [target] if target.ndim == 1 else list(target.T)
         boosted = [_boost(settings, x[fit], y[fit], inner, encoder) for y in outputs]
         importance = sum(model.feature_importance("gain") for model, _ in boosted)
@@ -114,10 +114,14 @@ def metadata_folds(
         return list(pool.map(one, every))
 
 
-def _next_fold(fold_of: np.ndarray, fold: int) -> int:
-    others = sorted(set(fold_of.tolist()) - {fold})
+def _inner(fold_of: np.ndarray, fold: int, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Which of the fold's training rows early stopping watches: the next fold; a fifth of the groups of two folds."""
+    fit = fold_of != fold
+    others = sorted(set(fold_of[fit].tolist()))
+    if len(others) == 1:
+        return folds.stratify(np.ones((int(fit.sum()), 1)), groups[fit], 5, seed) == 0
     later = [other for other in others if other > fold]
-    return (later or others)[0]
+    return fold_of[fit] == (later or others)[0]
 
 
 def _boost(settings: dict[str, object], x: np.ndarray, y: np.ndarray, inner: np.ndarray, encoder: Encoder):  # type: ignore[no-untyped-def]
@@ -129,7 +133,7 @@ def _boost(settings: dict[str, object], x: np.ndarray, y: np.ndarray, inner: np.
         return lightgbm.Dataset(
             x[rows],
             y[rows],
-            feature_name=encoder.names,
+            feature_name=[f"f{k}" for k in range(x.shape[1])],  # LightGBM refuses names with brackets or quotes
             categorical_feature=encoder.categorical or "auto",
             free_raw_data=False,
         )

@@ -29,10 +29,12 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     validate(competition, frame, sample, str(path))
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
+    facts_path = path.with_suffix(".json")
     with atomic.replacing(path) as part:
         frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
-        validate(competition, index.read_table(part, [sample.columns[0]]), sample, str(path))  # what the host will read
-    atomic.write_json(path.with_suffix(".json"), facts)
+        text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
+        validate(competition, index.read_table(part, text), sample, str(path))  # what the host will read
+        atomic.write_json(facts_path, facts)  # before the CSV: a new CSV never stands beside old facts
     return path
 
 
@@ -44,8 +46,11 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
         return index.read_table(path, list(first[:1]))
     row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
     columns = oof.pred_columns(pred)
-    if competition.task == "multiclass":
+    if competition.task == "multiclass" and wants_label(competition):
         return pd.DataFrame({competition.id: row_ids, competition.targets[0]: ""})
+    if competition.task == "multiclass":
+        names = [name.removeprefix("pred_") for name in columns]
+        return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(names, 0.0)})
     return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(competition.targets[: len(columns)], 0.0)})
 
 
@@ -84,7 +89,8 @@ def wants_label(competition: Competition) -> bool:
     """True where one value column holds a class rather than a number."""
     if competition.submission.prediction != "auto":
         return competition.submission.prediction == "label"
-    return competition.task == "multiclass" or metrics.resolve(competition.metric).decides
+    metric = metrics.resolve(competition.metric)
+    return metric.decides or metric.name.startswith("map@")
 
 
 def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame, where: str) -> None:
