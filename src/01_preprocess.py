@@ -50,7 +50,7 @@ def main() -> None:
     about = competition.load(args.competition)
     table = index.build(about, args.workers, args.dask)
     table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
-    found = audit.groups(about, table, cache.load(about, args.sizes[0]))
+    found = audit.groups(about, table, cache.load(about, args.sizes[0]), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=found.group)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)

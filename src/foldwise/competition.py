@@ -93,6 +93,7 @@ class Competition(Strict):
     extra: list[Split] = Field(
         [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
     )
+    turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     sample_submission: str | None = None
     submission: SubmissionShape = SubmissionShape()
     frames: Literal["one", "each"] = Field(

@@ -100,12 +100,7 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
             if not name.endswith("InstanceUID")
         }
     frame = pd.DataFrame.from_dict(found, orient="index").sort_index()
-    return frame.dropna(axis=1, how="all").apply(_typed) if len(frame) else frame
-
-
-def _typed(values: pd.Series) -> pd.Series:
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-    return values.astype("string") if (numbers.isna() & values.notna()).any() else numbers
+    return frame.dropna(axis=1, how="all").apply(index.typed) if len(frame) else frame
 
 
 def compare(

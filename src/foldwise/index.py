@@ -356,14 +356,25 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in competition.metadata.categorical:
         index[column] = _text(index[column])
     for column in competition.dicom_tags:
-        numbers = pd.to_numeric(index[column], errors="coerce").astype("float64")
-        is_text = (numbers.isna() & index[column].notna()).any()
-        index[column] = _text(index[column]) if is_text else numbers
+        index[column] = typed(index[column])
     for column in ("width", "height", "bytes"):
         index[column] = index[column].astype("Int64")
     for column in ("format", "error"):
         index[column] = _text(index[column])
     return index
+
+
+def typed(values: pd.Series) -> pd.Series:
+    """A header column as float64 where all of it is numbers, or dates (days since 1970-01-01); else as text."""
+    there = values.notna()
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    if numbers.notna().equals(there):
+        return numbers
+    text = _text(values)
+    if text[there].str.fullmatch(r"\d{4}-\d{2}-\d{2}").all():
+        days = pd.to_datetime(text, errors="coerce") - pd.Timestamp("1970-01-01")
+        return (days / pd.Timedelta(days=1)).astype("float64")
+    return text
 
 
 def _text(values: pd.Series) -> pd.Series:
