@@ -47,7 +47,7 @@ def main() -> None:
 
     about = competition.load(args.competition)
     recipe = config.load(args.recipe, args.overrides)
-    fold_table = folds.load(about)
+    table, fold_table = index.load(about), folds.load(about)
     wanted = folds.choose(fold_table, args.fold)
     settings = config.settings(recipe)
     name = args.name or config.run_name(args.recipe)
@@ -68,8 +68,8 @@ def main() -> None:
         except loop.OutOfTime as stop:
             note(f"--hours {args.hours:g} are nearly over. {stop}; run the same command to continue")
             sys.exit(75)  # EX_TEMPFAIL: not done, not wrong
-        info = oof.finish(about, folder, fold_table, index.load(about), {"config": settings, "folds": facts})
-    info = oof.finish(about, folder, fold_table, index.load(about), {"config": settings, "folds": facts})
+        info = oof.finish(about, folder, fold_table, table, {"config": settings, "folds": facts})
+    info = oof.finish(about, folder, fold_table, table, {"config": settings, "folds": facts})
     oof.print_scores(info)
 
 

@@ -250,8 +250,7 @@ class Trainer:
 
     def _score(self, pred: np.ndarray) -> float:
         table = oof.table(self.competition, self.data.names, self.data.valid, pred, self.fold)
-        row_table = index.load(self.competition) if self.competition.aggregates else None
-        return oof.score(self.competition, table, row_table)
+        return oof.score(self.competition, table, self.data.valid)
 
     def _valid_loss(self, pred: np.ndarray) -> float:
         target, p = self.data.valid_target, np.clip(pred.astype(float), 1e-7, 1 - 1e-7)

@@ -159,15 +159,11 @@ def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> Non
     ids, expected = ids.astype(str), expected.astype(str)
     missing = expected[~expected.isin(set(ids))]
     if len(missing):
-        raise UserError(
-            f"{what}: no row for '{missing.iloc[0]}'"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + f" of {other}"
-        )
+        raise UserError(f"{what}: no row for {_first(missing)} of {other}")
     extra = ids[~ids.isin(set(expected))]
     if len(extra):
-        raise UserError(
-            f"{what}: '{extra.iloc[0]}'"
-            + (f" and {len(extra) - 1} more" if len(extra) > 1 else "")
-            + f" is not in {other}"
-        )
+        raise UserError(f"{what}: {_first(extra)} is not in {other}")
+
+
+def _first(ids: pd.Series) -> str:
+    return f"'{ids.iloc[0]}'" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
