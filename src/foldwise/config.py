@@ -18,65 +18,172 @@ from foldwise.schema import Strict, nearest, read_yaml, submodel, validate
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
-class Model(Strict):
-    """The network."""
+class Backbone(Strict):
+    """A timm model and where its weights come from."""
 
     name: str = Field("tf_efficientnet_b0", description="a timm model name")
     pretrained: bool = Field(True, description="start from timm's weights, or from `weights`")
     weights: str | None = Field(None, description="a .safetensors or state-dict file, relative to the repository")
     kwargs: dict[str, Any] = Field({}, description="passed to timm.create_model, such as {drop_path_rate: 0.2}")
     mean: list[float] | None = Field(
-        None, min_length=3, max_length=3, description="input mean in 0..1 (default: what the weights were made with)"
+        None, min_length=1, description="input mean in 0..1 (default: what the weights were made with)"
     )
     std: list[float] | None = Field(
-        None, min_length=3, max_length=3, description="input standard deviation in 0..1 (default: likewise)"
+        None, min_length=1, description="input standard deviation in 0..1 (default: likewise)"
     )
-    mode: Literal["scratch", "frozen", "partial", "finetune"] = Field(
+
+
+class Fusion(Strict):
+    """The sub-network of `model.metadata`: defaults are those of the SIIM-ISIC 2020 winner (arXiv:2010.05351)."""
+
+    hidden: list[int] = Field([512, 128], min_length=1, description="widths of the metadata layers")
+    activation: Literal["swish", "relu"] = Field("swish", description="after each batch norm")
+    dropout: float = Field(0.3, ge=0, lt=1, description="between the metadata layers")
+    joint: int | None = Field(None, ge=1, description="width of a layer after the concatenation (ISIC 2019: 1024)")
+    feature_drop: float = Field(0.0, ge=0, lt=1, description="each metadata feature is dropped so often in training")
+
+
+class Head(Strict):
+    """What stands on the pooled features."""
+
+    pool: Literal["default", "avg", "max", "gem", "attention"] = Field(
+        "default", description="how the last feature map is pooled; default: as timm's model does"
+    )
+    hidden: int | None = Field(None, ge=1, description="width of a Dense + ReLU layer before the classifier")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the classifier")
+    samples: int = Field(1, ge=1, description="dropout masks averaged on one classifier (multi-sample: 5)")
+
+
+class Model(Backbone):
+    """The network."""
+
+    mode: Literal["scratch", "as_is", "frozen", "partial", "finetune"] = Field(
         "finetune",
-        description="scratch: no pretrained weights; frozen: only the head learns; partial: from `unfreeze_from` on; "
-        "finetune: everything learns",
+        description="scratch: no pretrained weights; as_is: the pretrained head unchanged, classes by name; frozen: "
+        "only the head learns; partial: from `unfreeze_from` on; finetune: everything learns",
     )
     unfreeze_from: str | None = Field(None, description="mode partial: first layer that learns, by timm module name")
+    thaw_epochs: int | None = Field(
+        None, ge=1, description="gradual unfreezing: the head alone first, then one more stage every so many epochs"
+    )
+    labels: str | None = Field(None, description="mode as_is: file with the pretrained head's class names, one a line")
+    label_map: dict[str, list[str]] = Field(
+        {}, description="mode as_is: competition class -> pretrained classes, where names differ, as {ants: [ant]}"
+    )
+    head: Head = Head()
+    second: Backbone | None = Field(None, description="another backbone whose features are concatenated: {name: ...}")
+    metadata: bool = Field(False, description="fuse the metadata columns with the image features (`model.fusion`)")
+    fusion: Fusion = Fusion()
+    start_from: str | None = Field(
+        None, description="a run whose fold models this one starts from (its layers of the same name and shape)"
+    )
+
+
+class Target(Strict):
+    """An auxiliary target: learn its classes, score on the competition's."""
+
+    column: str | None = Field(None, description="a text column of the train table to learn instead, such as dx")
+    positive: list[str] = Field([], description="binary competitions: its classes that count as positive, as [mel]")
+    map: dict[str, str] = Field({}, description="multiclass competitions: its class -> the competition's class")
 
 
 class Train(Strict):
     """Training of one fold."""
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
-    batch_size: int = Field(32, ge=1, description="images a step")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    batch_size: int = Field(32, ge=1, description="images a step (of each device)")
+    accumulate: int = Field(1, ge=1, description="steps whose gradients are summed before the optimizer moves")
+    loss: Literal["default", "ce", "bce", "focal", "asymmetric", "ordinal", "mse", "mae", "huber"] = Field(
+        "default", description="default: ce, bce or mse by task; see foldwise.losses"
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="loss focal: how much easy rows are discounted (Lin 2017)")
+    class_weights: Literal["none", "balanced", "sqrt"] | list[float] = Field(
+        "none", description="weights of the classes in the loss: balanced = 1/frequency, its root, or a list"
+    )
+    sampling: Literal["all", "balanced", "sqrt"] = Field(
+        "all",
+        description="rows of an epoch: each once, or drawn with replacement by 1/frequency of the class (its root)",
+    )
     optimizer: str = Field("adamw", description="a timm optimizer name")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    head_lr: float | None = Field(None, gt=0, description="peak learning rate of the head (default: lr)")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="learning rate of each layer, relative to the one above it (Clark 2020)"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    schedule: Literal["cosine", "onecycle", "step", "plateau", "constant"] = Field(
+        "cosine", description="of the learning rate; plateau: a tenth after `patience` epochs without gain"
+    )
+    cycles: int = Field(1, ge=1, description="warm restarts: the cosine runs so often")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps that warm the learning rate up linearly")
-    final_lr: float = Field(0.01, ge=0, le=1, description="learning rate at the end of the cosine, as a share of lr")
+    final_lr: float = Field(0.01, ge=0, le=1, description="learning rate at the end of the schedule, as a share of lr")
+    patience: int = Field(2, ge=1, description="schedule plateau: epochs without gain before the rate drops")
+    early_stopping: int | None = Field(None, ge=1, description="stop after so many epochs without gain; null: never")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
     clip_grad: float | None = Field(1.0, gt=0, description="clip the gradient's norm here; null: never")
+    averaging: Literal["none", "ema", "swa"] = Field(
+        "none", description="which weights predict: the raw ones, their moving average, or their mean over late epochs"
+    )
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="averaging ema: memory a step (shorter at the start)")
+    swa_start: float = Field(0.6, ge=0, lt=1, description="averaging swa: share of the epochs before the mean begins")
+    snapshots: bool = Field(False, description="average the predictions at the end of each cycle (Huang 2017)")
     checkpoint: Literal["best", "last"] = Field(
         "best", description="which epoch predicts: best by the competition's metric on the fold, or the last"
     )
+    sizes: list[int] = Field([], description="progressive resizing: image sizes for equal shares of the epochs")
+    distill: str | None = Field(None, description="a run whose OOF predictions are learnt beside the labels")
+    distill_weight: float = Field(0.5, ge=0, le=1, description="share of `distill` in the target")
+    pseudo: str | None = Field(
+        None, description="a run whose test predictions become labels of the test images, fold by fold"
+    )
+    pseudo_keep: float = Field(0.5, gt=0, le=1, description="share of the test rows kept, the most certain first")
+    pseudo_hard: bool = Field(False, description="pseudo-labels as the likeliest class instead of probabilities")
     amp: bool = Field(True, description="mixed precision where there is a GPU (bf16 if native, else fp16)")
+    cpu_bf16: Literal["auto", "yes", "no"] = Field(
+        "no", description="bf16 on a CPU; auto: where a short probe finds it faster (then bits depend on the machine)"
+    )
     channels_last: bool = Field(True, description="NHWC memory format")
+    compile: bool = Field(False, description="torch.compile: a minute to start, then faster steps")
+    sync_bn: bool = Field(False, description="under torchrun: batch-norm statistics over all devices")
     threads: int | None = Field(
         None, ge=1, description="torch's CPU threads (default: all cores); the last digits of a CPU run depend on it"
     )
     loaders: int | None = Field(None, ge=1, description="threads that make batches (default: cores - 1, 1 to 8)")
+    save_minutes: float = Field(
+        5.0, ge=0, description="a checkpoint inside the epoch so often, and at every epoch's end"
+    )
+    tensorboard: bool = Field(False, description="also write TensorBoard events to <run>/tensorboard")
+    wandb: bool = Field(False, description="also log to wandb, offline unless WANDB_MODE says otherwise")
 
 
 class Augment(Strict):
     """What happens to training images."""
 
-    preset: str = Field("medium", description="none | light | medium | heavy: see foldwise.augment")
+    preset: str = Field(
+        "medium", description="none | light | medium | heavy | sketch | melanoma2020: see foldwise.augment"
+    )
     flips: Literal["none", "horizontal", "d4"] = Field(
         "horizontal", description="mirror, or d4: the eight symmetries, for images without an up and down"
     )
-    mixup: float = Field(0.0, ge=0, le=1, description="probability that a batch is mixed (Zhang 2018, alpha 0.4)")
-    cutmix: float = Field(0.0, ge=0, le=1, description="probability that a batch is cut and pasted (Yun 2019, alpha 1)")
+    randaugment: int = Field(
+        0, ge=0, le=30, description="magnitude of RandAugment after the preset (Cubuk 2020); 0: none"
+    )
+    mixup: float = Field(0.0, ge=0, le=1, description="probability that a batch is mixed (Zhang 2018)")
+    mixup_alpha: float = Field(0.4, gt=0, description="of the beta distribution of mixup's share")
+    cutmix: float = Field(0.0, ge=0, le=1, description="probability that a batch is cut and pasted (Yun 2019)")
+    cutmix_alpha: float = Field(1.0, gt=0, description="of the beta distribution of cutmix's share")
 
 
 class Predict(Strict):
     """Prediction of validation and test rows."""
 
     tta: Literal["none", "flip", "d4"] = Field("none", description="views averaged: 1, 2 (mirror) or 8 (dihedral)")
+    crops: Literal[1, 5, 10] = Field(
+        1, description="crops of each view: 1 (whole), 5 (corners and centre) or 10 (mirrored too)"
+    )
+    crop_share: float = Field(0.875, gt=0, le=1, description="side of those crops, of the image's side")
+    scales: list[float] = Field([1.0], min_length=1, description="sizes of each view, relative: [1.0, 1.25]")
+    average: Literal["probability", "logit"] = Field("probability", description="what is averaged over the views")
     batch_size: int = Field(64, ge=1, description="images a step")
 
 
@@ -85,7 +192,9 @@ class Recipe(Strict):
 
     base: str | None = Field(None, description="another recipe that this one starts from (default: these defaults)")
     image_size: int = Field(224, ge=16, description="side of the cached images, in pixels")
+    crop: bool = Field(False, description="train on the images that 01_preprocess.py --crop cut out")
     model: Model = Model()
+    target: Target = Target()
     train: Train = Train()
     augment: Augment = Augment()
     predict: Predict = Predict()
@@ -102,9 +211,19 @@ def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Reci
     for text in overrides:
         data = _merge(data, _override(text))
     recipe = validate(Recipe, data, source)
+    _consistent(recipe, source)
+    return recipe
+
+
+def _consistent(recipe: Recipe, source: str) -> None:
     if recipe.model.mode == "partial" and recipe.model.unfreeze_from is None:
         raise UserError(f"{source}: model.mode=partial needs model.unfreeze_from=<layer>")
-    return recipe
+    if recipe.model.mode == "as_is" and not recipe.model.labels:
+        raise UserError(f"{source}: model.mode=as_is needs model.labels=<file of class names, one a line>")
+    if recipe.train.snapshots and recipe.train.schedule != "cosine":
+        raise UserError(f"{source}: train.snapshots needs train.schedule=cosine (and train.cycles=<how many>)")
+    if recipe.train.cycles > recipe.train.epochs:
+        raise UserError(f"{source}: train.cycles={recipe.train.cycles} is more than train.epochs={recipe.train.epochs}")
 
 
 def run_name(name_or_path: str) -> str:
@@ -114,7 +233,9 @@ def run_name(name_or_path: str) -> str:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What makes a run: the recipe as plain data, bases resolved, without what changes no result."""
-    return recipe.model_dump(mode="json", exclude={"base": True, "train": {"loaders"}})
+    return recipe.model_dump(
+        mode="json", exclude={"base": True, "train": {"loaders", "save_minutes", "tensorboard", "wandb"}}
+    )
 
 
 def digest(data: Any) -> str:
