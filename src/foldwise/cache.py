@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -51,7 +52,9 @@ class Cache:
                 f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
                 "run 01_preprocess.py again"
             )
-        return os.open(self.path, os.O_RDONLY), header
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)  # a server opens one for every upload
+        return descriptor, header
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (len(rows), size, size, 3), in the order of `rows`; thread-safe.
@@ -102,6 +105,21 @@ def open_size(folder: Path, size: int) -> Cache:
     path = folder / f"images_{size}.npy"
     ids = pd.read_csv(folder / f"images_{size}_ids.csv", dtype={"id": str, "split": str}, keep_default_na=False)
     return Cache(path, size, ids)
+
+
+def passing(
+    raw: Path, room: Path, rows: pd.DataFrame, size: int, options: ImageOptions, workers: int | None = None
+) -> tuple[Cache, np.ndarray, dict[str, str]]:
+    """A cache in the temporary folder `room` of new files: never a second path for images that come later.
+
+    rows: an index's split, id, path (below `raw`), error, bytes. Back come the cache, the cache's row of each of
+    them (int64, -1: unreadable), and {id: reason} of the unreadable ones.
+    """
+    errors = build_size(raw, room, rows, size, options, workers)
+    images = open_size(room, size)
+    ids = rows["id"].tolist()
+    reasons = {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
+    return images, images.rows("new", ids), reasons
 
 
 def build(
