@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import shared
 
-from foldwise import UserError, config, models
+from foldwise import UserError, config, models, weights
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "image_size=32"]
 
@@ -80,7 +80,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match="can't be read as weights"):
-        models.read_state(tmp_path / "w.pth")
+        weights.read_state(tmp_path / "w.pth")
 
 
 @pytest.mark.smoke
@@ -100,10 +100,10 @@ def test_real_weights_see_the_insects() -> None:
     from foldwise import image
 
     labels = shared("weights", "imagenet_labels.txt").read_text().splitlines()[1:]
-    weights = shared("weights", "mobilenetv2_100.safetensors")
-    recipe = config.load("mobilenetv2", [f"model.weights={weights}"])
+    file = shared("weights", "mobilenetv2_100.safetensors")
+    recipe = config.load("mobilenetv2", [f"model.weights={file}"])
     network = models.create(recipe, 1000)
-    network.backbone.load_state_dict(load_file(weights))
+    network.backbone.load_state_dict(load_file(file))
     network.eval()
     files = sorted(shared("data", "hymenoptera", "train", "bees").glob("*.jpg"))[:24]
     batch = torch.from_numpy(np.stack([image.read_image(file, size=224) for file in files]))

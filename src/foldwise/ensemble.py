@@ -2,31 +2,107 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from foldwise import UserError, cache, folds, index, infer, models, oof, shallow
+from foldwise import UserError, cache, fold_data, folds, index, infer, models, oof, precision, shallow, targets
 from foldwise.competition import Competition, output_root
-from foldwise.config import Model, Recipe
+from foldwise.config import Recipe
 from foldwise.models import Network
+from foldwise.precision import Precision
+from foldwise.tabular import Numbers
+from foldwise.targets import Targets
 
 Preds = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
-def network(competition: Competition, recipe: Recipe, run: str, fold: int, names: list[str]) -> Network:
-    """The model of one fold, on the device; UserError where its weights are not there."""
-    path = competition.runs() / run / f"fold{fold}.safetensors"
-    if not path.exists():
-        raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
-    bare = recipe.model_copy(
-        update={"model": Model(**{**recipe.model.model_dump(), "pretrained": False, "weights": None})}
-    )
-    made = models.create(bare, max(1, len(names)))
-    models.load_weights(made, path)
-    return made.to(infer.pick_device(recipe))
+@dataclass(frozen=True)
+class Trained:
+    """One fold's model: networks (one, or several snapshots) in evaluation mode on the device, and what goes with them.
+
+    encoder: metadata columns -> features, where the network is fused with them.
+    """
+
+    competition: Competition
+    recipe: Recipe
+    fold: int
+    targets: Targets
+    networks: list[Network]
+    encoder: Numbers | None
+    way: Precision
+
+    @property
+    def network(self) -> Network:
+        """The network, or the last of several snapshots."""
+        return self.networks[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.network.parameters()).device
+
+    def metadata(self, rows: pd.DataFrame | None) -> np.ndarray | None:
+        """Features float32 (N, F) of index rows for a fusion network, else None."""
+        if self.encoder is None:
+            return None
+        if rows is None:
+            raise UserError("this run fuses metadata with the image: its columns are needed")
+        return self.encoder.transform(rows)
+
+    def predict(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
+        """float32 (N, C) probabilities of index rows that lie in the cache at `where` (-1: unreadable)."""
+        return infer.predict(
+            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way
+        )
+
+    def embed(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
+        """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
+        return infer.embed(self.network, images, where, self.recipe, label, self.metadata(rows))
+
+    def logits_of(self, images: np.ndarray | Tensor, rows: pd.DataFrame | None = None) -> Tensor:
+        """float32 (B, outputs) logits of uint8 (B, S, S, 3) images, of the last snapshot; gradients flow."""
+        pixels = torch.as_tensor(images).to(self.device)
+        metadata = self.metadata(rows)
+        return self.network(pixels, None if metadata is None else torch.from_numpy(metadata).to(self.device))
+
+
+def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> Trained:
+    """The model of one fold of a run, on the device; UserError where its weights are not there. `table`: the index."""
+    stem = competition.runs() / run / f"fold{fold}"
+    plan = targets.plan(competition, recipe, table)
+    encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
+    files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
+    device = infer.pick_device(recipe)
+    way = precision.named(str(oof.fold_facts(stem.parent, fold).get("step", "")), recipe, device)
+    networks = []
+    for path in files:
+        if not path.exists():
+            raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
+        made = models.create(_bare(recipe), plan.outputs, 0 if encoder is None else len(encoder.names), plan.learnt)
+        models.load_weights(made, path)
+        networks.append(way.lay_out(made.to(device)).eval())
+    return Trained(competition, recipe, fold, plan, networks, encoder, way)
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    """The recipe without weights to start from: the run's own are loaded."""
+    none = {"pretrained": False, "weights": None}
+    second = recipe.model.second and recipe.model.second.model_copy(update=none)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={**none, "second": second})})
+
+
+def _encoder(path: Path) -> Numbers:
+    try:
+        return Numbers.from_state(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: can't be read ({type(error).__name__}); train the fold anew with --restart") from None
 
 
 def predict_folds(
@@ -34,16 +110,15 @@ def predict_folds(
 ) -> Preds:
     """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
     oof.check_folds(competition, run, fold_table)
-    names = index.classes(competition, table)
-    images = cache.load(competition, recipe.image_size)
-    test = images.rows("test", table.loc[table["split"] == "test", "id"].tolist())
+    images = cache.load(competition, recipe.image_size, recipe.crop)
+    train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
     found: Preds = {}
     for fold in trained_folds(competition, run):
-        model = network(competition, recipe, run, fold, names)
-        valid = images.rows("train", fold_table.loc[fold_table["fold"] == fold, "id"].tolist())
+        model = load_fold(competition, recipe, run, fold, table)
+        valid = train[(fold_table["fold"] == fold).to_numpy()]
         found[fold] = (
-            infer.predict(model, images, valid, competition.task, recipe, f"fold {fold} valid"),
-            infer.predict(model, images, test, competition.task, recipe, f"fold {fold} test"),
+            model.predict(images, fold_data.where(images, valid), valid, f"fold {fold} valid"),
+            model.predict(images, fold_data.where(images, test), test, f"fold {fold} test"),
         )
     return found
 
@@ -53,10 +128,12 @@ def predict_folder(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The folds' mean for every image below `folder` (id = its path below it), and {id: reason} of unreadable ones.
 
-    The images go through the same cache as training's, a temporary one: never a second path.
+    The images go through the same cache as training's, a passing one: never a second path.
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
+    if recipe.model.metadata:
+        raise UserError(f"run {run} fuses metadata with the image: a folder of images alone can't be predicted with it")
     paths = index.image_files(folder)
     if not paths:
         raise UserError(f"--images {folder}: no images in it")
@@ -64,22 +141,16 @@ def predict_folder(
     rows = pd.DataFrame(
         {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in paths]}
     )
-    names = index.classes(competition, index.load(competition))
+    table = index.load(competition)
     with tempfile.TemporaryDirectory(dir=output_root()) as room:
-        errors = cache.build_size(folder, Path(room), rows, recipe.image_size, competition.image, workers)
-        images = cache.open_size(Path(room), recipe.image_size)
-        where = images.rows("new", ids)
+        images, where, broken = cache.passing(folder, Path(room), rows, recipe.image_size, competition.image, workers)
         if (where < 0).all():
-            raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {errors.iloc[0]}")
-        trained = trained_folds(competition, run)
+            raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {broken[ids[0]]}")
         preds = [
-            infer.predict(
-                network(competition, recipe, run, fold, names), images, where, competition.task, recipe, f"fold {fold}"
-            )
-            for fold in trained
-        ]  # fmt: skip
-    table = oof.table(competition, names, rows, np.mean(preds, axis=0))
-    return table, {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
+            load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
+            for fold in trained_folds(competition, run)
+        ]
+    return oof.table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
 
 
 def embed_folds(
@@ -91,7 +162,7 @@ def embed_folds(
     """
     names = index.classes(competition, table)
     outputs = max(1, len(names))
-    images = cache.load(competition, recipe.image_size)
+    images = cache.load(competition, recipe.image_size, recipe.crop)
     if run:
         oof.check_folds(competition, run, fold_table)
     train = folds.rows(table, fold_table)
@@ -104,12 +175,19 @@ def embed_folds(
     found: Preds = {}
     for fold in trained_folds(competition, run) if run else sorted(np.unique(fold_of).tolist()):
         if shared is None or run:
-            model = network(competition, recipe, run, fold, names) if run else models.create(recipe, outputs)
-            model.to(infer.pick_device(recipe))
-            shared = (
-                infer.embed(model, images, where, recipe, f"fold {fold} train"),
-                infer.embed(model, images, where_test, recipe, f"fold {fold} test"),
-            )
+            test_rows = table[table["split"] == "test"]
+            if run:
+                model = load_fold(competition, recipe, run, fold, table)
+                shared = (
+                    model.embed(images, where, train, f"fold {fold} train"),
+                    model.embed(images, where_test, test_rows, f"fold {fold} test"),
+                )
+            else:
+                bare = models.create(recipe, outputs).to(infer.pick_device(recipe))
+                shared = (
+                    infer.embed(bare, images, where, recipe, "train"),
+                    infer.embed(bare, images, where_test, recipe, "test"),
+                )
         x, x_test = shared
         fit = (fold_of != fold) & (where >= 0)
         others = [x[fold_of == fold], x_test] if len(x_test) else [x[fold_of == fold]]

@@ -1,28 +1,34 @@
-"""Networks: one timm backbone that takes uint8 images as they lie in the cache; freezing; weights from files."""
+"""Networks: timm backbones that take uint8 images as they lie in the cache; heads; what learns, and how fast."""
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from foldwise import UserError, atomic, config
+from foldwise import UserError, atomic, config, heads, labels, weights
 from foldwise.command import note
-from foldwise.competition import KAGGLE_INPUT, REPOSITORY, output_root
+from foldwise.competition import output_root
 from foldwise.schema import nearest
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Network(nn.Module):
-    """A timm model behind its normalisation: uint8 (B, S, S, 3) RGB in, logits float (B, outputs) out.
+    """One or two timm models behind their normalisation, and what stands on them.
 
-    NHWC bytes are what the cache holds; permuted, they are channels_last, so the conversion costs nothing.
+    uint8 (B, S, S, 3) RGB in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32 (B, outputs)
+    out. NHWC bytes are what the cache holds; permuted, they are channels_last, so the conversion costs nothing.
+    A plain network keeps timm's own classifier; where the recipe asks for more, `head` takes its place.
     `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
     """
 
@@ -30,106 +36,341 @@ class Network(nn.Module):
     std: Tensor
     scale: Tensor
     shift: Tensor
+    second_mean: Tensor
+    second_std: Tensor
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.frozen: list[nn.Module] = []
-        self.register_buffer("mean", 255 * torch.tensor(mean).reshape(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(std).reshape(1, 3, 1, 1))
+        self.second: nn.Module | None = None
+        self.pool: heads.Pool | None = None
+        self.second_pool: heads.Pool | None = None
+        self.fusion: heads.Metadata | None = None
+        self.head: heads.Head | None = None
+        self.groups: heads.Groups | None = None
+        self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage thaws
+        self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 
+    def _normalise_by(self, mean_name: str, mean: Sequence[float], std_name: str, std: Sequence[float]) -> None:
+        self.register_buffer(mean_name, 255 * torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer(std_name, 255 * torch.tensor(std).reshape(1, -1, 1, 1))
+
+    @property
+    def uses_metadata(self) -> bool:
+        """Whether `forward` needs the second argument."""
+        return self.fusion is not None
+
     def inputs(self, images: Tensor) -> Tensor:
-        """Normalised float (B, 3, S, S), channels_last."""
-        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        """Normalised float (B, C, S, S), channels_last; C = 1: the mean of RGB."""
+        return _normalised(images, self.mean, self.std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(self.inputs(images)).float() * self.scale + self.shift  # not in fp16
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        if self.head is not None:
+            return self.classify(self.features(images), metadata)
+        logits = self.backbone(self.inputs(images))
+        return self._units(logits if self.groups is None else self.groups(logits))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Pooled features before the classifier, float (B, D)."""
-        features = self.backbone.forward_features(self.inputs(images))  # type: ignore[operator]
-        return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
+        found = _tower(self.backbone, self.inputs(images), self.pool)
+        if self.second is None:
+            return found
+        more = _tower(self.second, _normalised(images, self.second_mean, self.second_std), self.second_pool)
+        return torch.cat([found, more], dim=1)
+
+    def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch."""
+        if self.head is not None:
+            return self._units(self.head(self._joined(features, metadata)))
+        features = F.dropout(features, getattr(self.backbone, "drop_rate", 0.0), self.training)
+        logits = _classifiers(self.backbone)[0](features)
+        return self._units(logits if self.groups is None else self.groups(logits))
+
+    def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""
+        features = self.features(images)
+        return features if self.head is None else self.head.neck(self._joined(features, metadata))
+
+    def _joined(self, features: Tensor, metadata: Tensor | None) -> Tensor:
+        if self.fusion is None:
+            return features
+        if metadata is None:
+            raise UserError("model.metadata=true: this network needs the metadata of each image")
+        return torch.cat([features, self.fusion(metadata)], dim=1)
+
+    def _units(self, logits: Tensor) -> Tensor:
+        return logits.float() * self.scale + self.shift  # not in fp16
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether `features` of an image never change: no weight and no statistic of the backbones learns."""
+        bodies = [part for part in (self.backbone, self.second, self.pool, self.second_pool) if part is not None]
+        own = {id(p) for layer in _classifiers(self.backbone) for p in layer.parameters()} if self.head is None else ()
+        simple = self.head is not None or [type(layer) for layer in _classifiers(self.backbone)] == [nn.Linear]
+        names = {id(p): name for name, p in self.named_parameters()}
+        return simple and not any(
+            names[id(p)] in self.learns for part in bodies for p in part.parameters() if id(p) not in own
+        )
 
     def train(self, mode: bool = True) -> Network:
-        """Frozen parts stay in evaluation mode: their batch-norm statistics must not drift either."""
+        """Parts that don't learn stay in evaluation mode: their batch-norm statistics must not drift either."""
         super().train(mode)
-        for module in self.frozen:
-            module.eval()
+        if mode:
+            _still(self)
         return self
 
 
-def create(recipe: config.Recipe, outputs: int) -> Network:
-    """The recipe's network with `outputs` logits, its weights loaded and its frozen parts frozen."""
+def _still(module: nn.Module) -> None:
+    for child in module.children():
+        learning = [parameter.requires_grad for parameter in child.parameters()]
+        if learning and not any(learning):
+            child.eval()
+        elif learning:
+            _still(child)
+
+
+def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    planes = images.permute(0, 3, 1, 2).float()
+    if mean.shape[1] == 1:
+        planes = planes.mean(dim=1, keepdim=True)
+    return (planes - mean) / std
+
+
+def _tower(backbone: nn.Module, inputs: Tensor, pool: heads.Pool | None) -> Tensor:
+    """Pooled features (B, D); `backbone` without its classifier, or with timm's own."""
+    features = backbone.forward_features(inputs)  # type: ignore[operator]
+    features = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    return features if pool is None else pool(_tokens(backbone, features))
+
+
+def _tokens(backbone: nn.Module, features: Tensor) -> Tensor:
+    nhwc = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+    return heads.tokens(features, int(backbone.num_features), nhwc, getattr(backbone, "num_prefix_tokens", 0))  # type: ignore[arg-type]
+
+
+def create(
+    recipe: config.Recipe, outputs: int, metadata: int = 0, names: Sequence[str] = (), pretrained: bool = True
+) -> Network:
+    """The recipe's network with `outputs` logits, its weights loaded and its frozen parts frozen.
+
+    metadata: encoded metadata features, for `model.metadata`. names: the competition's classes, for mode as_is (none:
+    binary, where the classes are '0' and '1'). pretrained=False: look for no weights, because `load_weights` follows.
+    """
     settings = recipe.model
-    kwargs: dict[str, Any] = {"num_classes": outputs, **settings.kwargs}
-    file = weights_file(settings) if settings.mode != "scratch" and settings.pretrained else None
-    if settings.mode != "scratch" and settings.pretrained:
-        if file is not None:
-            kwargs["pretrained_cfg_overlay"] = {"state_dict": read_state(file)}
-        else:
-            _offline_if_unreachable()
-        kwargs["pretrained"] = True
-    backbone = _create(settings.name, kwargs)
-    if file is not None:
-        _check_covered(backbone, kwargs["pretrained_cfg_overlay"]["state_dict"], file, settings.name)
-    _start_head(backbone)
-    defaults = getattr(backbone, "pretrained_cfg", {}) or {}
-    network = Network(
-        backbone,
-        settings.mean or defaults.get("mean") or (0.485, 0.456, 0.406),
-        settings.std or defaults.get("std") or (0.229, 0.224, 0.225),
-    )
-    _freeze(network, settings)
+    _check(settings, metadata)
+    if not pretrained:
+        recipe, settings = _without_weights(recipe)
+    own = _has_own_head(settings)
+    backbone = _backbone(settings, recipe, None if settings.mode == "as_is" else 0 if own else outputs, "model")
+    network = Network(backbone, *_mean_std(settings, backbone, "model"))
+    if settings.mode == "as_is":
+        network.groups = _groups(settings, backbone, outputs, names)
+    elif own:
+        _add_head(network, recipe, outputs, metadata)
+    else:
+        _start_head(backbone)
+    _choose_what_learns(network, settings)
     return network.to(memory_format=torch.channels_last) if recipe.train.channels_last else network
 
 
-def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _without_weights(recipe: config.Recipe) -> tuple[config.Recipe, config.Model]:
+    bare = {"pretrained": False}
+    second = recipe.model.second and recipe.model.second.model_copy(update=bare)
+    settings = recipe.model.model_copy(update={**bare, "second": second})
+    return recipe.model_copy(update={"model": settings}), settings
+
+
+def _check(settings: config.Model, metadata: int) -> None:
+    if settings.mode == "as_is" and (_has_own_head(settings) or not settings.pretrained):
+        raise UserError("model.mode=as_is: the pretrained head, unchanged; no head, second, metadata, pretrained=false")
+    if settings.mode == "partial" and settings.second is not None:
+        raise UserError("model.mode=partial names a layer of one backbone; with model.second: frozen or finetune")
+    if settings.thaw_epochs and settings.mode in {"frozen", "as_is"}:
+        raise UserError(f"model.thaw_epochs: nothing thaws in model.mode={settings.mode}; use finetune or partial")
+    if settings.metadata and not metadata:
+        raise UserError("model.metadata=true: the competition names no metadata columns")
+
+
+def _has_own_head(settings: config.Model) -> bool:
+    return settings.head != config.Head() or settings.second is not None or settings.metadata
+
+
+def _add_head(network: Network, recipe: config.Recipe, outputs: int, metadata: int) -> None:
+    settings = recipe.model
+    network.pool, width = _pool(network.backbone, settings.head, recipe, settings.name, network.mean)
+    if settings.second is not None:
+        network.second = _backbone(settings.second, recipe, 0, "model.second")
+        mean, std = _mean_std(settings.second, network.second, "model.second")
+        network._normalise_by("second_mean", mean, "second_std", std)
+        network.second_pool, more = _pool(
+            network.second, settings.head, recipe, settings.second.name, network.second_mean
+        )
+        width += more
+    if settings.metadata:
+        network.fusion = heads.Metadata(metadata, settings.fusion)
+        width += network.fusion.width
+    network.head = heads.Head(width, outputs, settings.head, settings.fusion if settings.metadata else None)
+    nn.init.trunc_normal_(network.head.classifier.weight, std=0.01)
+    nn.init.zeros_(network.head.classifier.bias)
+
+
+def _pool(
+    backbone: nn.Module, settings: config.Head, recipe: config.Recipe, name: str, mean: Tensor
+) -> tuple[heads.Pool | None, int]:
+    """The pooling of the unpooled feature map, and the width of what comes out. timm's own: None."""
+    if settings.pool != "default":
+        if hasattr(backbone, "pre_logits"):
+            backbone.pre_logits = nn.Identity()  # VGG's two layers of 4096 leave no map to pool
+        backbone.reset_classifier(0, global_pool="")  # type: ignore[operator]
+    features = _dry_run(backbone, recipe.image_size, mean.shape[1], name)
+    if settings.pool == "default":
+        return None, features.shape[1]
+    if features.ndim < 3:
+        raise UserError(f"model.head.pool={settings.pool}: {name} gives no feature map; use pool=default")
+    width = _tokens(backbone, features).shape[2]
+    return heads.Pool(settings.pool, width), width
+
+
+def _dry_run(backbone: nn.Module, size: int, channels: int, name: str) -> Tensor:
+    """The backbone's output for two images without computing it: shapes alone."""
+    state = chain(backbone.named_parameters(), backbone.named_buffers())
+    shapes = {key: torch.empty_like(value, device="meta") for key, value in state}
+    was = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            images = torch.empty(2, channels, size, size, device="meta")
+            return torch.func.functional_call(backbone, shapes, images)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"image_size={size}: {name} does not take images of {size} px: {text}") from error
+    finally:
+        backbone.train(was)
+
+
+def _mean_std(settings: config.Backbone, backbone: nn.Module, key: str) -> list[list[float]]:
+    """Per input channel, in 0..1: the recipe's, else what the weights were made with, else ImageNet's."""
+    defaults = getattr(backbone, "pretrained_cfg", {}) or {}
+    found = []
+    for name, default in zip(("mean", "std"), IMAGENET, strict=True):
+        values = list(getattr(settings, name) or defaults.get(name) or default)
+        if settings.kwargs.get("in_chans", 3) == 1:
+            values = [sum(values) / len(values)]
+        elif len(values) == 1:
+            values *= 3
+        elif len(values) != 3:
+            raise UserError(f"{key}.{name}: {len(values)} values; give one, or three for RGB")
+        found.append(values)
+    return found
+
+
+def _backbone(settings: config.Backbone, recipe: config.Recipe, outputs: int | None, key: str) -> nn.Module:
+    """A timm model with `outputs` logits (None: those of its weights; 0: none), pretrained where the recipe says so.
+
+    With `start_from` the first backbone's weights come from that run, so none are looked for.
+    """
+    kwargs: dict[str, Any] = {**_input_size(settings, recipe), **settings.kwargs}
+    if kwargs.get("in_chans", 3) not in {1, 3}:
+        raise UserError(f"{key}.kwargs: in_chans={kwargs['in_chans']}: the images are RGB; 3, or 1 for grey")
+    if outputs is not None:
+        kwargs = {"num_classes": outputs, **kwargs}
+    replaced = recipe.model.start_from is not None and key == "model"
+    if recipe.model.mode == "scratch" or not settings.pretrained or replaced:
+        return _create(settings.name, kwargs, key)
+    file = weights.of_backbone(settings)
+    if file is None:
+        weights.offline_if_unreachable()
+        return _create(settings.name, {**kwargs, "pretrained": True}, key)
+    state = weights.read_state(file)
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    backbone = _create(settings.name, {**kwargs, **overlay}, key)
+    weights.check_covered(backbone, _head_names(backbone), state, file, settings.name)
+    return backbone
+
+
+def _input_size(settings: config.Backbone, recipe: config.Recipe) -> dict[str, Any]:
+    """Transformers must know the image's size; timm then resamples the position table of their weights."""
+    known = timm.models.get_pretrained_cfg(settings.name)
+    if known is None or not known.fixed_input_size:
+        return {}
+    sizes: dict[str, Any] = {"img_size": recipe.image_size}
+    several = {recipe.image_size, *recipe.train.sizes}, {1.0, *recipe.predict.scales}
+    if any(len(values) > 1 for values in several) and "strict_img_size" not in settings.kwargs:
+        sizes["dynamic_img_size"] = True
+    return sizes
+
+
+def _create(name: str, kwargs: dict[str, Any], key: str) -> nn.Module:
     if name.split(".")[0] not in timm.list_models():
-        raise UserError(f"model.name={name}: timm has no such model{nearest(name, timm.list_models())}")
+        raise UserError(f"{key}.name={name}: timm has no such model{nearest(name, timm.list_models())}")
     try:
         return timm.create_model(name, **kwargs)
     except UserError:
         raise
     except TypeError as error:
-        raise UserError(f"model.kwargs for {name}: {error}") from None
-    except Exception as error:  # hub errors come as many classes: OSError, RuntimeError, hub's own
-        if kwargs.get("pretrained") and "pretrained_cfg_overlay" not in kwargs:
+        if "dynamic_img_size" in str(error):
             raise UserError(
-                f"model.name={name}: its pretrained weights are not on this machine and could not be fetched; put "
+                f"{name} takes images of one size: no train.sizes or predict.scales, or {key}.kwargs="
+                "{strict_img_size: false} where it knows that"
+            ) from None
+        raise UserError(f"{key}.kwargs for {name}: {error}") from None
+    except Exception as error:  # hub errors come as many classes: OSError, RuntimeError, hub's own
+        fits = "size mismatch" not in str(error) and "Unexpected key" not in str(error)
+        if kwargs.get("pretrained") and "pretrained_cfg_overlay" not in kwargs and fits:
+            raise UserError(
+                f"{key}.name={name}: its pretrained weights are not on this machine and could not be fetched; put "
                 f"{name}.safetensors into {output_root() / 'input' / 'weights'} (on Kaggle: attach a dataset that "
-                "holds it), or set model.weights=PATH, or model.pretrained=false"
+                f"holds it), or set {key}.weights=PATH, or {key}.pretrained=false"
             ) from error
-        raise UserError(f"model.name={name}: could not be made: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{key}.name={name}: could not be made: {' '.join(str(error).split())[:300]}") from error
 
 
-def _check_covered(backbone: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
-    """timm loads what fits and is silent about the rest: a file of another model must not pass for random weights."""
-    heads = tuple(f"{head}." for head in _head_names(backbone))
-    wanted = [key for key in backbone.state_dict() if not key.startswith(heads)]
-    missing = [key for key in wanted if key not in state]
-    if len(missing) == len(wanted):
-        raise UserError(f"{file}: holds none of the layers of {name}; it is of another model")
-    if missing:
-        note(f"warning: {file} lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {missing[0]}")
+def _groups(settings: config.Model, backbone: nn.Module, outputs: int, names: Sequence[str]) -> heads.Groups:
+    count = int(backbone.num_classes)  # type: ignore[arg-type]
+    known = labels.read(weights.named(str(settings.labels), "model.labels"), count)
+    if names:
+        found = labels.match(list(names), known, settings.label_map)
+        return heads.Groups([found[name] for name in names], binary=False)
+    if outputs != 1 or "1" not in settings.label_map:
+        raise UserError('model.mode=as_is in a binary competition needs model.label_map={"1": [NAME, ...]}')
+    stated: list[str] = [label for label in ("0", "1") if label in settings.label_map]
+    unknown = set(settings.label_map) - {"0", "1"}
+    if unknown:
+        raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: 0, 1")
+    found = labels.match(stated, known, settings.label_map)
+    rest = sorted(set(range(count)) - set(found["1"]))
+    return heads.Groups([found.get("0", rest), found["1"]], binary=True)
+
+
+def _classifiers(backbone: nn.Module) -> list[nn.Module]:
+    """timm's own linear head; two of them in a distilled model; Identity where it was made without."""
+    known = dict(backbone.named_modules())
+    return [known[name] for name in _head_names(backbone) if name in known]
+
+
+def _head_names(backbone: nn.Module) -> list[str]:
+    classifier = (getattr(backbone, "pretrained_cfg", {}) or {}).get("classifier") or "fc"
+    return [classifier] if isinstance(classifier, str) else list(classifier)
 
 
 def _start_head(backbone: nn.Module) -> None:
     """Small weights for a new linear head: timm's EfficientNet family draws them from -1..1 where outputs are few."""
-    head = backbone.get_classifier()  # type: ignore[operator]
-    if isinstance(head, nn.Linear):
-        nn.init.trunc_normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
+    for layer in _classifiers(backbone):
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> None:
     """Set the new head's bias to the training rows' log-odds, so that training does not begin by unlearning 0.5.
 
-    target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3).
+    target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3). A
+    pretrained head used as it is stays as it is.
     """
-    head = network.backbone.get_classifier()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear) or head.bias is None:
+    if network.groups is not None:
         return
     if target.dtype.kind == "i":
         share = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
@@ -137,45 +378,33 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
     else:
         share = (target.reshape(len(target), -1).sum(axis=0) + 0.5) / (len(target) + 1)
         bias = np.log(share / (1 - share))
+    last = [network.head.classifier] if network.head is not None else _classifiers(network.backbone)
     with torch.no_grad():
-        head.bias.copy_(torch.from_numpy(bias).float())
+        for layer in last:
+            if isinstance(getattr(layer, "bias", None), Tensor):
+                layer.bias.copy_(torch.from_numpy(bias).float())  # type: ignore[operator]
 
 
-def weights_file(settings: config.Model) -> Path | None:
-    """`weights`, else <model name>.safetensors/.pth/.pt/.bin in input/weights or in an attached Kaggle dataset."""
-    if settings.weights is not None:
-        for base in (Path(), REPOSITORY, output_root()):
-            if (base / settings.weights).is_file():
-                return base / settings.weights
+def start_from(network: Network, path: Path) -> None:
+    """Fill the network from another run's fold<K>.safetensors: its layers of the same name and shape.
+
+    What stays with this run: normalisation and units. UserError where the file lacks part of the first backbone, whose
+    pretrained weights were not looked for; new heads, sub-networks and second backbones start afresh, and it is said.
+    """
+    if not path.is_file():
+        raise UserError(f"model.start_from: no {path}; train that run's fold first")
+    state, own = weights.read_state(path), network.state_dict()
+    wanted = [key for key in own if "." in key]  # without mean, std, scale, shift
+    fits = {key: state[key] for key in wanted if key in state and state[key].shape == own[key].shape}
+    classifier = tuple(f"backbone.{name}." for name in _head_names(network.backbone))
+    missing = [k for k in wanted if k.startswith("backbone.") and not k.startswith(classifier) and k not in fits]
+    if missing:
         raise UserError(
-            f"model.weights={settings.weights}: no such file (looked here, in {REPOSITORY} and in {output_root()})"
+            f"{path}: does not fit model.name: it has no {missing[0]} of that shape; it is of another model"
         )
-    names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
-    folders = [output_root() / "input" / "weights", REPOSITORY / "input" / "weights"]
-    if KAGGLE_INPUT.is_dir():
-        folders += [path for path in KAGGLE_INPUT.glob("*") if path.is_dir()]
-        folders += [path for path in KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
-    for folder in folders:
-        for name in sorted(names):
-            if (folder / name).is_file():
-                return folder / name
-    return None
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a torch file read with weights_only=True (no code can run)."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    network.load_state_dict(fits, strict=False)
+    rest = sorted({".".join(key.split(".")[:2]) for key in wanted if key not in fits})
+    note(f"{len(fits)} of {len(wanted)} tensors from {path}" + (f"; new: {', '.join(rest[:6])}" if rest else ""))
 
 
 def save_weights(network: Network, path: Path) -> None:
@@ -196,55 +425,99 @@ def load_weights(network: Network, path: Path) -> None:
         raise UserError(f"{path}: does not fit the recipe's network: {' '.join(str(error).split())[:200]}") from error
 
 
-def _freeze(network: Network, settings: config.Model) -> None:
-    if settings.mode not in {"frozen", "partial"}:
-        return
-    backbone = network.backbone
+def _choose_what_learns(network: Network, settings: config.Model) -> None:
+    if settings.mode == "as_is":
+        network.requires_grad_(False)
+    if settings.mode in {"frozen", "partial"}:
+        for body in (network.backbone, network.second):
+            if body is not None:
+                _freeze(body, settings)
+    network.learns = frozenset(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+
+
+def _freeze(backbone: nn.Module, settings: config.Model) -> None:
     modules = [name for name, _ in backbone.named_modules() if name]
-    heads = _head_names(backbone)
     start = settings.unfreeze_from if settings.mode == "partial" else None
     if start is not None and start not in modules:
         top = [name for name in modules if name.count(".") <= 1]
         raise UserError(f"model.unfreeze_from={start}: {settings.name} has no such layer{nearest(start, top)}")
     learning = False
     for name, module in backbone.named_modules():
-        learning = learning or (start is not None and (name == start or name.startswith(f"{start}.")))
-        if learning or any(name == head or name.startswith(f"{head}.") for head in heads):
+        learning = learning or name == start
+        if learning or any(name == head or name.startswith(f"{head}.") for head in _head_names(backbone)):
             continue
         for parameter in module.parameters(recurse=False):  # a block's own too: layer scales, position tables
             parameter.requires_grad = False
-        if not list(module.children()):
-            network.frozen.append(module)
 
 
-def _head_names(backbone: nn.Module) -> list[str]:
-    classifier = (getattr(backbone, "pretrained_cfg", {}) or {}).get("classifier", "fc")
-    return [classifier] if isinstance(classifier, str) else list(classifier)
+def thaw(network: Network, recipe: config.Recipe, epoch: int) -> bool:
+    """Gradual unfreezing (Howard 2018, arXiv:1801.06146): what learns in this epoch; True where that has changed.
+
+    For `model.thaw_epochs` epochs the head alone, then one more of timm's stages from the top every so many. Call it
+    before each epoch and after `parameter_groups`, which lists all that will ever learn; parameters without a
+    gradient are left alone by the optimizer.
+    """
+    every = recipe.model.thaw_epochs
+    if not every:
+        return False
+    depth = {**_depths("backbone", network.backbone), **_depths("second", network.second)}
+    before = count_parameters(network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = name in network.learns and depth.get(name, 0) * every <= epoch
+    network.train(network.training)
+    return count_parameters(network) != before
 
 
-def _offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -> None:
-    """Without a network, make the hub fail at once instead of after 47 s of retries; its local cache still serves."""
-    reached = threading.Event()
+def _depths(prefix: str, backbone: nn.Module | None) -> dict[str, int]:
+    """{parameter: 0 for the head, 1 for the backbone's top stage, and so on down}."""
+    if backbone is None:
+        return {}
+    layer = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
+    heading = tuple(f"{name}." for name in _head_names(backbone))
+    stages = sorted({stage for name, stage in layer.items() if not name.startswith(heading)}, reverse=True)
+    rank = {stage: k + 1 for k, stage in enumerate(stages)}
+    return {f"{prefix}.{name}": 0 if name.startswith(heading) else rank[stage] for name, stage in layer.items()}
 
-    def connect() -> None:
-        try:
-            socket.create_connection((host, 443), timeout=seconds).close()
-            reached.set()
-        except OSError:
-            pass
 
-    thread = threading.Thread(target=connect, daemon=True)  # a name server that hangs is not covered by the timeout
-    thread.start()
-    thread.join(seconds)
-    if not reached.is_set():
-        import huggingface_hub.constants
+def parameter_groups(network: Network, recipe: config.Recipe) -> list[dict[str, Any]]:
+    """For the optimizer: dicts of params, lr (the peak), lr_scale (which timm's schedules multiply), weight_decay.
 
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    Biases, norms and what timm's model excludes (position tables) have no weight decay. With train.layer_decay each
+    layer of a backbone learns slower than the one above it; heads, pools and sub-networks have lr_scale 1. Empty
+    where nothing learns (mode as_is).
+    """
+    t = recipe.train
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = name in network.learns
+    groups: list[dict[str, Any]] = []
+    for body in (network.backbone, network.second):
+        if body is None:
+            continue
+        top = {id(parameter) for layer in _classifiers(body) for parameter in layer.parameters()}
+        scale = t.layer_decay if t.layer_decay and network.head is not None else 1.0  # the head is the layer above
+        for group in _body_groups(body, t):
+            for on_top in (True, False):
+                params = [p for p in group["params"] if (id(p) in top) == on_top]
+                lr = t.head_lr or t.lr if on_top else t.lr
+                groups.append({**group, "params": params, "lr": lr, "lr_scale": group.get("lr_scale", 1.0) * scale})
+    rest = {name: part for name, part in network.named_children() if name not in {"backbone", "second"}}
+    for group in param_groups_weight_decay(nn.ModuleDict(rest), t.weight_decay):
+        groups.append({**group, "lr": t.head_lr or t.lr, "lr_scale": 1.0})
+    return [group for group in groups if group["params"]]
+
+
+def _body_groups(body: nn.Module, train: config.Train) -> list[dict[str, Any]]:
+    spared = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()  # type: ignore[operator]
+    if train.layer_decay:
+        return param_groups_layer_decay(
+            body, train.weight_decay, no_weight_decay_list=spared, layer_decay=train.layer_decay
+        )
+    return param_groups_weight_decay(body, train.weight_decay, no_weight_decay_list=spared)
 
 
 def count_parameters(network: Network) -> tuple[int, int]:
     """(that learn, all)."""
-    every = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    every: Iterable[tuple[int, bool]] = [(p.numel(), p.requires_grad) for p in network.parameters()]
     return sum(n for n, learns in every if learns), sum(n for n, _ in every)
 
 

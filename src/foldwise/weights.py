@@ -1,0 +1,84 @@
+"""Files of weights: where they lie, here or on Kaggle, and what is in them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from foldwise import UserError, config
+from foldwise.command import note
+from foldwise.competition import KAGGLE_INPUT, REPOSITORY, output_root
+
+
+def named(path: str, key: str) -> Path:
+    """A file that a recipe names, relative to here, the repository or the output root."""
+    for base in (Path(), REPOSITORY, output_root()):
+        if (base / path).is_file():
+            return base / path
+    raise UserError(f"{key}={path}: no such file (looked here, in {REPOSITORY} and in {output_root()})")
+
+
+def of_backbone(settings: config.Backbone) -> Path | None:
+    """`weights`, else <model name>.safetensors/.pth/.pt/.bin in input/weights or in an attached Kaggle dataset."""
+    if settings.weights is not None:
+        return named(settings.weights, "model.weights")
+    names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
+    folders = [output_root() / "input" / "weights", REPOSITORY / "input" / "weights"]
+    if KAGGLE_INPUT.is_dir():
+        folders += [path for path in KAGGLE_INPUT.glob("*") if path.is_dir()]
+        folders += [path for path in KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
+    for folder in folders:
+        for name in sorted(names):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file read with weights_only=True (no code can run)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def check_covered(backbone: nn.Module, heads: list[str], state: dict[str, Tensor], file: Path, name: str) -> None:
+    """timm loads what fits and is silent about the rest: a file of another model must not pass for random weights."""
+    wanted = [key for key in backbone.state_dict() if not key.startswith(tuple(f"{head}." for head in heads))]
+    missing = [key for key in wanted if key not in state]
+    if len(missing) == len(wanted):
+        raise UserError(f"{file}: holds none of the layers of {name}; it is of another model")
+    if missing:
+        note(f"warning: {file} lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {missing[0]}")
+
+
+def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -> None:
+    """Without a network, make the hub fail at once instead of after 47 s of retries; its local cache still serves."""
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, 443), timeout=seconds).close()
+            reached.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)  # a name server that hangs is not covered by the timeout
+    thread.start()
+    thread.join(seconds)
+    if not reached.is_set():
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
