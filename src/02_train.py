@@ -3,7 +3,7 @@
 reads    input/derived/<competition>/ (index, folds, images of the recipe's size), src/recipes/<recipe>.yaml
 writes   oof/<competition>/<run>/
            fold<K>.csv, fold<K>_test.csv     predictions of validation and test rows
-           fold<K>.safetensors, fold<K>_log.csv
+           fold<K>.safetensors, fold<K>_log.csv, curves.png
            oof.csv, test.csv                 after the last fold: all rows; the folds' mean
            run.json                          recipe, hashes, scores, versions, seconds
 
@@ -12,32 +12,41 @@ examples
   python src/02_train.py --competition skin --recipe baseline --fold all --hours 11.5
   python src/02_train.py --fold 0 --name quick train.epochs=1 model.name=resnet18 image_size=128
   python src/02_train.py --help-recipe                               # every knob, its default and meaning
+  python src/02_train.py --recipe baseline --preview augment.png     # what the augmentation does to the images
+  torchrun --nproc_per_node 2 src/02_train.py --fold 0               # one fold on two GPUs (batch_size each)
+  python src/02_train.py --recipe baseline,resnet50 --dask tcp://10.0.0.5:8786     # recipes x folds on a cluster
 
-Run again, it continues after the last finished epoch, or says that the fold is done. When --hours run out it stops
-in time with status 75 and everything saved.
+Several folds run side by side, one a GPU, where there are several GPUs. Run again, it continues where it was, also
+inside an epoch, or says that the fold is done. When --hours run out it stops in time with status 75 and everything
+saved.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
-from foldwise import command, competition, config, folds, index, launch, oof
-from foldwise.command import note
+from foldwise import UserError, command, competition, config, curves, folds, index, launch, oof, session
 
 
 def main() -> None:
     started = time.monotonic()
     parser = command.parser(__doc__)
     parser.add_argument(
-        "--recipe", default="baseline", metavar="R", help="src/recipes/R.yaml or a path (default: baseline)"
+        "--recipe", default="baseline", metavar="R[,R...]", help="src/recipes/R.yaml or a path (default: baseline)"
     )
-    parser.add_argument("--fold", default="all", metavar="K|all", help="fold to train (default: all, in turn)")
+    parser.add_argument("--fold", default="all", metavar="K|all", help="fold to train (default: all)")
     parser.add_argument(
         "--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the recipe's)"
     )
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
     parser.add_argument("--hours", type=float, metavar="H", help="stop in time when so many hours are over")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="folds trained side by side (default: the number of GPUs, or 1)"
+    )
+    parser.add_argument("--dask", metavar="ADDRESS", help="spread recipes x folds over a Dask cluster")
+    parser.add_argument("--preview", metavar="FILE.png", help="draw augmented training images and stop")
     parser.add_argument("--help-recipe", action="store_true", help="list every recipe setting and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
     args = parser.parse_intermixed_args()
@@ -46,35 +55,40 @@ def main() -> None:
         return
 
     about = competition.load(args.competition)
-    recipe = config.load(args.recipe, args.overrides)
-    table, fold_table = index.load(about), folds.load(about)
-    wanted = folds.choose(fold_table, args.fold)
-    settings = config.settings(recipe)
-    name = args.name or config.run_name(args.recipe)
-    launch.settle()
-    from foldwise import loop  # torch takes seconds: only now that everything named above is known to exist
-
-    if args.restart:
-        loop.rehearse(about, recipe, wanted[0], fold_table)
-    folder = oof.open_run(about, name, settings, fold_table, wanted if args.restart else ())
+    names = args.recipe.split(",")
+    if args.name and len(names) > 1:
+        raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
+    recipes = {args.name or config.run_name(name): (name, config.load(name, args.overrides)) for name in names}
+    if args.preview:
+        preview(about, next(iter(recipes.values()))[1], Path(args.preview))
+        return
+    index.load(about)
+    wanted = folds.choose(folds.load(about), args.fold)
     deadline = None if args.hours is None else started + 3600 * args.hours
-    facts = oof.read_info(folder).get("folds", {})
-    for fold in wanted:
-        if fold in oof.finished_folds(folder):
-            note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
-            continue
-        try:
-            facts[str(fold)] = loop.train_fold(about, recipe, fold, fold_table, folder, deadline, _pace(facts))
-        except loop.OutOfTime as stop:
-            note(f"--hours {args.hours:g} are nearly over. {stop}; run the same command to continue")
-            sys.exit(75)  # EX_TEMPFAIL: not done, not wrong
-        info = oof.finish(about, folder, fold_table, table, {"config": settings, "folds": facts})
-    info = oof.finish(about, folder, fold_table, table, {"config": settings, "folds": facts})
-    oof.print_scores(info)
+    several = len(recipes) * len(wanted) > 1
+    gpus = launch.gpus() if several and not args.dask and args.devices is None else 0
+    devices = args.devices or max(1, gpus)
+    if args.dask or (several and devices > 1):
+        command_line = (sys.executable, str(Path(__file__).resolve()), "--competition", str(about.file))
+        status, infos = session.spread(
+            about, recipes, wanted, command_line, args.overrides, restart=args.restart, deadline=deadline,
+            dask=args.dask, devices=devices, gpus=gpus > 0,
+        )  # fmt: skip
+    else:
+        status, infos = session.in_turn(about, recipes, wanted, args.restart, deadline)
+    for info in infos:
+        oof.print_scores(info)
+        curves.draw(about.runs() / info["run"])
+    if status:
+        sys.exit(status)
 
 
-def _pace(facts: dict) -> float:
-    return max((fold["seconds"] / max(1, fold["epochs"]) for fold in facts.values()), default=0.0)
+def preview(about: competition.Competition, recipe: config.Recipe, path: Path) -> None:
+    """A picture of the recipe's augmentation on this competition's training images."""
+    from foldwise import cache, previews
+
+    previews.draw(cache.load(about, recipe.image_size, recipe.crop), recipe.augment, path)
+    print(f"augmented images of preset {recipe.augment.preset}: {path}")
 
 
 if __name__ == "__main__":

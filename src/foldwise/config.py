@@ -139,10 +139,10 @@ class Train(Strict):
     pseudo_keep: float = Field(0.5, gt=0, le=1, description="share of the test rows kept, the most certain first")
     pseudo_hard: bool = Field(False, description="pseudo-labels as the likeliest class instead of probabilities")
     amp: bool = Field(True, description="mixed precision where there is a GPU (bf16 if native, else fp16)")
-    cpu_bf16: Literal["auto", "yes", "no"] = Field(
-        "no", description="bf16 on a CPU; auto: where a short probe finds it faster (then bits depend on the machine)"
+    cpu_step: Literal["auto", "plain", "channels_last", "bf16"] = Field(
+        "auto", description="how a CPU computes; auto: the fastest by a short probe, remembered for this machine"
     )
-    channels_last: bool = Field(True, description="NHWC memory format")
+    channels_last: bool = Field(True, description="NHWC memory format on a GPU")
     compile: bool = Field(False, description="torch.compile: a minute to start, then faster steps")
     sync_bn: bool = Field(False, description="under torchrun: batch-norm statistics over all devices")
     threads: int | None = Field(

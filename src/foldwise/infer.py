@@ -2,65 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from foldwise import launch
+from foldwise import launch, precision
 from foldwise.augment import tta_views
 from foldwise.cache import Cache
-from foldwise.competition import Task
 from foldwise.config import Recipe
 from foldwise.dataset import Batches
 from foldwise.models import Network, to_device
+from foldwise.precision import Precision
+from foldwise.targets import Targets
+
+Function = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def pick_device(recipe: Recipe) -> torch.device:
-    """The GPU if there is one, else the CPU with the recipe's number of threads.
+    """The GPU if there is one (under torchrun the rank's own), else the CPU with the recipe's number of threads.
 
     The number is set, whatever OMP_NUM_THREADS says: sums over other chunks differ in their last bits.
     """
-    torch.set_num_threads(recipe.train.threads or launch.cores())
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = launch.ranks()
+    torch.set_num_threads(recipe.train.threads or max(1, launch.cores() // ranks.local_size))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", ranks.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
 
 
-def half_type(device: torch.device) -> torch.dtype | None:
-    """bf16 where the GPU has it natively, else fp16; None on a CPU. A T4 'supports' bf16 only by emulation."""
-    if device.type != "cuda":
-        return None
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
+def activate(logits: Tensor, targets: Targets) -> Tensor:
+    """Probabilities (values for a regression) float32 (B, C) of logits: fp16 overflows in a softmax."""
+    p = _probabilities(logits.float(), targets.activation)
+    return p if targets.fold is None else p @ torch.from_numpy(targets.fold).to(p.device)
 
 
-def activate(logits: Tensor, task: Task) -> Tensor:
-    """Probabilities (values for a regression) of logits, in float32: fp16 overflows in a softmax."""
-    logits = logits.float()
-    if task == "multiclass":
+def _probabilities(logits: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
         return logits.softmax(dim=1)
-    return logits if task == "regression" else logits.sigmoid()
+    if activation == "identity":
+        return logits
+    p = logits.sigmoid()
+    if activation == "sigmoid_share":
+        return p / p.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    if activation == "ordinal":  # P(above k) can't rise with k: each at most the one before
+        edge = torch.ones_like(p[:, :1])
+        beyond = torch.cat([edge, p.cummin(dim=1).values, 0 * edge], dim=1)
+        return beyond[:, :-1] - beyond[:, 1:]
+    return p
 
 
 def predict(
-    network: Network, cache: Cache, where: np.ndarray, task: Task, recipe: Recipe, label: str = "predict"
+    network: Network | Sequence[Network],
+    cache: Cache,
+    where: np.ndarray,
+    targets: Targets,
+    recipe: Recipe,
+    label: str = "predict",
+    metadata: np.ndarray | None = None,
+    way: Precision | None = None,
 ) -> np.ndarray:
-    """float32 (N, outputs) probabilities for the cache rows `where` (int64 (N,), -1: the file could not be read).
+    """float32 (N, C) probabilities for the cache rows `where` (int64 (N,), -1: the file could not be read).
 
-    A row without an image gets the mean prediction of the rows that have one: it moves nobody else's rank much, and
-    never is another image's prediction.
+    metadata: float32 (N, F) of a fusion network. Several networks (snapshots): their mean. A row without an image
+    gets the mean prediction of the rows that have one: it moves nobody else's rank much, and never is another
+    image's prediction.
     """
-    made = _over_rows(network, cache, where, lambda images: activate(network(images), task), recipe, label)
+    logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
+    networks = network if isinstance(network, Sequence) else [network]
+
+    def output(one: Network) -> Function:
+        return lambda x, m: one(x, m) if logits else activate(one(x, m), targets)
+
+    each = [_over_rows(one, cache, where, output(one), recipe, label, metadata, way) for one in networks]
+    made = np.mean(each, axis=0)
+    if logits:
+        made = activate(torch.from_numpy(made), targets).numpy()
     readable = where >= 0
     if not readable.all() and readable.any():
         made[~readable] = made[readable].mean(axis=0)
     return made
 
 
-def embed(network: Network, cache: Cache, where: np.ndarray, recipe: Recipe, label: str = "embed") -> np.ndarray:
-    """float32 (N, D) pooled features for the cache rows `where`; zeros where there is no image."""
-    return _over_rows(network, cache, where, network.embed, recipe, label)
+def embed(
+    network: Network,
+    cache: Cache,
+    where: np.ndarray,
+    recipe: Recipe,
+    label: str = "embed",
+    metadata: np.ndarray | None = None,
+) -> np.ndarray:
+    """float32 (N, D) features before the classifier for the cache rows `where`; zeros where there is no image."""
+    return _over_rows(network, cache, where, lambda x, m: network.embed(x, m), recipe, label, metadata)
 
 
 @torch.inference_mode()
@@ -68,26 +106,57 @@ def _over_rows(
     network: Network,
     cache: Cache,
     where: np.ndarray,
-    function: Callable[[Tensor], Tensor],
+    function: Function,
     recipe: Recipe,
     label: str,
+    metadata: np.ndarray | None = None,
+    way: Precision | None = None,
 ) -> np.ndarray:
+    """Rows of `function`'s outputs; under torchrun each rank makes its share, and every rank gets all of them."""
     network.eval()
     device = next(network.parameters()).device
-    half = half_type(device) if recipe.train.amp else None
-    views = tta_views(recipe.predict.tta)
+    way = way or precision.of_device(recipe, device)
+    views = tta_views(recipe.predict.tta)  # TODO
+    ranks = launch.ranks()
     readable = np.flatnonzero(where >= 0)
-    batches = Batches(cache, where[readable], recipe.predict.batch_size, threads=recipe.train.loaders)
-    result: np.ndarray | None = None
-    for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=None):
+    mine = readable[ranks.rank :: ranks.size]
+    batches = Batches(cache, where[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
+    parts: list[np.ndarray] = []
+    quiet = True if ranks.rank else None
+    for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
+        beside = None if metadata is None else torch.from_numpy(metadata[mine[batch.rows]]).to(device)
         total: Tensor | None = None
         for view in views:
-            with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                out = function(to_device(view(batch.images), device)).float()
+            images = to_device(view(batch.images), device)
+            with way.autocast(device):
+                out = _in_pieces(function, images, beside).float()
+            if way.half is not None and not out.isfinite().all():  # fp16 ends at 65504
+                out = _in_pieces(function, images, beside).float()
             total = out if total is None else total + out
         assert total is not None
-        values = (total / len(views)).cpu().numpy()
-        if result is None:
-            result = np.zeros((len(where), values.shape[1]), np.float32)
-        result[readable[batch.rows]] = values
-    return result if result is not None else np.zeros((len(where), 1), np.float32)
+        parts.append((total / len(views)).cpu().numpy())
+    values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    shares: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
+    if ranks.size > 1:
+        shares = [shares[0]] * ranks.size
+        dist.all_gather_object(shares, (mine, values))
+    width = max(part.shape[1] for _, part in shares) or 1
+    result = np.zeros((len(where), width), np.float32)
+    for rows, part in shares:
+        if len(rows):
+            result[rows] = part
+    return result
+
+
+def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:
+    """`function` of the batch, in halves (and halves of those) where the device's memory does not hold it."""
+    try:
+        return function(images, metadata)
+    except torch.OutOfMemoryError:
+        if len(images) < 2:
+            raise
+    half = len(images) // 2
+    torch.cuda.empty_cache()
+    parts = [(images[:half], None if metadata is None else metadata[:half])]
+    parts.append((images[half:], None if metadata is None else metadata[half:]))
+    return torch.cat([_in_pieces(function, *part) for part in parts])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +26,67 @@ CRASH = "the decoder crashed its process on this file"
 def cores() -> int:
     """Cores this process may use (a container's share, not the machine's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torchrun: rank of size, the local-th of local_size on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    local_size: int = 1
+
+
+def ranks() -> Ranks:
+    """As torchrun's environment says; one of one without it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Ranks(*(int(os.environ[name]) for name in names)) if all(n in os.environ for n in names) else Ranks()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[int]:
+    """This process's rank; under torchrun within torch.distributed's process group (nccl on GPUs, gloo on CPUs)."""
+    found = ranks()
+    if found.size == 1:
+        yield 0
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield found.rank
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_ranks() -> None:
+    """Return when every rank has come here."""
+    if ranks().size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def gpus() -> int:
+    """GPUs that torch sees, asked in a process of its own: this one stays free to fork."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+        return int(asked.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return 0
+
+
+def die_with_parent(cores: Sequence[int]) -> None:
+    """In a fresh child: take these cores, and be killed when the thread that started it is gone (Linux)."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
 def settle() -> None:
@@ -81,18 +146,10 @@ def map_rows(
 def _over_dask(
     job: Callable[[Sequence[T]], list[Any]], rows: Sequence[T], address: str, label: str, unit: str
 ) -> Iterator[tuple[T, Any]]:
-    from distributed import Client, as_completed
+    from distributed import as_completed
     from tqdm import tqdm
 
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--dask {address}: no scheduler answers there ({error}); start one: dask scheduler") from None
-    with client, tqdm(total=len(rows), desc=label, unit=unit, disable=None) as bar:
-        if not client.scheduler_info()["workers"]:
-            raise UserError(f"--dask {address}: the scheduler has no workers; start some: dask worker {address}")
-        source = str(Path(__file__).resolve().parents[1])
-        client.run(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
+    with _client(address) as client, tqdm(total=len(rows), desc=label, unit=unit, disable=None) as bar:
         waiting = [rows[start : start + 64] for start in range(0, len(rows), 64)][::-1]
         window = 2 * sum(client.nthreads().values())
         flying = {client.submit(job, chunk, pure=False): chunk for chunk in _take(waiting, window)}
@@ -111,6 +168,41 @@ def _over_dask(
                 future = client.submit(job, chunk, pure=False)
                 flying[future] = chunk
                 done.add(future)
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    """A Dask client of a scheduler that has workers; they can import this package."""
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--dask {address}: no scheduler answers there ({error}); start one: dask scheduler") from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise UserError(f"--dask {address}: the scheduler has no workers; start some: dask worker {address}")
+        source = str(Path(__file__).resolve().parents[1])
+        client.run(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
+        yield client
+
+
+def on_cluster(job: Callable[[T], Any], rows: Sequence[T], address: str) -> Iterator[tuple[T, Any]]:
+    """(row, job(row)) as they finish on a Dask cluster, one at a time a worker, or a GPU where workers offer them.
+
+    `job` is a module-level function. A row whose worker dies is given to another worker, up to five times.
+    """
+    from distributed import as_completed
+    from tqdm import tqdm
+
+    with _client(address) as client, tqdm(total=len(rows), desc="folds", unit="fold", disable=None) as bar:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        need = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else {}
+        options: dict[str, Any] = {"resources": need} if need else {}
+        flying = {client.submit(job, row, pure=False, retries=5, **options): row for row in rows}
+        for future in as_completed(list(flying)):
+            bar.update(1)
+            yield flying[future], future.result()
 
 
 def _take(waiting: list[Sequence[T]], count: int) -> list[Sequence[T]]:

@@ -1,14 +1,14 @@
-"""Train one fold: plain PyTorch, a checkpoint an epoch, the best epoch's predictions written as tables.
+"""Train one fold: plain PyTorch, saved inside the epoch and after it, the chosen weights' predictions as tables.
 
-Everything random depends on (seed, fold, epoch, batch) alone, so a run that was killed and continued writes the same
-bytes on a CPU as one that was not.
+Everything random depends on (seed, fold, epoch, step) alone, so a run that was killed and continued writes the same
+bytes on a CPU as one that was not. Under torchrun every rank runs this; rank 0 writes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,86 +16,69 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from foldwise import UserError, atomic, augment, cache, folds, index, infer, metrics, models, oof
+from foldwise import (
+    UserError,
+    atomic,
+    augment,
+    averaging,
+    cache,
+    checkpoint,
+    fold_data,
+    infer,
+    journal,
+    launch,
+    losses,
+    metrics,
+    mixing,
+    models,
+    oof,
+    precision,
+    schedule,
+)  # fmt: skip
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe, digest, settings
-from foldwise.dataset import Batches
+from foldwise.dataset import Batch, Batches
+from foldwise.fold_data import FoldData
 from foldwise.models import Network
 from foldwise.schema import nearest
+
+STUMBLES = 3  # steps in a row with a loss that is no number, before the weights go back to the last good ones
+GIVE_UP = 10
 
 
 class OutOfTime(Exception):
     """The session's hours are over; everything is saved, and the same command continues."""
 
 
-@dataclass(frozen=True)
-class FoldData:
-    """What one fold trains, validates and predicts on. Positions are rows of the cache, -1 where unreadable."""
-
-    images: cache.Cache
-    names: list[str]  # index.classes: what the outputs mean
-    train: pd.DataFrame  # index rows
-    valid: pd.DataFrame
-    test: pd.DataFrame
-    train_target: np.ndarray
-    valid_target: np.ndarray
-
-    def where(self, split: str) -> np.ndarray:
-        """Cache rows of 'train', 'valid' or 'test'."""
-        return _where(self.images, getattr(self, split))
-
-
-def fold_data(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> FoldData:
-    """The rows of one fold, joined by id from index, folds and cache; UserError where a piece is missing."""
-    table = index.load(competition)
-    names = index.classes(competition, table)
-    train = folds.rows(table, fold_table)
-    inside = (fold_table["fold"] == fold).to_numpy()
-    if not inside.any():
-        raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
-    fit, valid, test = train[~inside], train[inside], table[table["split"] == "test"]
-    images = cache.load(competition, recipe.image_size)
-    fit = pd.concat([fit, _extra(table, valid, names)])
-    fit = fit[_where(images, fit) >= 0]
-    return FoldData(
-        images, names, fit, valid, test,
-        index.target_array(competition, fit, names), index.target_array(competition, valid, names),
-    )  # fmt: skip
-
-
-def _extra(table: pd.DataFrame, valid: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Rows from elsewhere that this fold may train on: none that shares a group, or a copy, with a validation row."""
-    extra = table[(table["split"] == "extra") & table["error"].isna() & ~table["group"].isin(valid["group"])]
-    unknown = set(extra["target"]) - set(names) if names and "target" in extra else set()
-    if unknown:
-        raise UserError(f"extra: class '{sorted(map(str, unknown))[0]}' is none of the training classes")
-    return extra
-
-
-def _where(images: cache.Cache, rows: pd.DataFrame) -> np.ndarray:
-    found = np.empty(len(rows), np.int64)
-    for split in rows["split"].unique():
-        part = (rows["split"] == split).to_numpy()
-        found[part] = images.rows(split, rows.loc[part, "id"].tolist())
-    return found
-
-
 @dataclass
 class State:
     """What a checkpoint holds, beside weights and optimizer."""
 
-    epoch: int = 0
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # steps of the next one that are done
+    loss: float = 0.0  # sum over the rows of those steps
+    rows: int = 0
     best: float = float("nan")
     best_epoch: int = -1
+    stale: int = 0  # epochs since the best
+    drops: int = 0  # of the learning rate, by schedule plateau
+    lr_scale: float = 1.0  # halved at every stumble
+    stumbles: int = 0  # steps with a loss that was no number, in all
+    in_a_row: int = 0
+    pieces: int = 1  # a batch is computed in so many, where memory does not hold it whole
     seconds: float = 0.0
+    predict_seconds: float = 0.0  # of the last validation, a row
     threads: int = 0
+    way: str = ""
+    stopped: bool = False  # by early stopping
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -106,153 +89,341 @@ def train_fold(
     fold_table: pd.DataFrame,
     folder: Path,
     deadline: float | None = None,
-    pace: float = 0.0,
 ) -> dict[str, Any]:
     """Train, validate and predict one fold into `folder`; returns facts for run.json.
 
     Writes fold<K>.csv, fold<K>_test.csv, fold<K>.safetensors, fold<K>_log.csv. Continues from fold<K>.ckpt where one
-    of the same recipe lies there. `deadline` (time.monotonic seconds): stop after the epoch that comes before it.
-    `pace`: seconds an epoch took in other folds.
+    of the same recipe lies there, also inside an epoch. `deadline` (time.monotonic seconds): everything is saved and
+    OutOfTime raised before it.
     """
-    data = fold_data(competition, recipe, fold, fold_table)
-    device = infer.pick_device(recipe)
-    torch.manual_seed(_seed(recipe, fold))
-    outputs = max(1, len(data.names))
-    network = models.create(recipe, outputs)
-    _set_units(network, competition, data)
-    network.to(device)
-    trainer = Trainer(competition, recipe, fold, data, network, folder)
-    trainer.resume()
-    learn, every = models.count_parameters(network)
-    note(
-        f"fold {fold}: {len(data.train)} train, {len(data.valid)} valid, {len(data.test)} test rows; "
-        f"{learn / 1e6:.2f} of {every / 1e6:.2f} M parameters train; {device}"
-    )
-    while trainer.state.epoch < recipe.train.epochs:
-        if trainer.state.epoch:
-            pace = trainer.state.seconds / trainer.state.epoch
-        if deadline is not None and time.monotonic() + 1.5 * pace > deadline:  # half an epoch's time to predict in
-            raise OutOfTime(f"fold {fold}: {trainer.state.epoch} of {recipe.train.epochs} epochs are done and saved")
+    trainer = Trainer(competition, recipe, fold, fold_table, folder, deadline)
+    trainer.start()
+    while not trainer.done:
         trainer.run_epoch()
     return trainer.finish()
 
 
 def rehearse(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> None:
     """Make everything that a fold needs and throw it away: UserError now, rather than after old results are cleared."""
-    data = fold_data(competition, recipe, fold, fold_table)
-    Trainer(competition, recipe, fold, data, models.create(recipe, max(1, len(data.names))), Path())
+    Trainer(competition, recipe, fold, fold_table, Path())
 
 
 class Trainer:
-    """One fold's network, optimizer and state; `run_epoch` until the recipe's epochs are done, then `finish`."""
+    """One fold's network, optimizer and state: `start`, `run_epoch` until `done`, then `finish`."""
 
     def __init__(
-        self, competition: Competition, recipe: Recipe, fold: int, data: FoldData, network: Network, folder: Path
+        self,
+        competition: Competition,
+        recipe: Recipe,
+        fold: int,
+        fold_table: pd.DataFrame,
+        folder: Path,
+        deadline: float | None = None,
     ) -> None:
-        self.competition, self.recipe, self.fold, self.data = competition, recipe, fold, data
-        self.network, self.folder = network, folder
-        self.device = next(network.parameters()).device
-        t, a = recipe.train, recipe.augment
-        ops = augment.train_ops(a.preset, recipe.image_size, a.flips)
-        self.batches = Batches(data.images, data.where("train"), t.batch_size, ops, (recipe.seed, fold), t.loaders)
+        self.competition, self.recipe, self.fold, self.folder = competition, recipe, fold, folder
+        self.deadline, self.ranks = deadline, launch.ranks()
+        self.data = data = fold_data.gather(competition, recipe, fold, fold_table)
+        self.device = infer.pick_device(recipe)
+        torch.manual_seed(self._seed())
+        t = recipe.train
+        metadata = data.metadata("train")
+        self.metadata = None if metadata is None else torch.from_numpy(metadata).to(self.device)
+        self.network = models.create(
+            recipe, data.targets.outputs, 0 if metadata is None else metadata.shape[1], data.targets.learnt
+        )
+        if recipe.model.start_from:
+            models.start_from(self.network, competition.runs() / recipe.model.start_from / f"fold{fold}.safetensors")
+        _set_units(self.network, data)
+        self.network.to(self.device)
+        if t.sync_bn and self.ranks.size > 1:
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.optimizer = self._optimizer()
+        self.way = precision.of_device(recipe, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.way.half == torch.float16)
         self.target = torch.from_numpy(data.train_target).to(self.device)
+        self.taught = None if data.teacher is None else torch.from_numpy(data.teacher).to(self.device)
+        self.trust = None if data.trust is None else torch.from_numpy(data.trust).to(self.device)
+        weights = losses.class_weights(t, data.targets, data.train_target)
+        self.loss = losses.make(t, data.targets, weights, float(self.network.scale))
+        self.draw = data.draw_weights(t.sampling)
+        self.loader = self._batches(0)
+        self.schedule = schedule.make(t, len(self.loader))
+        self.average = averaging.Averaged(self.network, t)
+        self.state = State(threads=torch.get_num_threads())
+        self.best_weights: dict[str, Tensor] = {}
+        self.snapshots: list[dict[str, Tensor]] = []
+        self.saved_at = self.clock = time.monotonic()
+        self.save_seconds = 0.0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        t = self.recipe.train
         if t.optimizer not in list_optimizers():
             hint = nearest(t.optimizer, map(str, list_optimizers()))
             raise UserError(f"train.optimizer={t.optimizer}: timm has none such{hint}")
-        self.optimizer = create_optimizer_v2(network, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
-        self.steps = max(1, len(self.batches))
-        total = self.steps * t.epochs
-        self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=total, lr_min=t.lr * t.final_lr, warmup_t=round(total * t.warmup),
-            warmup_lr_init=t.lr * 0.01, t_in_epochs=False,
-        )  # fmt: skip
-        self.half = infer.half_type(self.device) if t.amp else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
-        self.loss = loss_for(competition.task)
-        self.state = State(threads=torch.get_num_threads())
-        self.best_weights: dict[str, Tensor] = {}
+        groups = models.parameter_groups(self.network, self.recipe) or [{"params": [torch.zeros(())]}]  # as_is
+        return create_optimizer_v2(groups, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
+
+    # --- start ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Continue from a checkpoint, or choose how to compute and save the beginning."""
+        learn, every = models.count_parameters(self.network)
+        if not self.ranks.rank:
+            note(
+                f"fold {self.fold}: {len(self.data.train)} train, {len(self.data.valid)} valid, {len(self.data.test)} "
+                f"test rows; {learn / 1e6:.2f} of {every / 1e6:.2f} M parameters train; {self._where()}"
+            )
+        if not self._resume():
+            self.state.way = precision.choose(self.network, self.recipe, self.device, self.metadata).name
+        self.way = precision.named(self.state.way, self.recipe, self.device)
+        self.way.lay_out(self.network)
+        for other in (self.average.ema, self.average.swa):
+            if other is not None:
+                self.way.lay_out(other)
+        if not learn:  # mode as_is: there is nothing to train
+            self.state.epoch, self.best_weights = self.recipe.train.epochs, _copy(self.network)
+        self.journal = journal.Journal(self.recipe, self.folder, self.fold) if not self.ranks.rank else None
+
+    def _where(self) -> str:
+        devices = f", {self.ranks.size} processes" if self.ranks.size > 1 else ""
+        return f"{self.device.type}{devices}"
+
+    @property
+    def done(self) -> bool:
+        """Whether no epoch is left."""
+        return self.state.epoch >= self.recipe.train.epochs or self.state.stopped
+
+    def _batch_rows(self) -> int:
+        return self.recipe.train.batch_size * self.ranks.size
+
+    # --- an epoch ---------------------------------------------------------------------------------------------
 
     def run_epoch(self) -> None:
-        """One pass over the training rows, then validation; then everything is saved."""
-        started = time.monotonic()
-        epoch = self.state.epoch
-        torch.manual_seed(_seed(self.recipe, self.fold, epoch))  # dropout and mixing, the same after a restart
-        train_loss = self._train(epoch)
-        pred = self._predict(self.data.where("valid"), "valid")
+        """What is left of one pass over the training rows, then validation; then everything is saved."""
+        started, epoch = time.monotonic(), self.state.epoch
+        first = self.state.step
+        self._thaw(epoch)
+        self._train(epoch)
+        trained = time.monotonic()
+        self.average.after_epoch(epoch)
+        self._stop_in_time(self.state.predict_seconds * len(self.data.valid))
+        pred = self._predict("valid")
+        now = time.monotonic()
+        self.state.predict_seconds = (now - trained) / max(1, len(self.data.valid))
         score = self._score(pred)
-        seconds = time.monotonic() - started
-        better = self._is_better(score)
-        self.state.epoch += 1
-        self.state.seconds += seconds
-        if better:
-            self.state.best, self.state.best_epoch = score, epoch
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+        lr = self.optimizer.param_groups[-1]["lr"]
+        better = self._keep_best(score, epoch)
+        if self.recipe.train.snapshots and self.schedule.cycle_ends(epoch):
+            self._keep_snapshot(pred, epoch)
+        seconds, rows = now - started, self.state.rows
+        steps = max(1, len(self.loader) - first)
         self.state.log.append({
-            "epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": train_loss,
+            "epoch": epoch + 1, "lr": lr, "train_loss": self.state.loss / max(1, rows),
             "valid_loss": self._valid_loss(pred), self.competition.metric: score, "best": float(better),
-            "seconds": round(seconds, 2), "images_per_second": round(len(self.data.train) / seconds, 1),
+            "seconds": round(seconds, 2),
+            "images_per_second": round(steps * self._batch_rows() / max(1e-9, trained - started), 1),
         })  # fmt: skip
-        atomic.write_csv(self.folder / f"fold{self.fold}_log.csv", pd.DataFrame(self.state.log), "%.6g")
+        self.state.epoch, self.state.step, self.state.loss, self.state.rows = epoch + 1, 0, 0.0, 0
+        patience = self.recipe.train.early_stopping
+        self.state.stopped = patience is not None and self.state.stale >= patience
         self._save()
+        if self.ranks.rank:
+            return
+        log = pd.DataFrame(self.state.log)
+        atomic.write_csv(self.folder / f"fold{self.fold}_log.csv", log, "%.6g")
+        assert self.journal is not None
+        self.journal.write(epoch + 1, {k: v for k, v in self.state.log[-1].items() if k != "epoch"})
         note(
-            f"fold {self.fold}  epoch {epoch + 1:>3}/{self.recipe.train.epochs}  train loss {train_loss:.4f}  "
-            f"valid {self.competition.metric} {score:.4f}{'  best' if better else ''}  {seconds:.1f} s"
+            f"fold {self.fold}  epoch {epoch + 1:>3}/{self.recipe.train.epochs}  "
+            f"train loss {log['train_loss'].iloc[-1]:.4f}  valid {self.competition.metric} {score:.4f}"
+            f"{'  best' if better else ''}  {seconds:.1f} s{self._expected()}"
         )
+        if self.state.stopped:
+            note(f"fold {self.fold}: stops early, {self.state.stale} epochs without gain")
 
-    def _train(self, epoch: int) -> float:
+    def _train(self, epoch: int) -> None:
+        """Steps of one epoch, from state.step on."""
         self.network.train()
-        total, seen = 0.0, 0
+        self.loader = self._batches(epoch)
+        moving = self._wrapped()
         bar = tqdm(
-            self.batches.epoch(epoch),
-            total=len(self.batches),
-            desc=f"fold {self.fold} epoch {epoch + 1}",
-            unit="batch",
-            leave=False,
-            disable=None,
-        )
-        for step, batch in enumerate(bar):
-            self.schedule.step_update(epoch * self.steps + step)
-            images = models.to_device(batch.images, self.device)
-            target = self._soft_target(torch.from_numpy(batch.rows).to(self.device))
-            images, target = mix(
-                images, target, self.recipe, np.random.default_rng([self.recipe.seed, self.fold, epoch, step, 1])
-            )
-            with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-                logits = self.network(images)
-            loss = self.loss(logits.float(), target)
-            value = float(loss.detach())  # a device sync a step; it keeps the bar and the NaN check honest
-            if not math.isfinite(value):
-                raise UserError(
-                    f"fold {self.fold}, epoch {epoch + 1}: the loss is {value}; lower train.lr "
-                    f"(now {self.recipe.train.lr:g}) and run again with --restart"
-                )
-            self.scaler.scale(loss).backward()
-            if self.recipe.train.clip_grad is not None:
-                self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.train.clip_grad)
+            self.loader.epoch(epoch, self.state.step), total=len(self.loader), initial=self.state.step,
+            desc=f"fold {self.fold} epoch {epoch + 1}", unit="batch", leave=False,
+            disable=True if self.ranks.rank else None,
+        )  # fmt: skip
+        begun, first = time.monotonic(), self.state.step
+        for step, batch in enumerate(bar, start=first):
+            torch.manual_seed(self._seed(epoch, step))  # dropout, the same after a restart
+            self._set_lr(epoch, step)
+            last = step + 1 == len(self.loader)
+            self._step(moving, batch, epoch, step, (step + 1) % self.recipe.train.accumulate == 0 or last)
+            self.state.step = step + 1
+            bar.set_postfix(loss=f"{self.state.loss / max(1, self.state.rows):.4f}", refresh=False)
+            if not last:
+                self._save_inside(begun)
+
+    def _step(self, moving: nn.Module, batch: Batch, epoch: int, step: int, move: bool) -> None:
+        """Forward and backward of one batch, in pieces where memory asks for it; the optimizer moves if `move`."""
+        images = models.to_device(batch.images, self.device)
+        rows = torch.from_numpy(batch.rows).to(self.device)
+        metadata = None if self.metadata is None else self.metadata[rows]
+        rank = [self.ranks.rank] if self.ranks.rank else []
+        rng = np.random.default_rng([self.recipe.seed, self.fold, epoch, step, 1, *rank])
+        images, target, metadata = mixing.mix(images, self._soft_target(rows), metadata, self.recipe.augment, rng)
+        while True:
+            try:
+                value = self._backward(moving, images, target, metadata, batch, move)
+                break
+            except torch.OutOfMemoryError:
+                self._halve(len(images))
+        if move:
+            value = self._move(value, epoch * len(self.loader) + step)
+        if math.isfinite(value):
+            self.state.loss += value * len(rows)
+            self.state.rows += len(rows)
+
+    def _backward(
+        self, moving: nn.Module, images: Tensor, target: Tensor, metadata: Tensor | None, batch: Batch, move: bool
+    ) -> float:
+        """Add the batch's gradients; its mean loss."""
+        total = 0.0
+        pieces = np.array_split(np.arange(len(images)), self.state.pieces)
+        for k, piece in enumerate(pieces):
+            part = slice(int(piece[0]), int(piece[-1]) + 1)
+            sync: AbstractContextManager[None] = nullcontext()
+            if isinstance(moving, DistributedDataParallel) and not (move and k == len(pieces) - 1):
+                sync = moving.no_sync()
+            with sync:
+                with self.way.autocast(self.device):
+                    logits = moving(images[part], None if metadata is None else metadata[part])
+                # ranks average their gradients: a rank with fewer rows of this batch counts for less
+                share = len(piece) * self.ranks.size / batch.of / self.recipe.train.accumulate
+                loss = self.loss(logits.float(), target[part])
+                total += float(loss.detach()) * len(piece)
+                self.scaler.scale(loss * share).backward()
+        return total / len(images)
+
+    def _move(self, value: float, step: int) -> float:
+        """The optimizer's step, unless loss or gradient is no number; returns the loss, NaN where it was skipped."""
+        t = self.recipe.train
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), t.clip_grad or float("inf"))
+        scaling = self.scaler.is_enabled()  # fp16's scaler skips overflown gradients itself, as part of its search
+        fine = math.isfinite(value) and (scaling or bool(norm.isfinite()))
+        if self.ranks.size > 1:  # all ranks skip, or none
+            flag = torch.tensor(float(fine), device=self.device)
+            dist.all_reduce(flag, dist.ReduceOp.MIN)
+            fine = bool(flag)
+        if fine:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            total, seen = total + value * len(batch.rows), seen + len(batch.rows)
-            bar.set_postfix(loss=f"{total / seen:.4f}", refresh=False)
-        return total / max(1, seen)
+            self.state.in_a_row = 0
+            self.average.after_step(step)
+        else:
+            self._stumble(value)
+            if scaling:
+                self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value if fine else float("nan")
+
+    def _stumble(self, value: float) -> None:
+        """The loss or a gradient is no number: skip the step and halve the rate; in the end go back, or give up."""
+        self.state.stumbles += 1
+        self.state.in_a_row += 1
+        self.state.lr_scale /= 2
+        back = self.state.in_a_row >= STUMBLES
+        if not self.ranks.rank:
+            note(
+                f"warning: fold {self.fold}, epoch {self.state.epoch + 1}, step {self.state.step + 1}: loss {value:g} "
+                f"or its gradient is no number; the step is skipped and the learning rate halved to "
+                f"{self.state.lr_scale:g} of the recipe's{'; weights go back to the last good ones' if back else ''}"
+            )
+        if self.state.stumbles >= GIVE_UP:
+            raise UserError(
+                f"fold {self.fold}, epoch {self.state.epoch + 1}: {GIVE_UP} steps gave no finite loss; lower train.lr "
+                f"(now {self.recipe.train.lr:g}) and run again with --restart"
+            )
+        if back:
+            self.state.in_a_row = 0
+            if self.best_weights:
+                self.network.load_state_dict(self.best_weights)
+            self.optimizer.state.clear()
+
+    def _halve(self, rows: int) -> None:
+        """CUDA is out of memory: compute batches in twice as many pieces."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.size > 1 or self.recipe.train.accumulate > 1 or rows // (2 * self.state.pieces) < 2:
+            raise UserError(
+                f"fold {self.fold}: out of GPU memory at train.batch_size={self.recipe.train.batch_size}; lower it, "
+                "and raise train.accumulate by as much"
+            )
+        self.state.pieces *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        note(
+            f"warning: fold {self.fold}: out of GPU memory; from here on a batch of {self.recipe.train.batch_size} is "
+            f"computed in {self.state.pieces} pieces, their gradients summed"
+        )
 
     def _soft_target(self, rows: Tensor) -> Tensor:
-        target, smooth = self.target[rows], self.recipe.train.label_smoothing
-        if self.competition.task == "multiclass":
-            classes = len(self.data.names)
-            return F.one_hot(target, classes).float() * (1 - smooth) + smooth / classes
-        target = target.reshape(len(rows), -1)
-        return target if self.competition.task == "regression" else target * (1 - smooth) + smooth / 2
+        """float (B, C): what the loss takes, smoothed, with what other models said."""
+        target, smooth, plan = self.target[rows], self.recipe.train.label_smoothing, self.data.targets
+        if plan.task == "multiclass":
+            classes = len(plan.learnt)
+            soft = F.one_hot(target, classes).float() * (1 - smooth) + smooth / classes
+        else:
+            soft = target.reshape(len(rows), -1)
+            soft = soft if plan.task == "regression" else soft * (1 - smooth) + smooth / 2
+        if self.taught is None or self.trust is None:
+            return soft
+        trust = self.trust[rows, None]
+        return (1 - trust) * soft + trust * self.taught[rows]
 
-    def _predict(self, where: np.ndarray, label: str) -> np.ndarray:
-        return infer.predict(self.network, self.data.images, where, self.competition.task, self.recipe, label)
+    def _set_lr(self, epoch: int, step: int) -> None:
+        share = self.schedule.share(epoch * len(self.loader) + step, self.state.drops) * self.state.lr_scale
+        for group in self.optimizer.param_groups:
+            group.setdefault("peak", group["lr"] * group.get("lr_scale", 1.0))
+            group["lr"] = group["peak"] * share
+
+    def _thaw(self, epoch: int) -> None:
+        if self.recipe.model.thaw_epochs:
+            models.thaw(self.network, self.recipe, epoch)
+
+    def _wrapped(self) -> nn.Module:
+        """The network as steps call it: compiled, or averaging gradients over ranks."""
+        moving: nn.Module = self.network
+        if self.recipe.train.compile:
+            moving = torch.compile(moving)  # type: ignore[assignment]
+        if self.ranks.size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            moving = DistributedDataParallel(moving, device_ids=devices, find_unused_parameters=False)
+        return moving
+
+    def _batches(self, epoch: int) -> Batches:
+        t, a, recipe = self.recipe.train, self.recipe.augment, self.recipe
+        size = t.sizes[min(epoch * len(t.sizes) // t.epochs, len(t.sizes) - 1)] if t.sizes else recipe.image_size
+        images = self.data.images if size == recipe.image_size else cache.load(self.competition, size, recipe.crop)
+        ops = augment.train_ops(a.preset, size, a.flips, **({"randaugment": a.randaugment} if a.randaugment else {}))
+        where = fold_data.where(images, self.data.train)
+        return Batches(
+            images, where, t.batch_size, ops, (recipe.seed, self.fold), t.loaders, self.draw,
+            (self.ranks.rank, self.ranks.size),
+        )  # fmt: skip
+
+    # --- validation -------------------------------------------------------------------------------------------
+
+    def _predict(self, split: str, networks: list[Network] | None = None) -> np.ndarray:
+        return infer.predict(
+            networks or [self.average.current], self.data.images, self.data.where(split), self.data.targets,  # type: ignore[list-item]
+            self.recipe, f"fold {self.fold} {split}", self.data.metadata(split), self.way,
+        )  # fmt: skip
 
     def _score(self, pred: np.ndarray) -> float:
-        table = oof.table(self.competition, self.data.names, self.data.valid, pred, self.fold)
+        table = oof.table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
         return oof.score(self.competition, table, self.data.valid)
 
     def _valid_loss(self, pred: np.ndarray) -> float:
+        """Cross-entropy of the competition's target, or squared error."""
         target, p = self.data.valid_target, np.clip(pred.astype(float), 1e-7, 1 - 1e-7)
         if self.competition.task == "multiclass":
             return float(-np.log(p[np.arange(len(p)), target]).mean())
@@ -261,109 +432,181 @@ class Trainer:
             return float(((pred - target) ** 2).mean())
         return float(-(target * np.log(p) + (1 - target) * np.log(1 - p)).mean())
 
-    def _is_better(self, score: float) -> bool:
-        if self.recipe.train.checkpoint == "last" or math.isnan(self.state.best):
-            return True
+    def _keep_best(self, score: float, epoch: int) -> bool:
         gain = score - self.state.best
-        return gain > 0 if metrics.greater_is_better(self.competition.metric) else gain < 0
+        first = math.isnan(self.state.best)
+        better = first or (gain > 0 if metrics.greater_is_better(self.competition.metric) else gain < 0)
+        self.state.stale = 0 if better else self.state.stale + 1
+        if better:
+            self.state.best = score
+        elif self.recipe.train.schedule == "plateau" and self.state.stale % self.recipe.train.patience == 0:
+            self.state.drops += 1
+        if better or self.recipe.train.checkpoint == "last":
+            self.state.best_epoch = epoch
+            self.best_weights = _copy(self.average.current)
+            return True
+        return False
 
-    # --- saved and continued ------------------------------------------------------------------------------
+    def _keep_snapshot(self, pred: np.ndarray, epoch: int) -> None:
+        """The weights at the end of a cycle, with their own OOF table beside the run's."""
+        self.snapshots.append(_copy(self.average.current))
+        if not self.ranks.rank:
+            table = oof.table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
+            number = len(self.snapshots)
+            (self.folder / "snapshots").mkdir(exist_ok=True)
+            oof.write_table(table, self.folder / "snapshots" / f"fold{self.fold}_{number}.csv")
+            note(f"fold {self.fold}: snapshot {number} kept after epoch {epoch + 1}")
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def _expected(self) -> str:
+        """When this fold ends, at the pace so far."""
+        left = self.recipe.train.epochs - self.state.epoch
+        if not left:
+            return ""
+        pace = float(np.mean([row["seconds"] for row in self.state.log[-3:]]))
+        seconds = left * pace + self.state.predict_seconds * (len(self.data.valid) + len(self.data.test))
+        end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+        late = self.deadline is not None and time.monotonic() + seconds > self.deadline
+        return f"; ends about {end} ({_duration(seconds)}){', after --hours: it will be continued' if late else ''}"
+
+    def _stop_in_time(self, seconds: float) -> None:
+        """Save and raise OutOfTime if what comes next takes `seconds` and the deadline lies before its end."""
+        late = self.deadline is not None and time.monotonic() + 1.3 * seconds + 3 > self.deadline
+        if self.ranks.size > 1:  # one clock for all
+            flag = torch.tensor(float(late), device=self.device)
+            dist.broadcast(flag, 0)
+            late = bool(flag)
+        if late:
+            self._save()
+            raise OutOfTime(
+                f"fold {self.fold}: {self.state.epoch} of {self.recipe.train.epochs} epochs and {self.state.step} of "
+                f"{len(self.loader)} steps of the next are done and saved"
+            )
+
+    def _save_inside(self, begun: float) -> None:
+        """A checkpoint inside the epoch every save_minutes, and before the time is over."""
+        now = time.monotonic()
+        pace = (now - begun) / max(1, self.state.step)
+        if self.deadline is not None:
+            self._stop_in_time(pace + self.save_seconds)
+        if now - self.saved_at >= 60 * self.recipe.train.save_minutes:
+            self._save()
+
+    # --- saved and continued ----------------------------------------------------------------------------------
 
     @property
     def _checkpoint(self) -> Path:
         return self.folder / f"fold{self.fold}.ckpt"
 
     def _save(self) -> None:
-        state = {
-            "key": digest(settings(self.recipe)), "state": vars(self.state), "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "best": self.best_weights,
-        }  # fmt: skip
-        with atomic.replacing(self._checkpoint) as part:
-            torch.save(state, part)
+        start = time.monotonic()
+        self.state.seconds += start - self.clock
+        self.clock = start
+        if not self.ranks.rank:
+            checkpoint.save(
+                {
+                    "key": digest(settings(self.recipe)), "state": vars(self.state),
+                    "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(), "average": self.average.state_dict(),
+                    "best": self.best_weights, "snapshots": self.snapshots,
+                },
+                self._checkpoint,
+            )  # fmt: skip
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - start
 
-    def resume(self) -> None:
+    def _resume(self) -> bool:
         """Take up the checkpoint of the same recipe, if there is one."""
-        if not self._checkpoint.exists():
-            return
-        try:
-            saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            note(f"fold {self.fold}: {self._checkpoint} is damaged ({type(error).__name__}); the fold starts anew")
-            return
+        saved = checkpoint.load(self._checkpoint)
+        if saved is None:
+            if checkpoint.exists(self._checkpoint):
+                note(f"fold {self.fold}: no whole checkpoint is left; the fold starts anew")
+            return False
         if saved["key"] != digest(settings(self.recipe)):
             note(f"fold {self.fold}: the checkpoint is of another recipe; the fold starts anew")
-            return
+            return False
+        self.state = State(**saved["state"])
+        for epoch in range(self.state.epoch + 1):
+            self._thaw(epoch)
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.state, self.best_weights = State(**saved["state"]), saved["best"]
+        self.average.load_state_dict(saved["average"])
+        self.best_weights, self.snapshots = saved["best"], saved["snapshots"]
         torch.set_num_threads(self.state.threads)  # of another machine, perhaps: the bits depend on it
-        note(f"fold {self.fold}: continues after epoch {self.state.epoch} of {self.recipe.train.epochs}")
+        if not self.ranks.rank:
+            inside = f", step {self.state.step} of {len(self.loader)} of the next" if self.state.step else ""
+            note(f"fold {self.fold}: continues after epoch {self.state.epoch} of {self.recipe.train.epochs}{inside}")
+        return True
 
     def finish(self) -> dict[str, Any]:
-        """Predict validation and test rows with the chosen epoch; write the fold's files, the OOF table last."""
-        self.network.load_state_dict(self.best_weights)
-        stem = self.folder / f"fold{self.fold}"
-        valid = self._predict(self.data.where("valid"), "valid")
+        """Predict validation and test rows with the chosen weights; write the fold's files, the OOF table last."""
+        self._stop_in_time(self.state.predict_seconds * (len(self.data.valid) + len(self.data.test)))
+        chosen = self.snapshots if self.snapshots else [self.best_weights]
+        valid, test = self._predict_with(chosen)
         where = self.data.where("test")
-        test = self._predict(where, "test")
+        missing = self.data.test["id"].to_numpy()[where < 0].tolist()
+        facts = {
+            "seconds": round(self.state.seconds, 1), "epochs": self.state.epoch, "threads": self.state.threads,
+            "step": self.state.way, "best_epoch": self.state.best_epoch + 1, "skipped_steps": self.state.stumbles,
+            "pieces": self.state.pieces, "snapshots": len(self.snapshots), "unreadable_test": missing,
+        }  # fmt: skip
+        if not self.ranks.rank:
+            self._write(chosen, valid, test, facts)
+            if missing:
+                note(
+                    f"fold {self.fold}: {len(missing)} of {len(where)} test images can't be read ({missing[0]}"
+                    f"{', ...' if len(missing) > 1 else ''}): predicted as the mean of the others"
+                )
+        return facts
+
+    def _predict_with(self, chosen: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+        """(valid, test) predictions, the mean over the chosen weights."""
+        made = []
+        for weights in chosen:
+            self.network.load_state_dict(weights)
+            made.append((self._predict("valid", [self.network]), self._predict("test", [self.network])))
+        valid, test = (np.mean(part, axis=0) for part in zip(*made, strict=True))
+        return valid, test
+
+    def _write(
+        self, chosen: list[dict[str, Tensor]], valid: np.ndarray, test: np.ndarray, facts: dict[str, Any]
+    ) -> None:
+        names, stem = self.data.targets.names, self.folder / f"fold{self.fold}"
+        if self.data.encoder is not None:
+            atomic.write_json(stem.with_name(f"{stem.name}_metadata.json"), self.data.encoder.state())
+        for number, weights in enumerate(chosen, start=1):
+            self.network.load_state_dict(weights)
+            if len(chosen) > 1:
+                models.save_weights(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"))
         models.save_weights(self.network, stem.with_suffix(".safetensors"))
         oof.write_table(
-            oof.table(self.competition, self.data.names, self.data.test, test),
-            self.folder / f"fold{self.fold}_test.csv",
+            oof.table(self.competition, names, self.data.test, test), stem.with_name(f"{stem.name}_test.csv")
         )
-        table = oof.table(self.competition, self.data.names, self.data.valid, valid, self.fold)
-        oof.write_table(table, stem.with_suffix(".csv"))
-        self._checkpoint.unlink(missing_ok=True)
-        missing = self.data.test["id"].to_numpy()[where < 0].tolist()
-        if missing:
-            note(
-                f"fold {self.fold}: {len(missing)} of {len(where)} test images can't be read ({missing[0]}"
-                f"{', ...' if len(missing) > 1 else ''}): predicted as the mean of the others"
-            )
-        return {
-            "seconds": round(self.state.seconds, 1),
-            "epochs": self.state.epoch,
-            "threads": self.state.threads,
-            "best_epoch": self.state.best_epoch + 1,
-            "unreadable_test": missing,
-        }
+        atomic.write_json(stem.with_suffix(".json"), facts)
+        oof.write_table(oof.table(self.competition, names, self.data.valid, valid, self.fold), stem.with_suffix(".csv"))
+        checkpoint.remove(self._checkpoint)
+
+    def _seed(self, epoch: int = -1, step: int = -1) -> int:
+        parts = [self.recipe.seed, self.fold, epoch + 1, step + 1]
+        if self.ranks.rank and step >= 0:
+            parts.append(self.ranks.rank)
+        return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def loss_for(task: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """(logits, soft targets) -> scalar: cross-entropy, per-output binary cross-entropy, or squared error."""
-    if task == "multiclass":
-        return F.cross_entropy
-    return F.mse_loss if task == "regression" else F.binary_cross_entropy_with_logits
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
 
-def mix(images: Tensor, target: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang 2018) or CutMix (Yun 2019) of a uint8 batch with its own permutation, each with its probability."""
-    a, draw = recipe.augment, rng.random()
-    if draw >= a.mixup + a.cutmix or len(images) < 2:
-        return images, target
-    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    if draw < a.mixup:
-        share = float(rng.beta(0.4, 0.4))
-        mixed = share * images.float() + (1 - share) * images[other].float()
-        return mixed.round().to(torch.uint8), share * target + (1 - share) * target[other]
-    height, width = images.shape[1:3]
-    side = math.sqrt(1 - float(rng.beta(1.0, 1.0)))
-    rows, columns = int(height * side), int(width * side)
-    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-    pasted = images.clone()
-    pasted[:, top : top + rows, left : left + columns] = images[other, top : top + rows, left : left + columns]
-    share = 1 - rows * columns / (height * width)
-    return pasted, share * target + (1 - share) * target[other]
-
-
-def _set_units(network: Network, competition: Competition, data: FoldData) -> None:
-    if competition.task == "regression":
+def _set_units(network: Network, data: FoldData) -> None:
+    if data.targets.task == "regression":
         network.shift.fill_(float(data.train_target.mean()))
         network.scale.fill_(max(float(data.train_target.std()), 1e-6))
-    else:
-        models.start_at_base_rate(network, data.train_target, len(data.names))
+    elif data.targets.activation in {"softmax", "sigmoid"}:
+        models.start_at_base_rate(network, data.train_target, len(data.targets.learnt))
 
 
-def _seed(recipe: Recipe, fold: int, epoch: int = -1) -> int:
-    return int(np.random.SeedSequence([recipe.seed, fold, epoch + 1]).generate_state(1)[0])
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"

@@ -227,7 +227,12 @@ def open_run(
             f"{', ...' if len(changed) > 4 else ''}); give the new one a name with --name, or clear this "
             "one with --restart"
         )
-    stale = ["*"] if changed and begun else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
+    stale = (
+        ["*"]
+        if changed and begun
+        else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
+        + [f"snapshots/fold{fold}_*" for fold in restart]
+    )
     for path in [path for pattern in stale for path in folder.glob(pattern) if path.is_file()]:
         path.unlink()
     if restart or changed or not info:
@@ -259,6 +264,7 @@ def finish(
         "competition": competition.name,
         "task": competition.task,
         "metric": competition.metric,
+        "folds": {str(fold): fold_facts(folder, fold) for fold in done},
         **facts,
         "folds_hash": folds.digest(fold_table),
         "folds_done": done,
@@ -277,6 +283,17 @@ def finish(
         info["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     write_info(folder, info)
     return info
+
+
+def fold_facts(folder: Path, fold: int) -> dict[str, Any]:
+    """What the training of one fold wrote down (fold<K>.json): seconds, epochs and the like; {} where nothing."""
+    path = folder / f"fold{fold}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete it") from None
 
 
 def mean_test(folder: Path, done: Sequence[int]) -> pd.DataFrame:

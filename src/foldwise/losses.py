@@ -1,0 +1,89 @@
+"""Losses on soft targets: (logits (B, outputs), targets) -> a scalar, the mean over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
+from torch import Tensor, nn
+
+from foldwise import UserError
+from foldwise.config import Train
+from foldwise.targets import Targets
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make(settings: Train, targets: Targets, weights: Tensor | None = None, unit: float = 1.0) -> Loss:
+    """The recipe's loss.
+
+    Targets are float (B, C): shares of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or values.
+    weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
+    """
+    if targets.task == "regression":
+        plain = {"default": F.mse_loss, "mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[settings.loss]
+        return lambda logits, target: plain(logits / unit, target / unit)
+    if settings.loss == "ordinal":
+        return lambda logits, target: F.binary_cross_entropy_with_logits(logits, above(target))
+    if settings.loss == "asymmetric":
+        asymmetric: nn.Module = AsymmetricLossMultiLabel()
+        return lambda logits, target: asymmetric(logits, target) / len(target)
+    gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
+    if targets.activation == "softmax":
+        return lambda logits, target: _softmax_loss(logits, target, gamma, weights)
+    return lambda logits, target: _sigmoid_loss(logits, target, gamma, weights)
+
+
+def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tensor | None:
+    """Weights of the classes, mean 1 over the rows: float (C,), or (2, C) of 0 and 1 for binary and multilabel.
+
+    target: int64 (N,) class numbers, or 0/1 (N,) or (N, C).
+    """
+    if settings.class_weights == "none" or targets.task == "regression":
+        return None
+    share = _shares(targets, target)
+    if isinstance(settings.class_weights, list):
+        weight = np.asarray(settings.class_weights, float)
+        if len(weight) != len(share):
+            raise UserError(f"train.class_weights: {len(weight)} weights for {len(share)} classes")
+        weight = np.repeat(weight[:, None], share.shape[1], 1) if share.ndim == 2 else weight
+    else:
+        weight = share ** (-1.0 if settings.class_weights == "balanced" else -0.5)
+    return torch.from_numpy(weight / (weight * share).sum(axis=0)).float()
+
+
+def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
+    if targets.task == "multiclass":
+        count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
+        return np.maximum(count, 1) / len(target)
+    ones = np.clip(target.reshape(len(target), -1).mean(axis=0), 1 / len(target), 1 - 1 / len(target))
+    return np.stack([1 - ones, ones])
+
+
+def above(target: Tensor) -> Tensor:
+    """Shares of classes (B, C) -> shares above each class (B, C - 1)."""
+    return (1 - target.cumsum(dim=1))[:, :-1].clamp(0, 1)
+
+
+def _softmax_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    log_p = logits.log_softmax(dim=1)
+    terms = target * log_p
+    if gamma:  # Lin 2017, for soft targets class by class
+        terms = terms * (1 - log_p.exp()) ** gamma
+    if weights is not None:
+        terms = terms * weights.to(logits.device)
+    return -terms.sum(dim=1).mean()
+
+
+def _sigmoid_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    yes, no = target * F.logsigmoid(logits), (1 - target) * F.logsigmoid(-logits)
+    if gamma:
+        p = logits.sigmoid()
+        yes, no = yes * (1 - p) ** gamma, no * p**gamma
+    if weights is not None:
+        weights = weights.to(logits.device)
+        yes, no = yes * weights[-1], no * weights[0]
+    return -(yes + no).mean()

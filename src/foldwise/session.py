@@ -1,0 +1,235 @@
+"""Training the folds of a run: one after the other here, a fold a device side by side, or spread over a cluster."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foldwise import UserError, config, folds, index, launch, oof
+from foldwise.command import note
+from foldwise.competition import Competition
+
+OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fold of one run, as the command that trains it."""
+
+    run: str
+    fold: int
+    command: tuple[str, ...]
+
+
+def in_turn(
+    competition: Competition,
+    recipes: dict[str, tuple[str, config.Recipe]],
+    wanted: Sequence[int],
+    restart: bool = False,
+    deadline: float | None = None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Train one run after the other in this process: (exit status, the runs' run.json; none on torchrun's others)."""
+    infos: list[dict[str, Any]] = []
+    for run, (_, recipe) in recipes.items():
+        info = train(competition, recipe, run, wanted, restart, deadline)
+        if info is None:
+            return OUT_OF_TIME, infos
+        infos += [info] if info else []
+    return 0, infos
+
+
+def train(
+    competition: Competition,
+    recipe: config.Recipe,
+    name: str,
+    wanted: Sequence[int],
+    restart: bool = False,
+    deadline: float | None = None,
+) -> dict[str, Any] | None:
+    """Train the wanted folds here, in turn; the run's run.json, or None where the hours ended first.
+
+    Under torchrun all ranks call this, and train one fold together.
+    """
+    table, fold_table = index.load(competition), folds.load(competition)
+    launch.settle()
+    from foldwise import loop  # torch takes seconds: only now that everything named is known to exist
+
+    with launch.joined_ranks() as rank:
+        if restart:
+            loop.rehearse(competition, recipe, wanted[0], fold_table)
+        settings, folder = config.settings(recipe), competition.runs() / name
+        if not rank:
+            oof.open_run(competition, name, settings, fold_table, wanted if restart else ())
+        launch.wait_for_ranks()
+        facts: dict[str, Any] = {"config": settings}
+        for fold in wanted:
+            if fold in oof.finished_folds(folder):
+                if not rank:
+                    note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
+                    _tidy(folder, fold)
+                continue
+            try:
+                with _alone(folder, fold, rank):
+                    loop.train_fold(competition, recipe, fold, fold_table, folder, deadline)
+            except loop.OutOfTime as stop:
+                if not rank:
+                    note(f"--hours are nearly over. {stop}; run the same command to continue")
+                return None
+            launch.wait_for_ranks()
+            if not rank and fold != wanted[-1]:
+                oof.finish(competition, folder, fold_table, table, facts)
+        return oof.finish(competition, folder, fold_table, table, facts) if not rank else {}
+
+
+def _tidy(folder: Path, fold: int) -> None:
+    """What a kill between the fold's last table and the end of its training left."""
+    for path in folder.glob(f"fold{fold}.ckpt*"):
+        path.unlink()
+
+
+@contextmanager
+def _alone(folder: Path, fold: int, rank: int) -> Iterator[None]:
+    """Two processes that trained one fold would take each other's checkpoints: the second is refused.
+
+    The lock is the kernel's, and goes with the process however that ends.
+    """
+    if rank or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / f".fold{fold}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: fold {fold} is being trained by another process; wait for it or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def spread(
+    competition: Competition,
+    recipes: dict[str, tuple[str, config.Recipe]],
+    wanted: Sequence[int],
+    command: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    restart: bool = False,
+    deadline: float | None = None,
+    dask: str | None = None,
+    devices: int = 1,
+    gpus: bool = False,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Train recipes x folds, each by the command that trains one fold: (exit status, the runs' run.json).
+
+    recipes: {run: (recipe's name, recipe)}. command: this script with its competition.
+    """
+    table, fold_table = index.load(competition), folds.load(competition)
+    jobs = []
+    for run, (source, recipe) in recipes.items():
+        folder = oof.open_run(competition, run, config.settings(recipe), fold_table, wanted if restart else ())
+        for fold in [fold for fold in wanted if fold not in oof.finished_folds(folder)]:
+            one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
+            jobs.append(Job(run, fold, (*command, *one, *overrides)))
+    status = over_cluster(jobs, dask) if dask else side_by_side(jobs, devices, gpus, deadline)
+    infos = [
+        oof.finish(competition, competition.runs() / run, fold_table, table, {"config": config.settings(recipe)})
+        for run, (_, recipe) in recipes.items()
+    ]
+    return status, infos
+
+
+def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None) -> int:
+    """Run jobs as processes, one a device at once; lines of output come with the run and fold before them.
+
+    Returns the exit status: 0, 75 where hours ended, else that of the first job that failed. A job sees its own GPU
+    alone (CUDA_VISIBLE_DEVICES), and an equal share of the cores.
+    """
+    free: queue.Queue[int] = queue.Queue()
+    for device in range(devices):
+        free.put(device)
+    statuses: list[int] = []
+    threads: list[threading.Thread] = []
+
+    def work(job: Job, device: int) -> None:
+        try:
+            statuses.append(_run(job, device, devices, gpus, deadline))
+        finally:
+            free.put(device)
+
+    for job in jobs:
+        device = free.get()
+        if any(statuses):
+            break
+        threads.append(threading.Thread(target=work, args=(job, device), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
+    return failed[0] if failed else max(statuses, default=0)
+
+
+def _run(job: Job, device: int, devices: int, gpus: bool, deadline: float | None) -> int:
+    env = dict(os.environ)
+    if gpus:
+        seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        env["CUDA_VISIBLE_DEVICES"] = seen[device] if len(seen) > device and seen[0] else str(device)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    mine = cores[device * len(cores) // devices : (device + 1) * len(cores) // devices] or cores
+    hours = () if deadline is None else ("--hours", f"{max(0.0, deadline - time.monotonic()) / 3600:.5f}")
+    return _follow(Job(job.run, job.fold, (*job.command, *hours)), env, mine)
+
+
+def _follow(job: Job, env: dict[str, str], cores: Sequence[int] = ()) -> int:
+    """Run a job to its end and pass its lines on; it is killed if this process is."""
+    with subprocess.Popen(
+        job.command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: launch.die_with_parent(cores),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            note(f"{job.run} {job.fold} | {line.rstrip()}")
+    return process.returncode
+
+
+def over_cluster(jobs: Sequence[Job], address: str) -> int:
+    """Run jobs on a Dask cluster whose workers see the same folders at the same paths; the first failed status, or 0.
+
+    Workers that offer the resource GPU take one job a GPU, others one at a time. A dead worker's job is given to
+    another, which continues from its checkpoint.
+    """
+    done = launch.on_cluster(_on_worker, jobs, address)
+    statuses = []
+    for job, (status, lines) in done:
+        note(
+            f"{job.run} {job.fold}: {'done' if status == 0 else f'status {status}'}"
+            + (f"; {lines[-1]}" if lines else "")
+        )
+        statuses.append(status)
+    return next((status for status in statuses if status), 0)
+
+
+def _on_worker(job: Job) -> tuple[int, list[str]]:
+    """A job on a cluster's worker: (exit status, its last lines)."""
+    for _ in range(120):  # a worker lost from sight may live a while: its lock says so
+        done = subprocess.run(
+            job.command, capture_output=True, text=True, check=False,
+            preexec_fn=lambda: launch.die_with_parent(()),
+        )  # fmt: skip
+        lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        if not (done.returncode == 2 and lines and "being trained by another process" in lines[-1]):
+            break
+        time.sleep(5)
+    return done.returncode, lines
