@@ -39,7 +39,9 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def _styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A decorator of functions that make a figure: in this module's style."""
+
     @wraps(make)
     def figure(*args: Any, **kwargs: Any) -> Figure:
         with matplotlib.rc_context(STYLE):
@@ -48,7 +50,8 @@ def _styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
     return figure
 
 
-def _axes(columns: int, height: float, rows: int = 1, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+def panels(columns: int, height: float, rows: int = 1, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` x `columns` axes, row by row; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(np.ravel(np.array(figure.subplots(rows, columns))))
 
@@ -72,7 +75,7 @@ def svg(figure: Figure, number: int, alt: str) -> str:
 # --- target -----------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def class_balance(counts: pd.Series, total: int) -> Figure:
     """Bars of counts by class name, with their share of `total` images.
 
@@ -81,37 +84,37 @@ def class_balance(counts: pd.Series, total: int) -> Figure:
     counts = counts.sort_values(ascending=False)
     if len(counts) > 30:
         counts = pd.concat([counts.iloc[:20], counts.iloc[-8:]])
-    figure, (axes,) = _axes(1, 0.7 + 0.28 * len(counts))
+    figure, (axes,) = panels(1, 0.7 + 0.28 * len(counts))
     places = np.arange(len(counts))[::-1]
     axes.barh(places, counts.to_numpy(), color=BLUE, height=0.7)
     for place, value in zip(places, counts.to_numpy(), strict=True):
         words = f"{int(value):,} ({value / total:.1%})"
         axes.annotate(words, (value, place), xytext=(6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(places, [_short(name) for name in counts.index])
+    axes.set_yticks(places, [short(name) for name in counts.index])
     axes.set_xlabel("training images")
     axes.margins(x=0.14, y=0.3 / len(counts))
     return figure
 
 
-@_styled
+@styled
 def target_histogram(values: pd.Series, name: str) -> Figure:
     """Histogram of a regression target."""
-    figure, (axes,) = _axes(1, 2.8)
+    figure, (axes,) = panels(1, 2.8)
     axes.hist(values, bins=50, color=BLUE)
-    axes.set_xlabel(_short(name, 60))
+    axes.set_xlabel(short(name, 60))
     axes.set_ylabel("training images")
     return figure
 
 
-@_styled
+@styled
 def together(labels: pd.DataFrame) -> Figure:
     """How often each two labels of a multilabel task come together: share of the row's label."""
     labels = labels[labels.sum().sort_values(ascending=False).index[:15]]
     values = labels.to_numpy(float)
     share = (values.T @ values) / np.maximum(values.sum(axis=0), 1)[:, None]
     side = 1.6 + 0.36 * len(labels.columns)
-    figure, (axes,) = _axes(1, side, width=side + 1.8)
-    names = [_short(name.removeprefix("target_"), 18) for name in labels]
+    figure, (axes,) = panels(1, side, width=side + 1.8)
+    names = [short(name.removeprefix("target_"), 18) for name in labels]
     shown = axes.imshow(share, vmin=0, vmax=1, cmap="cividis")
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -125,10 +128,10 @@ def together(labels: pd.DataFrame) -> Figure:
 # --- files and light --------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def sizes(table: pd.DataFrame) -> Figure:
     """Width against height, aspect, and bytes of the files, by split."""
-    figure, (plane, aspect, weight) = _axes(3, 3.0)
+    figure, (plane, aspect, weight) = panels(3, 3.0)
     known = table[table["width"].notna() & table["height"].notna()]
     width, height = known["width"].astype(float), known["height"].astype(float)
     pairs = pd.DataFrame({"w": width, "h": height}).value_counts().head(300).reset_index()
@@ -152,13 +155,13 @@ LIGHT = {
 }  # fmt: skip
 
 
-@_styled
+@styled
 def light(statistics: pd.DataFrame, by: pd.Series, colours: dict[str, str] | None = None) -> Figure:
     """Distributions of brightness, contrast and colour by the names in `by` (aligned; missing is left out)."""
     paint = colours or dict(zip(by.dropna().unique(), PALETTE, strict=False))
     gray = (statistics["saturation"].dropna() < 1e-6).all()
     shown = ["brightness", "contrast", "sharpness"] if gray else list(LIGHT)
-    figure, axes = _axes(4 if not gray else 3, 2.7 if gray else 5.2, rows=1 if gray else 2)
+    figure, axes = panels(4 if not gray else 3, 2.7 if gray else 5.2, rows=1 if gray else 2)
     for place, name in zip(axes, shown, strict=False):
         _densities(place, {key: statistics.loc[by == key, name].dropna() for key in paint}, paint)
         place.set(title=name, xlabel=LIGHT[name])
@@ -184,7 +187,7 @@ def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]
     edges = np.linspace(low, high, int(np.clip(2 * np.sqrt(fewest), 8, 28)) + 1)
     for name, found in values.items():
         shares = np.histogram(np.clip(found.to_numpy(float), low, high), edges)[0] / len(found)
-        axes.stairs(shares, edges, color=colours[name], label=_short(name), linewidth=1.6)
+        axes.stairs(shares, edges, color=colours[name], label=short(name), linewidth=1.6)
         if len(values) <= 3:
             axes.stairs(shares, edges, color=colours[name], fill=True, alpha=0.12)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
@@ -255,14 +258,14 @@ def _labels(values: pd.Series, most: int) -> pd.Series:
         text = values.map(_number, na_action="ignore").astype(object)
     else:
         counts = values.value_counts()
-        order = [_short(str(name)) for name in counts.index[:most]]
-        text = values.map(lambda v: _short(str(v)) if v in set(counts.index[:most]) else "other", na_action="ignore")
+        order = [short(str(name)) for name in counts.index[:most]]
+        text = values.map(lambda v: short(str(v)) if v in set(counts.index[:most]) else "other", na_action="ignore")
         order = list(dict.fromkeys([*order, "other"]))
     text = text.astype(object).where(~missing, "missing")
     return pd.Series(pd.Categorical(text, categories=list(dict.fromkeys([*order, "missing"]))), index=values.index)
 
 
-@_styled
+@styled
 def against_target(frames: dict[str, pd.DataFrame], names: Sequence[str], base: Sequence[float], share: bool) -> Figure:
     """One panel per column: dots with 95 % intervals of each target in `names` by value, and how many rows.
 
@@ -270,19 +273,19 @@ def against_target(frames: dict[str, pd.DataFrame], names: Sequence[str], base: 
     """
     columns, rows = 2, -(-len(frames) // 2)
     tall = max(len(frame) for frame in frames.values())
-    figure, axes = _axes(columns, rows * (1.0 + (0.17 + 0.1 * len(names)) * tall), rows=rows)
+    figure, axes = panels(columns, rows * (1.0 + (0.17 + 0.1 * len(names)) * tall), rows=rows)
     for place, (column, frame) in zip(axes, frames.items(), strict=False):
         heights = np.arange(len(frame))[::-1].astype(float)
         for k, name in enumerate(names):
             at = heights - (k - (len(names) - 1) / 2) * 0.8 / max(len(names), 2)
             mean, low, high = (frame[(name, part)].to_numpy(float) for part in ("mean", "low", "high"))
             place.hlines(at, low, high, color=PALETTE[k % 7], linewidth=2, alpha=0.7)
-            place.plot(mean, at, "o", color=PALETTE[k % 7], markersize=5, label=_short(name))
+            place.plot(mean, at, "o", color=PALETTE[k % 7], markersize=5, label=short(name))
             place.axvline(base[k], color=PALETTE[k % 7], linewidth=1, linestyle=":")
         counts = frame["rows"].astype(int)
         place.set_yticks(heights, [f"{v}  ({n:,})" for v, n in zip(frame["value"], counts, strict=True)])
         place.set_ylim(-0.7, len(frame) - 0.3)
-        place.set_title(_short(column, 40))
+        place.set_title(short(column, 40))
         if share:
             place.set_xlim(left=0)
             place.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
@@ -294,16 +297,16 @@ def against_target(frames: dict[str, pd.DataFrame], names: Sequence[str], base: 
     return figure
 
 
-@_styled
+@styled
 def missing(shares: pd.DataFrame) -> Figure:
     """Share of rows without a value, by column (rows of `shares`) and split (its columns)."""
-    figure, (axes,) = _axes(1, 0.8 + 0.34 * len(shares))
+    figure, (axes,) = panels(1, 0.8 + 0.34 * len(shares))
     heights = np.arange(len(shares))[::-1].astype(float)
     thick = 0.7 / len(shares.columns)
     for k, split in enumerate(shares):
         at = heights - (k - (len(shares.columns) - 1) / 2) * thick
         axes.barh(at, shares[split], height=thick * 0.9, color=SPLITS[split], label=split)
-    axes.set_yticks(heights, [_short(name, 40) for name in shares.index])
+    axes.set_yticks(heights, [short(name, 40) for name in shares.index])
     axes.set_xlim(0, max(0.05, float(np.nanmax(shares.to_numpy())) * 1.1))
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.set_xlabel("share of images without a value")
@@ -311,20 +314,21 @@ def missing(shares: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def responsible(shares: pd.Series, title: str) -> Figure:
     """Bars of what an adversarial model leans on: share of its gain by column."""
     shares = shares.head(8)
-    figure, (axes,) = _axes(1, 0.9 + 0.26 * len(shares), width=4.7)
+    figure, (axes,) = panels(1, 0.9 + 0.26 * len(shares), width=4.7)
     axes.barh(np.arange(len(shares))[::-1], shares.to_numpy(), color=PURPLE, height=0.7)
-    axes.set_yticks(np.arange(len(shares))[::-1], [_short(name) for name in shares.index])
+    axes.set_yticks(np.arange(len(shares))[::-1], [short(name) for name in shares.index])
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set(title=title, xlabel="share of the model's gain")
     return figure
 
 
-def _short(name: object, most: int = 28) -> str:
+def short(name: object, most: int = 28) -> str:
+    """The name, cut to `most` letters."""
     text = str(name)
     return text if len(text) <= most else text[: most - 1] + "…"
 
