@@ -44,6 +44,13 @@ def image_size(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """An argparse type: a whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number, 0 or more")
+    return int(text)
+
+
 def name(text: str) -> str:
     """An argparse type: the name of a run or a submission, which becomes a file or folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
