@@ -1,21 +1,28 @@
-"""Step 4: a classifier (SVM or logistic regression) on a network's embeddings, on the same folds.
+"""Step 4: a classifier or regressor (SVM, logistic regression...) on a network's embeddings, on the same folds.
 
 reads    input/derived/<competition>/ (index, folds, images), and one of
-           oof/<competition>/<run>/fold<K>.safetensors   with --run: fold K's rows are embedded by the model of fold K,
-                                                         which did not see them
-           the recipe's pretrained weights                with --recipe: one model, never trained on this data
-writes   oof/<competition>/<recipe>_<head>/: the same files as step 2
+           oof/<competition>/<run>/fold<K>.safetensors   with --run: fold K's head uses the network of fold K, which
+                                                         did not see the rows it predicts
+           the recipe's pretrained weights                with --recipe: one network, never trained on this data
+writes   oof/<competition>/<recipe or run>_<head>/: the same files as step 2
+         oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
+           (killed, the same command continues), and used again by every head; embeddings.json says what made them
+
+heads    svm (RBF, calibrated), linear_svm, logreg, knn, lightgbm, kernel_ridge, ridge
+         for task regression: svr, ridge, kernel_ridge, knn, lightgbm
+         Their settings (C, gamma...) are chosen inside each fold's training rows, and are in run.json.
 
 examples
   python src/04_embed.py --run baseline --head svm
-  python src/04_embed.py --competition ants.yaml --recipe baseline --head logreg
+  python src/04_embed.py --competition hymenoptera --recipe mobilenetv2 --head svm predict.tta=flip
+  python src/04_embed.py --competition skin1500 --recipe clip_vit_b16 --head logreg
 """
 
 from __future__ import annotations
 
 import time
 
-from foldwise import command, competition, config, folds, index, launch, oof
+from foldwise import classifiers, command, competition, config, folds, index, launch, oof
 
 
 def main() -> None:
@@ -26,27 +33,35 @@ def main() -> None:
     source.add_argument(
         "--recipe", default="baseline", metavar="R", help="embed by a recipe's weights (default: baseline)"
     )
-    parser.add_argument("--head", choices=["svm", "logreg"], default="svm", help="(default: svm)")
+    parser.add_argument("--head", choices=classifiers.HEADS, default="svm", help="(default: svm)")
+    parser.add_argument(
+        "--scale", choices=("fold", "unit", "none"), default="fold",
+        help="fold: features standardised by the fold's training rows; unit: each row divided by its length, so that "
+        "one kernel matrix serves all folds; none (default: fold)",
+    )  # fmt: skip
     parser.add_argument("--name", type=command.name, metavar="RUN", help="name of the new run's folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, with --recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings; with --run only predict.*")
     args = parser.parse_intermixed_args()
 
     launch.settle()
-    if args.run and args.overrides:
-        parser.error("overrides go with --recipe; a trained run has its own settings")
-    from foldwise import ensemble  # torch
+    from foldwise import embeddings  # torch
 
     about = competition.load(args.competition)
+    classifiers.check(args.head, about.task)
     table, fold_table = index.load(about), folds.load(about)
-    recipe = oof.recipe_of(about, args.run) if args.run else config.load(args.recipe, args.overrides)
-    settings = {"embed": args.run or config.settings(recipe), "head": args.head}
+    recipe = oof.recipe_of(about, args.run, args.overrides) if args.run else config.load(args.recipe, args.overrides)
+    made_of = {"run": args.run, "predict": config.settings(recipe)["predict"]} if args.run else config.settings(recipe)
+    settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or config.run_name(args.recipe)}_{args.head}"
-    preds = ensemble.embed_folds(about, recipe, args.run, args.head, table, fold_table)
+    preds, chosen = {}, {}
+    for fold, valid, test, best in embeddings.fit_heads(
+        about, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
+    ):
+        preds[fold], chosen[str(fold)] = (valid, test), best
     folder = oof.open_run(about, name, settings, fold_table, sorted(preds))
     oof.write_folds(about, folder, table, fold_table, preds)
-    info = oof.finish(
-        about, folder, fold_table, table, {"config": settings, "seconds": round(time.monotonic() - started, 1)}
-    )
+    facts = {"config": settings, "chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
+    info = oof.finish(about, folder, fold_table, table, facts)
     oof.print_scores(info)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from foldwise import UserError, cache, fold_data, folds, index, infer, models, oof, precision, shallow, targets
+from foldwise import UserError, cache, fold_data, folds, index, infer, models, oof, precision, targets
 from foldwise.competition import Competition, output_root
 from foldwise.config import Recipe
 from foldwise.models import Network
@@ -151,53 +151,6 @@ def predict_folder(
             for fold in trained_folds(competition, run)
         ]
     return oof.table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
-
-
-def embed_folds(
-    competition: Competition, recipe: Recipe, run: str | None, head: str, table: pd.DataFrame, fold_table: pd.DataFrame
-) -> Preds:
-    """{fold: (valid, test)} of a head fitted on embeddings: fold K's rows by a network that did not train on them.
-
-    run None: the recipe's own pretrained weights embed all rows, once.
-    """
-    names = index.classes(competition, table)
-    outputs = max(1, len(names))
-    images = cache.load(competition, recipe.image_size, recipe.crop)
-    if run:
-        oof.check_folds(competition, run, fold_table)
-    train = folds.rows(table, fold_table)
-    where = images.rows("train", train["id"].tolist())
-    where_test = images.rows("test", table.loc[table["split"] == "test", "id"].tolist())
-    target = index.target_array(competition, train, names)
-    fold_of = fold_table["fold"].to_numpy()
-    classify = shallow.head(head, competition.task, outputs, recipe.seed)
-    shared: tuple[np.ndarray, np.ndarray] | None = None
-    found: Preds = {}
-    for fold in trained_folds(competition, run) if run else sorted(np.unique(fold_of).tolist()):
-        if shared is None or run:
-            test_rows = table[table["split"] == "test"]
-            if run:
-                model = load_fold(competition, recipe, run, fold, table)
-                shared = (
-                    model.embed(images, where, train, f"fold {fold} train"),
-                    model.embed(images, where_test, test_rows, f"fold {fold} test"),
-                )
-            else:
-                bare = models.create(recipe, outputs).to(infer.pick_device(recipe))
-                shared = (
-                    infer.embed(bare, images, where, recipe, "train"),
-                    infer.embed(bare, images, where_test, recipe, "test"),
-                )
-        x, x_test = shared
-        fit = (fold_of != fold) & (where >= 0)
-        others = [x[fold_of == fold], x_test] if len(x_test) else [x[fold_of == fold]]
-        valid, *rest = classify(x[fit], target[fit], others)
-        test = rest[0] if rest else np.zeros((0, outputs))
-        for pred, rows in ((valid, where[fold_of == fold]), (test, where_test)):
-            if (rows < 0).any() and (rows >= 0).any():
-                pred[rows < 0] = pred[rows >= 0].mean(axis=0)
-        found[fold] = (valid, test)
-    return found
 
 
 def trained_folds(competition: Competition, run: str) -> list[int]:

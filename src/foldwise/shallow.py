@@ -1,8 +1,7 @@
-"""Gradient boosting on metadata, and heads on embeddings: fitted inside each fold, never across."""
+"""Gradient boosting on metadata: fitted inside each fold, never across."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, folds, index, launch
-from foldwise.competition import Competition, Task
+from foldwise.competition import Competition
 
 LIGHTGBM = {
     "learning_rate": 0.03, "num_leaves": 15, "min_data_in_leaf": 20, "feature_fraction": 0.8,
@@ -152,66 +151,3 @@ def _boost(settings: dict[str, object], x: np.ndarray, y: np.ndarray, inner: np.
 
 def _stack(parts: list[np.ndarray]) -> np.ndarray:
     return np.column_stack(parts) if len(parts) > 1 or parts[0].ndim == 1 else parts[0]
-
-
-Head = Callable[[np.ndarray, np.ndarray, list[np.ndarray]], list[np.ndarray]]
-
-
-def head(name: str, task: Task, outputs: int, seed: int = 0) -> Head:
-    """fn(x_train, y_train, [x, ...]) -> [pred, ...], (N, outputs) each: an RBF SVM or a logistic regression.
-
-    Features are standardised by the training rows. The SVM's C and the regression's C are chosen by cross-validation
-    inside the training rows.
-    """
-    if name not in HEADS:
-        raise UserError(f"--head {name}: choose from {', '.join(HEADS)}")
-    if task == "regression":
-        raise UserError(f"--head {name}: heads classify; task regression has none yet")
-
-    def fit_predict(x: np.ndarray, y: np.ndarray, others: list[np.ndarray]) -> list[np.ndarray]:
-        columns = [_classify(name, x, y_column, others, seed) for y_column in (y.T if y.ndim == 2 else [y])]
-        if task == "multiclass":
-            return [_spread(found, classes, outputs) for found, classes in zip(*columns[0], strict=True)]
-        positives = [[found[:, -1] for found in parts] for parts, _ in columns]
-        return [np.column_stack(parts) for parts in zip(*positives, strict=True)]
-
-    return fit_predict
-
-
-HEADS = ("svm", "logreg")
-
-
-def _classify(
-    name: str, x: np.ndarray, y: np.ndarray, others: list[np.ndarray], seed: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
-    fewest = int(np.unique(y, return_counts=True)[1].min())
-    if len(np.unique(y)) < 2 or fewest < 2:
-        raise UserError(f"--head {name}: a fold's training rows hold a class fewer than twice; use fewer folds")
-    inner = min(3, fewest)
-    if name == "svm":
-        base, grid, scoring = (
-            SVC(),
-            {"svc__C": [0.3, 1.0, 3.0, 10.0]},
-            "roc_auc" if len(np.unique(y)) == 2 else "accuracy",
-        )
-    else:
-        base, scoring = LogisticRegression(max_iter=2000, random_state=seed), "neg_log_loss"
-        grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
-    model = GridSearchCV(make_pipeline(StandardScaler(), base), grid, cv=inner, scoring=scoring).fit(x, y)
-    if name == "svm":  # SVC(probability=True) is going away
-        model = CalibratedClassifierCV(model.best_estimator_, ensemble=False, cv=inner).fit(x, y)
-    return [model.predict_proba(other) for other in others], [model.classes_] * len(others)
-
-
-def _spread(found: np.ndarray, classes: np.ndarray, outputs: int) -> np.ndarray:
-    """Columns of the classes that the training rows held, put in place among all of them."""
-    placed = np.zeros((len(found), outputs))
-    placed[:, classes.astype(int)] = found
-    return placed

@@ -1,0 +1,665 @@
+"""Classifiers and regressors on fixed features such as embeddings, fitted on one fold's training rows.
+
+A head's settings (C, gamma, neighbours...) are chosen by cross-validation inside those rows, groups kept whole, by log
+loss (classes) or squared error (numbers). The kernel heads rest on one float32 matrix of squared distances (or inner
+products) between the rows: it serves every C, every gamma and every inner split, exactly. Where features are scaled
+row by row (`unit`) the same matrix also serves every fold; scaled by a fold's training rows (`fold`) each fold has one.
+Where that matrix would not fit in memory, the kernel heads work on Nystroem features, and the linear ones on sums
+gathered chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from foldwise import UserError, folds, launch
+from foldwise.command import note
+from foldwise.competition import Task
+
+Array = NDArray[Any]
+Setting = dict[str, float]
+Scale = Literal["fold", "unit", "none"]
+
+CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge", "ridge")
+REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
+HEADS = tuple(dict.fromkeys([*CLASSIFIERS, *REGRESSORS]))
+
+CHUNK = 2048  # rows whose distances to all others are held at once
+TUNE_ROWS = 4000  # settings are chosen on so many rows at most
+INNER = 3  # inner splits
+LANDMARKS = 1000  # of Nystroem features
+MEMORY_SHARE = 0.6  # of the memory that is free now
+BYTES_A_PAIR = 20  # at the peak: distances (4), a copy of the fold's (4), the kernel in float64 (8), libsvm's cache
+
+GAMMAS = (1 / 16, 1 / 4, 1.0)  # relative to 1 / (total variance of the features): scikit-learn's gamma="scale"
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "svm": {"gamma": GAMMAS, "C": (0.3, 1.0, 3.0, 10.0)},
+    "svr": {"gamma": GAMMAS, "C": (0.3, 1.0, 3.0, 10.0)},
+    "linear_svm": {"C": (0.01, 0.1, 1.0, 10.0)},
+    "kernel_ridge": {"gamma": GAMMAS, "penalty": (0.03, 0.1, 0.3, 1.0, 3.0)},
+    "ridge": {"penalty": (0.01, 0.1, 1.0, 10.0, 100.0)},
+    "logreg": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "knn": {"neighbours": (5, 10, 20, 40, 80)},
+    "lightgbm": {"rounds": (25, 50, 100, 200, 400)},
+}
+LIGHTGBM = {
+    "learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 10, "feature_fraction": 0.2, "bagging_fraction": 0.8,
+    "bagging_freq": 1, "lambda_l2": 1.0, "verbosity": -1, "num_threads": 1, "deterministic": True,
+    "force_row_wise": True,
+}  # fmt: skip
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """float32 (N, D) rows, in memory or memory-mapped, read as a fold sees them.
+
+    scale fold: standardised by the training rows `fit` was given; unit: each row divided by its length; none: as is.
+    """
+
+    source: Array
+    mean: Array
+    deviation: Array
+    unit: bool = False
+
+    @classmethod
+    def fit(cls, source: Array, rows: Array, scale: Scale = "fold") -> Features:
+        """Learn mean and standard deviation from training rows (row numbers); a constant feature is left as it is."""
+        width = source.shape[1]
+        if scale != "fold":
+            return cls(source, np.zeros(width, np.float32), np.ones(width, np.float32), scale == "unit")
+        total, squares, first = np.zeros(width), np.zeros(width), source[rows[0]].astype(np.float64)
+        for part in _chunks(rows):
+            values = source[part] - first  # shifted, so that squares keep their digits
+            total += values.sum(axis=0)
+            squares += np.square(values).sum(axis=0)
+        mean = total / len(rows)
+        deviation = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+        deviation[deviation < 1e-7 * np.maximum(np.abs(first), 1e-30)] = 1.0
+        return cls(source, (mean + first).astype(np.float32), deviation.astype(np.float32))
+
+    def take(self, rows: Array) -> Array:
+        """float32 (len(rows), D), scaled."""
+        values = self.source[rows].astype(np.float32)
+        if self.unit:
+            return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        return (values - self.mean) / self.deviation
+
+    def variance(self, rows: Array) -> float:
+        """The features' total variance over rows."""
+        total, squares, count = np.zeros(self.source.shape[1]), 0.0, len(rows)
+        for part in _chunks(rows):
+            values = self.take(part).astype(np.float64)
+            total += values.sum(axis=0)
+            squares += float(np.square(values).sum())
+        return max(squares / count - float(np.square(total / count).sum()), 1e-12)
+
+
+def _chunks(rows: Array, size: int = CHUNK) -> Iterator[Array]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@dataclass
+class Pairs:
+    """Squared distances, or inner products, of rows: a float32 matrix of `rows` among themselves, others on demand."""
+
+    features: Features
+    squared: bool
+    rows: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        self._place = np.full(len(self.features.source), -1)
+        self._place[self.rows] = np.arange(len(self.rows))
+        x = self.features.take(self.rows)
+        self._matrix = np.empty((len(x), len(x)), np.float32)
+        for start in range(0, len(x), CHUNK):
+            self._matrix[start : start + CHUNK] = self._of(x[start : start + CHUNK], x)
+
+    def blocks(self, ask: Array, fit: Array) -> Iterator[Array]:
+        """float32 (up to CHUNK of `ask`, len(fit)), one after the other; both are row numbers."""
+        columns = self._place[fit]
+        others = None
+        for part in _chunks(ask):
+            places = self._place[part]
+            if len(places) and min(places.min(), columns.min()) >= 0:
+                yield self._matrix[places][:, columns]
+                continue
+            others = self.features.take(fit) if others is None else others
+            yield self._of(self.features.take(part), others)
+
+    def _of(self, a: Array, b: Array) -> Array:
+        made = a @ b.T
+        if self.squared:
+            made *= -2
+            made += np.einsum("nd,nd->n", a, a)[:, None]
+            made += np.einsum("nd,nd->n", b, b)
+            np.maximum(made, 0, out=made)
+        return made
+
+
+# --- methods ----------------------------------------------------------------------------------------------
+
+
+class Method(Protocol):
+    """Fits on some rows and scores others, for several settings at once where they share work."""
+
+    calibrated: bool  # scores are probabilities (or numbers) already
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        """The settings, put together where one pass serves several."""
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        """(len(ask), outputs) for each setting; y: of the rows `fit`. One output for two classes or a number."""
+
+
+@dataclass
+class KernelMethod:
+    """SVM, SVR or ridge on a kernel: exp(-gamma d^2), or the inner product, each relative to the total variance."""
+
+    pairs: Pairs
+    solve: Callable[[Array, Array, Setting, int], Callable[[Array], Array]]
+    classes: int
+    variance: float
+    calibrated: bool = False
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        kernels = dict.fromkeys(setting.get("gamma") for setting in settings)
+        return [[setting for setting in settings if setting.get("gamma") == gamma] for gamma in kernels]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        gamma = settings[0].get("gamma")
+        kernel = np.empty((len(fit), len(fit)))
+        for start, block in enumerate(self.pairs.blocks(fit, fit)):
+            kernel[start * CHUNK : (start + 1) * CHUNK] = self._kernel(block, gamma)
+        models = [self.solve(kernel, y, setting, self.classes) for setting in settings]
+        del kernel
+        made: list[list[Array]] = [[] for _ in models]
+        for block in self.pairs.blocks(ask, fit):
+            values = self._kernel(block, gamma)
+            for parts, model in zip(made, models, strict=True):
+                parts.append(model(values))
+        return [np.concatenate(parts) for parts in made]
+
+    def _kernel(self, block: Array, gamma: float | None) -> Array:
+        if gamma is None:
+            return block / self.variance
+        return np.exp(block * (-gamma / self.variance), dtype=np.float64)
+
+
+def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[Array], Array]:
+    from sklearn.svm import SVC
+
+    model = SVC(C=setting["C"], kernel="precomputed", cache_size=1000).fit(kernel, y)
+
+    def scores(values: Array) -> Array:
+        found = model.decision_function(values)
+        if classes == 2:
+            return found[:, None]
+        if found.ndim == 1:
+            found = np.column_stack([-found, found])
+        placed = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
+        placed[:, model.classes_] = found
+        return placed
+
+    return scores
+
+
+def _svr(kernel: Array, y: Array, setting: Setting, _: int) -> Callable[[Array], Array]:
+    from sklearn.svm import SVR
+
+    centre, spread = y.mean(), y.std() or 1.0
+    model = SVR(C=setting["C"], kernel="precomputed", cache_size=1000).fit(kernel, (y - centre) / spread)
+    return lambda values: (centre + spread * model.predict(values))[:, None]
+
+
+def _ridge(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[Array], Array]:
+    from scipy.linalg import solve
+
+    target = _signs(y, classes)
+    centre = target.mean(axis=0)
+    damped = kernel.copy()
+    damped.flat[:: len(damped) + 1] += setting["penalty"]
+    weights = solve(damped, target - centre, assume_a="pos", overwrite_a=True, check_finite=False)
+    return lambda values: values @ weights + centre
+
+
+def _signs(y: Array, classes: int) -> Array:
+    """float64 (N, outputs): numbers as they are, classes as -1 and 1 (one column for two classes)."""
+    if classes == 0:
+        return y.astype(np.float64)[:, None]
+    if classes == 2:
+        return 2.0 * y[:, None] - 1
+    return 2.0 * (y[:, None] == np.arange(classes)) - 1
+
+
+@dataclass
+class Neighbours:
+    """k nearest rows, weighted by 1/distance, and one more vote for the training rows' base rate."""
+
+    pairs: Pairs
+    classes: int
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [list(settings)]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        votes = np.eye(self.classes)[y] if self.classes else y.astype(np.float64)[:, None]
+        base = votes.mean(axis=0)
+        made: list[list[Array]] = [[] for _ in settings]
+        most = min(len(fit), int(max(setting["neighbours"] for setting in settings)))
+        for block in self.pairs.blocks(ask, fit):
+            near = np.argpartition(block, most - 1, axis=1)[:, :most]
+            near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
+            distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
+            weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)
+            for parts, setting in zip(made, settings, strict=True):
+                k = min(most, int(setting["neighbours"]))
+                one = weight[:, :k].mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
+                total = np.einsum("nk,nkc->nc", weight[:, :k], votes[near[:, :k]]) + one * base
+                found = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
+                parts.append(found[:, 1:] if self.classes == 2 else found)
+        return [np.concatenate(parts) for parts in made]
+
+
+@dataclass
+class Logistic:
+    """Multinomial logistic regression with an L2 penalty, on the features brought to a mean variance of 1."""
+
+    features: Features
+    classes: int
+    spread: float = 1.0
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [[setting] for setting in settings]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        from sklearn.linear_model import LogisticRegression
+
+        x = self.features.take(fit) / np.float32(self.spread)
+        models = [LogisticRegression(C=setting["C"], max_iter=2000).fit(x, y) for setting in settings]
+        made: list[list[Array]] = [[] for _ in models]
+        for part in _chunks(ask):
+            values = self.features.take(part) / np.float32(self.spread)
+            for parts, model in zip(made, models, strict=True):
+                found = np.zeros((len(part), self.classes))
+                found[:, model.classes_] = model.predict_proba(values)
+                parts.append(found[:, 1:] if self.classes == 2 else found)
+        return [np.concatenate(parts) for parts in made]
+
+
+@dataclass
+class Boosting:
+    """LightGBM on the features; one training serves every number of rounds."""
+
+    features: Features
+    classes: int
+    seed: int
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [list(settings)]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        import lightgbm
+
+        kind = "regression" if self.classes == 0 else "binary" if self.classes == 2 else "multiclass"
+        options = {**LIGHTGBM, "objective": kind, "seed": self.seed}
+        if kind == "multiclass":
+            options["num_class"] = self.classes
+        data = lightgbm.Dataset(self.features.take(fit), y, free_raw_data=True)
+        model = lightgbm.train(options, data, int(max(setting["rounds"] for setting in settings)))
+        made: list[list[Array]] = [[] for _ in settings]
+        for part in _chunks(ask):
+            values = self.features.take(part)
+            for parts, setting in zip(made, settings, strict=True):
+                found = np.asarray(model.predict(values, num_iteration=int(setting["rounds"])))
+                parts.append(found.reshape(len(part), -1))
+        return [np.concatenate(parts) for parts in made]
+
+
+# --- beyond memory ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chunked:
+    """Ridge, squared-hinge SVM and logistic regression by sums over chunks of rows: memory for (width, width) only.
+
+    Newton's method on the primal (Keerthi & DeCoste 2005 for the SVM): each step solves a weighted ridge, gathered
+    chunk by chunk. Ridge and logistic regression are exact (several classes: one against the rest). `landmarks`:
+    the features are first mapped to Nystroem features of an RBF kernel (Williams & Seeger 2001).
+    """
+
+    features: Features
+    loss: Literal["ridge", "hinge", "logistic"]
+    classes: int
+    variance: float
+    landmarks: Array | None = None
+    calibrated: bool = False
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [[setting] for setting in settings]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        made = []
+        for setting in settings:
+            mapped = self._map(setting)
+            target = _signs(y, self.classes)
+            weights = np.column_stack([self._newton(mapped, fit, column, setting) for column in target.T])
+            made.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
+        return made
+
+    def _map(self, setting: Setting) -> Callable[[Array], Array]:
+        """Row numbers -> float64 features with a last column of ones."""
+
+        def ones(values: Array) -> Array:
+            return np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+
+        if self.landmarks is None:
+            return lambda rows: ones(self.features.take(rows) / np.sqrt(self.variance))
+        pairs = Pairs(self.features, squared=True)
+        gamma = setting["gamma"] / self.variance
+        anchor = np.concatenate(list(pairs.blocks(self.landmarks, self.landmarks)))
+        values, vectors = np.linalg.eigh(np.exp(-gamma * anchor.astype(np.float64)))
+        root = vectors / np.sqrt(np.maximum(values, 1e-10))  # of the inverse, up to a rotation
+        landmarks = self.landmarks
+        return lambda rows: ones(np.exp(-gamma * np.concatenate(list(pairs.blocks(rows, landmarks)))) @ root)
+
+    def _newton(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
+        penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
+        weights: Array = np.zeros(0)
+        for step in range(1 if self.loss == "ridge" else 25):
+            gram: Array = np.zeros(0)
+            pull: Array = np.zeros(0)
+            for start in range(0, len(fit), CHUNK):
+                x, t = mapped(fit[start : start + CHUNK]), target[start : start + CHUNK]
+                if not step and not start:
+                    weights = np.zeros(x.shape[1])
+                if not start:
+                    gram, pull = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
+                curve, aim = self._curve(x @ weights, t)
+                gram += (x * curve[:, None]).T @ x
+                pull += x.T @ (curve * aim)
+            gram.flat[: -1 : len(gram) + 1] += penalty  # the last one, the intercept, is free
+            gram.flat[-1] += 1e-9
+            new = np.linalg.solve(gram, pull)
+            done = np.abs(new - weights).max() <= 1e-6 * max(1.0, float(np.abs(new).max()))
+            weights = new
+            if done:
+                break
+        return weights
+
+    def _curve(self, score: Array, target: Array) -> tuple[Array, Array]:
+        """Weights and targets of the ridge that a Newton step solves."""
+        if self.loss == "ridge":
+            return np.ones(len(score)), target
+        if self.loss == "hinge":
+            return (target * score < 1).astype(float), target
+        p = 1 / (1 + np.exp(-np.clip(score, -30, 30)))
+        curve = np.maximum(p * (1 - p), 1e-9)
+        return curve, score + ((target + 1) / 2 - p) / curve
+
+
+# --- calibration ------------------------------------------------------------------------------------------
+
+
+def sigmoid(scores: Array, positive: Array) -> tuple[float, float]:
+    """(slope, offset) of Platt's sigmoid 1 / (1 + exp(-(slope f + offset))), with his smoothed targets (Platt 1999).
+
+    What CalibratedClassifierCV(ensemble=False) fits to out-of-fold scores.
+    """
+    from scipy.optimize import minimize
+
+    ones, zeros = float(positive.sum()), float((~positive).sum())
+    target = np.where(positive, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    width = float(np.abs(scores).max()) or 1.0
+    f = scores / width
+
+    def loss(ab: Array) -> tuple[float, Array]:
+        z = ab[0] * f + ab[1]
+        error = 1 / (1 + np.exp(-np.clip(z, -500, 500))) - target
+        return float((np.logaddexp(0, z) - target * z).sum()), np.array([error @ f, error.sum()])
+
+    start = np.array([0.0, np.log((ones + 1) / (zeros + 1))])
+    slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15}).x
+    return float(slope / width), float(offset)
+
+
+def _link(method: Method, scores: Array, y: Array, classes: int) -> Callable[[Array], Array]:
+    """scores -> numbers, or probabilities of every class; learnt from out-of-fold scores where that is needed."""
+    if classes == 0:
+        return lambda values: values
+    fits = [] if method.calibrated else [
+        sigmoid(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)
+    ]  # fmt: skip
+
+    def probabilities(values: Array) -> Array:
+        if fits:
+            z = np.column_stack([slope * v + offset for (slope, offset), v in zip(fits, values.T, strict=True)])
+            values = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
+        if classes == 2:
+            return np.column_stack([1 - values[:, 0], values[:, 0]])
+        total = values.sum(axis=1, keepdims=True)
+        return np.where(total > 0, values / np.maximum(total, 1e-300), 1 / classes)
+
+    return probabilities
+
+
+def _loss(pred: Array, y: Array, classes: int) -> float:
+    if classes == 0:
+        return float(np.square(pred[:, 0] - y).mean())
+    return float(-np.log(np.clip(pred[np.arange(len(y)), y], 1e-6, 1)).mean())
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Heads:
+    """Fits one head a fold. `source` float32 (N, D): all rows, those to fit and those to predict.
+
+    groups: (N,) rows of a group stay together in inner splits. memory: bytes that may be used (default: measured).
+    """
+
+    name: str
+    task: Task
+    source: Array
+    groups: Array
+    outputs: int = 1
+    scale: Scale = "fold"
+    seed: int = 0
+    memory: int | None = None
+    _shared: dict[bool, Pairs] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        check(self.name, self.task)
+
+    def share(self, rows: Array) -> None:
+        """All folds' training rows: with rows scaled one by one, their pairs are computed once for every fold."""
+        squared = self.name not in {"linear_svm", "ridge"}
+        if self.scale != "fold" and self.name not in {"logreg", "lightgbm"} and self._fits(len(rows)):
+            self._shared[squared] = Pairs(Features.fit(self.source, rows, self.scale), squared, rows)
+
+    def fit_predict(self, fit: Array, y: Array, asks: Sequence[Array]) -> tuple[list[Array], list[Setting]]:
+        """Predictions (n, outputs) of each of `asks`, and the settings chosen for each target column.
+
+        fit: training rows' numbers; y: their targets, (n,) classes or numbers, or (n, C) labels.
+        """
+        columns = list(y.T) if y.ndim == 2 else [y]
+        features = Features.fit(self.source, fit, self.scale)
+        made, chosen = [], []
+        methods: dict[int, Method] = {}
+        for column in columns:
+            parts, setting = self._one(features, fit, column, asks, methods)
+            made.append(parts)
+            chosen.append(setting)
+        if self.task == "multiclass":
+            return made[0], chosen
+        return [np.column_stack(parts) for parts in zip(*made, strict=True)], chosen
+
+    def _one(
+        self, features: Features, fit: Array, y: Array, asks: Sequence[Array], methods: dict[int, Method]
+    ) -> tuple[list[Array], Setting]:
+        present: Array = np.zeros(0, np.int64)
+        codes: Array = y.astype(np.float64)
+        if self.task != "regression":
+            present, codes = np.unique(y.astype(np.int64), return_inverse=True)
+            if len(present) < 2 and self.task != "multilabel":
+                raise UserError(f"--head {self.name}: a fold's training rows hold one class only; make other folds")
+            if len(present) < 2:  # a label that all rows, or none, have
+                return [np.full(len(ask), float(present[0])) for ask in asks], {}
+        classes = len(present)
+        if classes not in methods:
+            methods[classes] = self._method(features, fit, classes)
+        method = methods[classes]
+        setting, link = _choose(method, _grid(self.name), fit, codes, self.groups[fit], classes, self.seed)
+        ends = np.cumsum([len(ask) for ask in asks])
+        found = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
+        if self.task == "multiclass":
+            placed = np.zeros((len(found), self.outputs))
+            placed[:, present] = found
+            return np.split(placed, ends[:-1]), setting
+        return np.split(found[:, -1], ends[:-1]), setting
+
+    def _method(self, features: Features, fit: Array, classes: int) -> Method:
+        if self.name == "lightgbm":
+            return Boosting(features, classes, self.seed)
+        wide = 24 * len(fit) * features.source.shape[1]
+        if self.name == "logreg" and wide <= self._budget():
+            return Logistic(features, classes, np.sqrt(features.variance(fit) / self.source.shape[1]))
+        linear = self.name in {"linear_svm", "ridge"}
+        if self.name != "logreg" and self._fits(len(fit)):
+            pairs = self._shared.get(not linear) or Pairs(features, not linear, fit)
+            if self.name == "knn":
+                return Neighbours(pairs, classes)
+            solve = {"svm": _svc, "linear_svm": _svc, "svr": _svr}.get(self.name, _ridge)
+            return KernelMethod(pairs, solve, classes, features.variance(fit))
+        if self.name == "knn":  # never holds more than a chunk of distances
+            return Neighbours(Pairs(features, True), classes)
+        if self.name == "svr":
+            raise UserError(f"--head svr: {len(fit):,} rows need {self._need(len(fit))}; take kernel_ridge or ridge")
+        return self._chunked(features, fit, classes)
+
+    def _chunked(self, features: Features, fit: Array, classes: int) -> Chunked:
+        losses: dict[str, Literal["ridge", "hinge", "logistic"]] = {"logreg": "logistic", "svm": "hinge"}
+        loss = losses.get(self.name.removeprefix("linear_"), "ridge")
+        variance = features.variance(fit) / (self.source.shape[1] if self.name == "logreg" else 1)
+        if self.name not in {"svm", "kernel_ridge"}:
+            self._say(f"{self.name}: {self._need(len(fit))} is too much for {len(fit):,} rows: gathered chunk by chunk")
+            return Chunked(features, loss, classes, variance, None, False)
+        count = min(LANDMARKS, len(fit))
+        self._say(
+            f"{self.name}: a kernel of {len(fit):,} rows needs {self._need(len(fit))}: approximated by Nystroem "
+            f"features of {count:,} landmarks"
+        )
+        landmarks = np.sort(np.random.default_rng(self.seed).choice(fit, count, replace=False))
+        return Chunked(features, loss, classes, variance, landmarks, False)
+
+    def _say(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            note(words)
+
+    def _budget(self) -> float:
+        return MEMORY_SHARE * (available_memory() if self.memory is None else self.memory)
+
+    def _fits(self, rows: int) -> bool:
+        held = sum(pairs.rows.size**2 * 4 for pairs in self._shared.values()) if self.memory is not None else 0
+        return BYTES_A_PAIR * rows**2 + held <= self._budget()
+
+    def _need(self, rows: int) -> str:
+        free = available_memory() if self.memory is None else self.memory
+        return f"{BYTES_A_PAIR * rows**2 / 1e9:.1f} GB ({free / 1e9:.1f} GB free)"
+
+
+def check(name: str, task: Task) -> None:
+    """UserError where the head is unknown, or not made for the task."""
+    known = REGRESSORS if task == "regression" else CLASSIFIERS
+    if name not in known:
+        raise UserError(f"--head {name}: task {task} takes {', '.join(known)}")
+
+
+def _grid(name: str) -> list[Setting]:
+    grid = GRIDS[name]
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def _choose(
+    method: Method, settings: list[Setting], fit: Array, y: Array, groups: Array, classes: int, seed: int
+) -> tuple[Setting, Callable[[Array], Array]]:
+    """The setting of least inner loss, and the link (calibration) learnt from its inner out-of-fold scores."""
+    strata = _strata(y, classes)
+    part = np.arange(len(fit))
+    if len(fit) > TUNE_ROWS:
+        part = np.flatnonzero(folds.stratify(strata, groups, -(-len(fit) // TUNE_ROWS), seed) == 0)
+        if classes and len(np.unique(y[part])) < classes:
+            part = np.arange(len(fit))
+    scores = _out_of_fold(method, settings, fit[part], y[part], strata[part], groups[part], seed)
+    links = [_link(method, found, y[part], classes) for found in scores]
+    losses = [_loss(link(found), y[part], classes) for link, found in zip(links, scores, strict=True)]
+    best = int(np.argmin(losses))
+    if len(part) == len(fit) or method.calibrated or not classes:
+        return settings[best], links[best]
+    whole = _out_of_fold(method, [settings[best]], fit, y, strata, groups, seed)
+    return settings[best], _link(method, whole[0], y, classes)
+
+
+def _strata(y: Array, classes: int) -> Array:
+    if classes:
+        return np.eye(classes)[y]
+    bins = np.argsort(np.argsort(y, kind="stable"), kind="stable") * 10 // len(y)
+    return np.eye(10)[bins]
+
+
+def _out_of_fold(
+    method: Method, settings: list[Setting], fit: Array, y: Array, strata: Array, groups: Array, seed: int
+) -> list[Array]:
+    """Scores of every row by models that did not see its inner split; (len(fit), outputs) for each setting."""
+    splits = min(INNER, len(np.unique(groups)))
+    if splits < 2:
+        raise UserError("a fold's training rows are one group: nothing inside them to choose the head's settings by")
+    split = folds.stratify(strata, groups, splits, seed)
+    outputs = 1 if strata.shape[1] == 2 or y.dtype.kind == "f" else strata.shape[1]
+    made = {id(setting): np.zeros((len(fit), outputs)) for setting in settings}
+
+    def one(task: tuple[int, list[Setting]]) -> None:
+        number, together = task
+        ask = split == number
+        if y.dtype.kind != "f" and len(np.unique(y[~ask])) < 2:
+            return  # a class in one split only: no score tells these rows apart
+        for setting, found in zip(together, method.scores(fit[~ask], y[~ask], fit[ask], together), strict=True):
+            made[id(setting)][ask] = found
+
+    with ThreadPoolExecutor(launch.cores()) as pool, threadpool_limits(1):
+        list(pool.map(one, product(range(splits), method.shares(settings))))
+    return [made[id(setting)] for setting in settings]
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's, or its container's if that is less."""
+    free = [64 << 30]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).exists() and (text := Path(limit).read_text().strip()).isdigit():
+            free.append(int(text) - int(Path(used).read_text()))
+    return max(min(free), 0)
