@@ -8,10 +8,17 @@ writes   input/derived/<competition>/
            images_<size>.npy   uint8 RGB pixels, with images_<size>_ids.csv saying whose row is which
            duplicates.csv      exact and near copies; training copies share a group, so that no fold splits them
            report.html         what to look at before training
+         with --crop, also
+           boxes.csv           the box of each image: from a detector (detections.csv, not made twice) or from --boxes
+           images_<size>_crop.npy   the boxes and their margin cut out, for recipes with crop: true
+           crop.json, crops.png     how the margin was chosen, recall on true boxes; a sheet of doubtful boxes
 
 examples
   python src/01_preprocess.py                                        # the demo competition, 224 x 224
   python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
+  python src/01_preprocess.py --competition watches --crop detector --crop-class clock    # needs COCO weights
+  python src/01_preprocess.py --competition watches --crop boxes --boxes boxes.csv --crop-margin 0.1
+  python src/01_preprocess.py --competition raccoon --crop detector --detector mobilenetv2 --finetune-boxes labels.csv
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
@@ -20,7 +27,7 @@ Killed? Run the same command again: it continues.
 
 from __future__ import annotations
 
-from foldwise import audit, cache, command, competition, folds, image, index, report
+from foldwise import audit, cache, command, competition, cropping, folds, image, index, report
 from foldwise.command import note
 
 
@@ -41,7 +48,9 @@ def main() -> None:
     )
     parser.add_argument("--inspect", metavar="DIR", help="only read every file below DIR and report on it")
     parser.add_argument("--report", metavar="FILE.csv", default="inspect.csv", help="where --inspect writes its rows")
+    cropping.add_arguments(parser)
     args = parser.parse_args()
+    cropping.check(args)
 
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
@@ -52,6 +61,9 @@ def main() -> None:
     table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
     found = audit.groups(about, table, cache.load(about, args.sizes[0]), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=found.group)
+    if args.crop:
+        crops = cropping.make(about, table, args)
+        cache.build(about, table, args.sizes, args.workers, args.dask, crops)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.smoke
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PACKAGE = REPOSITORY / "src" / "foldwise"
-TORCH = {"weights", "heads", "models", "infer", "loop", "ensemble", "averaging", "explain", "launch", "roi"}
+TORCH = {"weights", "heads", "models", "infer", "loop", "ensemble", "averaging", "explain", "launch", "detector"}
 
 
 def mapped() -> list[str]:

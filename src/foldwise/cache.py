@@ -3,6 +3,7 @@
     images_<size>.npy        uint8 (N, size, size, 3), RGB, a row per row of index.parquet, in its order
     images_<size>_ids.csv    split, id, ok: whose row is which; ok is 0 where the file could not be read (row of zeros)
     images_<size>.json       the key of what made it
+    images_<size>_crop...    the same three for the windows of 01_preprocess.py --crop (foldwise.roi)
 
 Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
 A build that is killed leaves only *.part files, and the next one goes on from them.
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, image, launch
+from foldwise import UserError, atomic, image, launch, roi
 from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.image import ImageOptions
@@ -81,30 +82,39 @@ class Cache:
         return rows.to_numpy(np.int64, copy=True)
 
 
-def load(competition: Competition, size: int) -> Cache:
-    """The finished cache of one size; UserError says what to run where there is none."""
-    path = competition.derived() / f"images_{size}.npy"
+def load(competition: Competition, size: int, crop: bool = False) -> Cache:
+    """The finished cache of one size, of whole images or of crops; UserError says what to run where there is none."""
+    path = competition.derived() / f"{_stem(size, crop)}.npy"
+    how = f"run python src/01_preprocess.py --competition {competition.name} --sizes {size}"
+    how += " --crop ... (see its --help)" if crop else ""
     if not (path.exists() and path.with_suffix(".json").exists()):  # the json comes last, and vouches for the rest
-        made = sorted(int(p.stem.split("_")[1]) for p in path.parent.glob("images_*.npy"))
+        stems = [p.stem.removesuffix("_crop") for p in path.parent.glob("images_*.npy")
+                 if p.stem.endswith("_crop") == crop]  # fmt: skip
+        made = sorted(int(stem.split("_")[1]) for stem in stems)
         has = f" (made so far: {', '.join(map(str, made))})" if made else ""
-        raise UserError(
-            f"{path}: not there yet{has}; run python src/01_preprocess.py "
-            f"--competition {competition.name} --sizes {size}"
-        )
+        raise UserError(f"{path}: not there yet{has}; {how}")
     known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if known["image"] != _options_digest(competition.image):
-        raise UserError(
-            f"{path}: made with other `image` options than {competition.file} has now; run 01_preprocess.py "
-            f"--competition {competition.name} --sizes {size} again"
-        )
-    return open_size(path.parent, size)
+        raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
+    facts = roi.load_facts(competition) if crop else None
+    if crop and (facts is None or facts["key"] != known.get("crop")):
+        raise UserError(f"{path}: made from other boxes than boxes.csv and crop.json beside it hold now; {how} again")
+    return open_size(path.parent, size, crop)
 
 
-def open_size(folder: Path, size: int) -> Cache:
+def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
     """The finished cache of one size in a folder."""
-    path = folder / f"images_{size}.npy"
-    ids = pd.read_csv(folder / f"images_{size}_ids.csv", dtype={"id": str, "split": str}, keep_default_na=False)
+    path = folder / f"{_stem(size, crop)}.npy"
+    ids = pd.read_csv(_ids_file(path), dtype={"id": str, "split": str}, keep_default_na=False)
     return Cache(path, size, ids)
+
+
+def _stem(size: int, crop: bool) -> str:
+    return f"images_{size}_crop" if crop else f"images_{size}"
+
+
+def _ids_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_ids.csv")
 
 
 def passing(
@@ -128,11 +138,14 @@ def build(
     sizes: Sequence[int],
     workers: int | None = None,
     dask: str | None = None,
+    crops: roi.Crops | None = None,
 ) -> pd.Series:
     """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
     errors = index["error"].astype(object).where(index["error"].notna(), None)
     for size in sizes:
-        found = build_size(competition.raw(), competition.derived(), index, size, competition.image, workers, dask)
+        found = build_size(
+            competition.raw(), competition.derived(), index, size, competition.image, workers, dask, crops
+        )
         errors = errors.combine_first(found)
     return errors
 
@@ -145,9 +158,13 @@ def build_size(
     options: ImageOptions,
     workers: int | None = None,
     dask: str | None = None,
+    crops: roi.Crops | None = None,
 ) -> pd.Series:
-    """One cache in `folder` of the files that index column `path` names below `raw`; the reasons, as `build`."""
-    path, key = folder / f"images_{size}.npy", _key(index, size, options)
+    """One cache in `folder` of the files that index column `path` names below `raw`; the reasons, as `build`.
+
+    crops: the window of each row that is cut out, and their key.
+    """
+    path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(index, size, options, crops)
     facts = path.with_suffix(".json")
     if path.exists() and facts.exists():
         known = json.loads(facts.read_text(encoding="utf-8"))
@@ -164,16 +181,16 @@ def build_size(
     job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
     reasons = {}
     frames = index["frame"] if "frame" in index else pd.Series(pd.NA, index=index.index)
-    rows = list(zip(todo.tolist(), index.loc[todo, "path"], frames.loc[todo], strict=True))
-    for (row, _, _), result in launch.map_rows(
-        job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask
-    ):
+    cut = [None] * len(index) if crops is None else [w if w[0] >= 0 else None for w in crops.windows.tolist()]
+    cut = [cut[place] for place in index.index.get_indexer(todo)]
+    rows = list(zip(todo.tolist(), index.loc[todo, "path"], frames.loc[todo], cut, strict=True))
+    for (row, *_), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
         if result is not None:
             reasons[row] = str(result)
     ok = np.fromfile(state, np.uint8) == 1
     ids = index[["split", "id"]].assign(ok=ok.astype(int))
     facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
-    atomic.write_csv(path.with_name(f"images_{size}_ids.csv"), ids)
+    atomic.write_csv(_ids_file(path), ids)
     pixels.replace(path)
     atomic.write_json(
         facts,
@@ -181,6 +198,7 @@ def build_size(
             "key": key,
             "size": size,
             "image": _options_digest(options),
+            **({} if crops is None else {"crop": crops.key, "margin": crops.margin, "square": crops.square}),
             "images": len(index),
             "unreadable": int((~ok).sum()),
             "seconds": round(time.perf_counter() - started, 2),
@@ -196,9 +214,10 @@ def _options_digest(options: ImageOptions) -> str:
     return digest(options.model_dump(mode="json"))
 
 
-def _key(index: pd.DataFrame, size: int, options: ImageOptions) -> str:
+def _key(index: pd.DataFrame, size: int, options: ImageOptions, crops: roi.Crops | None = None) -> str:
     files = index[["split", "id", "path", "bytes"]].astype(str).to_numpy().tolist()
-    return digest({"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files})
+    what = {"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files}
+    return digest(what if crops is None else {**what, "crop": crops.key})
 
 
 def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: int) -> None:
@@ -232,7 +251,7 @@ def _header(n: int, size: int) -> bytes:
 
 
 def _decode_rows(
-    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str, Any]]
+    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str, Any, Any]]
 ) -> list[str | None]:
     """Decode, resize and write each row in place; its reason where it can't be read. Pixels first, then its mark."""
     results: list[str | None] = []
@@ -240,10 +259,10 @@ def _decode_rows(
         np.lib.format.read_magic(out)
         np.lib.format.read_array_header_1_0(out)
         header = out.tell()
-        for row, path, frame in rows:
+        for row, path, frame, window in rows:
             chosen = options if pd.isna(frame) else options.model_copy(update={"frame": int(frame)})
             try:
-                found = image.read_image(Path(raw) / path, size=size, options=chosen)
+                found = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue

@@ -64,14 +64,18 @@ class ImageOptions(DicomOptions):
 _DEFAULT = ImageOptions()
 
 
-def read_image(path: str | Path, size: Size = None, options: ImageOptions | None = None) -> Array:
+def read_image(
+    path: str | Path, size: Size = None, options: ImageOptions | None = None, window: Sequence[int] | None = None
+) -> Array:
     """A file's image, uint8 (H, W, 3) RGB, at its own size, at S x S, or at (H, W).
 
-    ImageError where the file is no image or cannot be read safely: a truncated file is refused, not filled.
+    window: left, top, right, bottom in pixels of the full upright image (foldwise.roi); it takes the place of
+    `options.crop`. ImageError where the file is no image or cannot be read safely: a truncated file is refused, not
+    filled.
     """
     options = options or _DEFAULT
-    image = _decoded(Path(path), size, options)
-    image = crop(image, options)
+    image = _decoded(Path(path), size if window is None else None, options)
+    image = crop(image, options) if window is None else _cut(image, window, Path(path))
     if size is None:
         return _as_rgb(_tones(image, options))
     height, width = (size, size) if isinstance(size, int) else size
@@ -362,6 +366,17 @@ def crop(image: Array, options: ImageOptions) -> Array:
     top, bottom, left, right = find(gray, options)
     if bottom - top < 8 or right - left < 8:
         return image
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+def _cut(image: Array, window: Sequence[int], path: Path) -> Array:
+    left, top, right, bottom = window
+    rows, columns = image.shape[:2]
+    if not (0 <= left < right <= columns and 0 <= top < bottom <= rows):
+        raise ImageError(
+            f"{path}: the crop {left}..{right} x {top}..{bottom} does not lie in its {columns} x {rows} pixels; "
+            "run 01_preprocess.py --crop again"
+        )
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 

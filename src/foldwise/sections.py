@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import drift, figures, image, index, noise, page
+from foldwise import drift, figures, image, index, noise, page, roi
 from foldwise.image import ImageOptions
 from foldwise.page import Page, counted
 from foldwise.survey import Survey
@@ -88,6 +88,54 @@ def _before_after(facts: Survey, sheet: Page) -> str:
         rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
     lead = "The same images without and with each option of `image:`, all else at its default."
     return page.text(lead, soft=True) + "".join(rows)
+
+
+def _crops(facts: Survey, sheet: Page) -> str:
+    """Boxes of 01_preprocess.py --crop: how many, what became of the others, what the margin keeps, and pictures."""
+    made = roi.load_facts(facts.competition)
+    if made is None:
+        return ""
+    boxes = roi.load_boxes(facts.competition)
+    if boxes["id"].tolist() != facts.table["id"].tolist():
+        return page.text("The crops were made for other images than there are now: run 01_preprocess.py --crop again.")
+    by = f"from {made['boxes']}" if made["method"] == "boxes" else f"by detector {made['detector']}"
+    by += f", fine-tuned on {counted(made['trained_on'], 'image')}" if "trained_on" in made else ""
+    shape = ", square" if made["square"] else ""
+    body = page.text(
+        f"{made['images'] - made['whole']:,} of {counted(made['images'], 'readable image')} have a box {by}; "
+        f"{counted(made['whole'], 'image')} {'stays' if made['whole'] == 1 else 'stay'} whole. Margin on each side: "
+        f"{made['margin']:g} of the box's side{shape} ({made['margin_chosen']})."
+    )
+    if made["reasons"]:
+        body += page.table(["why the whole image", "images"], list(made["reasons"].items()))
+    body += _crop_recall(made, sheet)
+    pictures = roi.contact_sheet(
+        facts.competition, facts.table, boxes, roi.crops(boxes, facts.table, made["margin"], made["square"])
+    )
+    cards = [f'<figure class="pair">{page.picture(picture, name, 116)}{escape(name)}'
+             f"<figcaption>{escape(words)}</figcaption></figure>" for picture, name, words in pictures]  # fmt: skip
+    lead = "Whole images and the lowest scores first, then some at random. Orange: the box; blue: what is cut out."
+    return body + page.text(lead, soft=True) + f'<div class="pairs singles">{"".join(cards)}</div>'
+
+
+def _crop_recall(made: dict[str, Any], sheet: Page) -> str:
+    met = made["recall"]
+    if met is None:
+        return page.text("How much of the object the crops keep is not known: there are no true boxes to measure it by "
+                         "(--crop-truth, or --finetune-boxes).", soft=True)  # fmt: skip
+    words = (
+        f"{counted(met['images'], 'image')} with a true box that the detector did not train on: a box was found in "
+        f"{met['found']}, mean IoU {met['iou']:.3f} (median {met['iou_median']:.3f}; {met['iou_half']:.0%} at least "
+        f"0.5). At the margin used, {met['recall']:.2%} of the object's area is kept on average, {met['whole']:.1%} of "
+        f"the objects wholly, {met['lowest']:.1%} of the worst; chosen on the other images each, the margin keeps "
+        f"{met['nested_recall']:.2%} and {met['nested_whole']:.1%}."
+    )
+    margins = pd.DataFrame(met["margins"])
+    figure = figures.crop_margins(margins, made["margin"], met["images"])
+    body = page.text(words) + sheet.figure(figure, "share of true boxes kept, by margin")
+    heads = ["margin", "area kept", "kept wholly", "worst", "share of the image"]
+    rows = margins[["margin", "recall", "whole", "lowest", "area"]].to_numpy().tolist()
+    return body + page.folded("The table", page.table(heads, rows, hot=lambda k: rows[k][0] == made["margin"]))
 
 
 def _files(facts: Survey, sheet: Page) -> str:
@@ -300,6 +348,7 @@ SECTIONS: list[tuple[str, Callable[[Survey, Page], str]]] = [
     ("Target", _target),
     ("Images as the model sees them", _grid),
     ("Image options, before and after", _before_after),
+    ("Crops", _crops),
     ("Copies", _duplicates),
     ("Folds", _folds),
     ("Files", _files),
