@@ -112,9 +112,9 @@ def make(competition: Competition, index: pd.DataFrame, args: argparse.Namespace
     note(f"crops: {facts['images'] - len(whole)} of {facts['images']} images have a box, {len(whole)} stay whole; "
          f"margin {chosen:g} ({how})")  # fmt: skip
     if met is not None:
-        found = facts["recall"]
-        note(f"crops: on {found['images']} true boxes mean IoU {found['iou']:.3f}; the margin keeps {found['recall']:.1%}"
-             f" of their area, {found['whole']:.1%} of them wholly")  # fmt: skip
+        kept = facts["recall"]
+        note(f"crops: on {kept['images']} true boxes mean IoU {kept['iou']:.3f}; the margin keeps {kept['recall']:.1%} "
+             f"of their area, {kept['whole']:.1%} of them wholly")  # fmt: skip
     return made
 
 

@@ -327,6 +327,25 @@ def responsible(shares: pd.Series, title: str) -> Figure:
     return figure
 
 
+@styled
+def crop_margins(table: pd.DataFrame, chosen: float, images: int) -> Figure:
+    """What each crop margin keeps of true boxes (columns margin, recall, whole), and of the image (area)."""
+    figure, (left, right) = panels(2, 3.3)
+    left.plot(table["margin"], table["recall"], "o-", color=BLUE, label="mean share of the object's area kept")
+    left.plot(table["margin"], table["whole"], "s--", color=VERMILLION, label="share of objects kept wholly")
+    left.set(title=f"{images} true boxes that the detector did not train on", ylabel="share")
+    left.set_ylim(max(0.0, min(table["recall"].min(), table["whole"].min()) - 0.05), 1.03)
+    right.plot(table["margin"], table["area"], "o-", color=GREEN, label="mean share of the image in the crop")
+    right.set(title="what it costs: background", ylabel="share of the image")
+    right.set_ylim(0, 1.03)
+    for place in (left, right):
+        place.axvline(chosen, color=INK, linewidth=1, linestyle=":", label=f"margin used: {chosen:g}")
+        place.set_xlabel("margin on each side, share of the box's side")
+        place.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+        place.legend(loc="lower right", fontsize=9)
+    return figure
+
+
 def short(name: object, most: int = 28) -> str:
     """The name, cut to `most` letters."""
     text = str(name)
