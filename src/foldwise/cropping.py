@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, command, launch, roi
+from foldwise import UserError, command, image, launch, roi
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.roi import Crops, Recall
@@ -155,7 +155,8 @@ def _by_detector(
         raise UserError(
             f"--crop-class {args.crop_class}: the detector knows no such class{nearest(args.crop_class, known)}"
         )
-    found = detector.detect(made, competition, index)
+    saved = competition.derived() / "detections.csv"
+    found = detector.detect(made, competition.raw(), competition.image, index, saved)
     boxes = roi.one_each(found, index, "detector", args.crop_pick, args.crop_min_score, args.crop_class)
     truth = pd.concat(truths, ignore_index=True) if truths else None
     if truth is not None:  # what it was trained on proves nothing
@@ -164,7 +165,37 @@ def _by_detector(
     facts: dict[str, Any] = {key: made.facts[key] for key in ("detector", "size") if key in made.facts}
     if "trained" in made.facts:
         facts |= {"epochs": made.facts["epochs"], "seed": made.facts["seed"], "trained_on": len(made.facts["trained"])}
-    return boxes, truth, {**facts, "min_score": args.crop_min_score}
+    return boxes, truth, {**facts, "min_score": args.crop_min_score, "weights": args.crop_weights}
+
+
+def again(competition: Competition, raw: Path, rows: pd.DataFrame) -> Crops:
+    """Windows of other images below `raw`, found as crop.json says the competition's were; nothing is written.
+
+    rows: columns path, error, split, id, bytes (and frame), as cache.build_size takes them.
+    """
+    facts = roi.load_facts(competition)
+    if facts is None:
+        raise UserError(f"{competition.derived() / 'crop.json'}: not there; run 01_preprocess.py --crop first")
+    if facts["method"] != "detector":
+        where = competition.derived() / "crop.json"
+        raise UserError(f"{where}: its boxes came from a file, which has none of new images; use --crop detector")
+    launch.settle()
+    from foldwise import detector  # torch
+
+    tuned = competition.derived() / "detector"
+    name, weights = (str(tuned), None) if "trained_on" in facts else (facts["detector"], facts["weights"])
+    made = detector.load(name, weights, facts["size"])
+    sizes: list[tuple[int, int, str | None]] = []
+    for row in rows.itertuples():
+        try:
+            seen = image.probe(raw / str(row.path))
+            sizes.append((seen["width"], seen["height"], None))
+        except UserError as error:
+            sizes.append((1, 1, str(error)))
+    rows = rows.assign(**{name: [size[k] for size in sizes] for k, name in enumerate(("width", "height", "error"))})
+    found = detector.detect(made, raw, competition.image, rows)
+    boxes = roi.one_each(found, rows, "detector", facts["pick"], facts["min_score"], facts["class"])
+    return roi.crops(boxes, rows, facts["margin"], facts["square"])
 
 
 def _table(competition: Competition, index: pd.DataFrame, path: str, units: Any) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from foldwise import UserError, atomic, config, dicom, launch, roi, weights
 from foldwise.command import note
 from foldwise.competition import Competition, output_root
 from foldwise.config import digest
+from foldwise.image import ImageOptions
 from foldwise.roi import XYXY
 from foldwise.schema import nearest
 
@@ -206,10 +207,10 @@ def _build(name: str, classes: Sequence[str], size: int, backbone: dict[str, Any
 # --- reading and detecting --------------------------------------------------------------------------------
 
 
-def _read(competition: Competition, row: Any, size: int) -> tuple[np.ndarray, float] | None:
+def _read(raw: Path, options: ImageOptions, size: int, row: Any) -> tuple[np.ndarray, float] | None:
     """(image with its longer side at `size`, pixels of the file a pixel of it); None where it can't be read."""
     try:
-        full = roi.full_image(competition.raw(), row, competition.image)
+        full = roi.full_image(raw, row, options)
     except UserError:
         return None
     by = size / max(full.shape[:2])
@@ -218,47 +219,55 @@ def _read(competition: Competition, row: Any, size: int) -> tuple[np.ndarray, fl
 
 
 def _images(
-    competition: Competition, rows: Sequence[Any], size: int
+    raw: Path, options: ImageOptions, size: int, rows: Sequence[Any]
 ) -> Iterator[tuple[Any, tuple[np.ndarray, float] | None]]:
     """(row, what _read gives), read ahead by threads: decoders release the interpreter's lock."""
     ahead = 2 * max(2, min(8, launch.cores()))
     with ThreadPoolExecutor(ahead // 2, thread_name_prefix="detect") as pool:
-        pending = [pool.submit(_read, competition, row, size) for row in rows[:ahead]]
+        pending = [pool.submit(_read, raw, options, size, row) for row in rows[:ahead]]
         for number, row in enumerate(rows):
             yield row, pending[number % ahead].result()
             if number + ahead < len(rows):
-                pending[number % ahead] = pool.submit(_read, competition, rows[number + ahead], size)
+                pending[number % ahead] = pool.submit(_read, raw, options, size, rows[number + ahead])
 
 
-def detect(detector: Detector, competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
-    """Detections of all readable rows as `roi.on_index` makes them; saved in detections.csv and not made twice.
+def detect(
+    detector: Detector, raw: Path, options: ImageOptions, index: pd.DataFrame, saved: Path | None = None
+) -> pd.DataFrame:
+    """Detections of all readable rows of the index, as `roi.on_index` makes them.
 
-    A row whose file changed (in bytes), or another detector, size or `image` option, is detected again.
+    saved: a CSV that keeps them as they come, so that none is made twice; a row whose file changed (in bytes), another
+    detector, size or `image` option is detected again.
     """
-    path = competition.derived() / "detections.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    key = digest({**detector.facts, "image": competition.image.model_dump(mode="json")})
-    known = _known(path, key, index)
-    readable = index[index["error"].isna()].reset_index(names="place")
-    todo = readable[~readable["place"].isin(set(known["row"]))]
-    if len(todo) < len(readable):
-        note(f"detections: {len(readable) - len(todo)} images are done already")
-    parts, saved = [known], time.monotonic()
-    rows = list(todo.itertuples())
+    key = digest({**detector.facts, "image": options.model_dump(mode="json")})
+    known = _known(saved, key, index)
+    readable = index.assign(place=np.arange(len(index)))[index["error"].isna()]
+    rows = list(readable[~readable["place"].isin(set(known["row"]))].itertuples())
+    if len(rows) < len(readable):
+        note(f"detections: {len(readable) - len(rows)} images are done already")
+    parts, last = [known], time.monotonic()
     batch: list[tuple[Any, np.ndarray, float]] = []
     at_once = 8 if torch.cuda.is_available() else 1
     with tqdm(total=len(rows), desc="detect", unit="img", disable=None) as bar:
-        for number, (row, found) in enumerate(_images(competition, rows, detector.size)):
+        for number, (row, found) in enumerate(_images(raw, options, detector.size, rows)):
             if found is not None:
                 batch.append((row, *found))
             if batch and (len(batch) == at_once or number == len(rows) - 1):
                 parts.append(_detected(detector, batch))
                 batch = []
-            if time.monotonic() - saved > SAVE_SECONDS:
-                parts, saved = [_save(path, key, index, parts)], time.monotonic()
+            if saved is not None and time.monotonic() - last > SAVE_SECONDS:
+                _save(saved, key, index, parts)
+                last = time.monotonic()
             bar.update(1)
-    made = _save(path, key, index, parts)
+    made = _joined(parts)
+    if saved is not None and rows:
+        _save(saved, key, index, parts)
     return made[made["score"].notna()].assign(reason=None).reset_index(drop=True)
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    made = pd.concat([part for part in parts if len(part)] or parts[:1]).sort_values("row", kind="stable")
+    return made.round(dict.fromkeys([*XYXY, "score"], 4)).reset_index(drop=True)
 
 
 def _detected(detector: Detector, batch: list[tuple[Any, np.ndarray, float]]) -> pd.DataFrame:
@@ -273,11 +282,11 @@ def _detected(detector: Detector, batch: list[tuple[Any, np.ndarray, float]]) ->
     return pd.concat(parts, ignore_index=True)
 
 
-def _known(path: Path, key: str, index: pd.DataFrame) -> pd.DataFrame:
+def _known(path: Path | None, key: str, index: pd.DataFrame) -> pd.DataFrame:
     """Saved detections of the same key, on the rows of this index; none where anything differs."""
     numbers = [*XYXY, "score"]
     none = pd.DataFrame(columns=["row", *numbers, "class"]).astype({"row": "int64", **dict.fromkeys(numbers, float)})
-    if not path.exists():
+    if path is None or not path.exists():
         return none
     text = {"id": str, "split": str, "class": str, "key": str}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: [""] for name in numbers})
@@ -287,12 +296,11 @@ def _known(path: Path, key: str, index: pd.DataFrame) -> pd.DataFrame:
     return found[list(none)] if len(found) else none
 
 
-def _save(path: Path, key: str, index: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.DataFrame:
-    made = pd.concat([part for part in parts if len(part)] or parts[:1]).sort_values("row", kind="stable")
-    made = made.round(dict.fromkeys([*XYXY, "score"], 4)).reset_index(drop=True)
+def _save(path: Path, key: str, index: pd.DataFrame, parts: list[pd.DataFrame]) -> None:
+    made = _joined(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
     named = index[["split", "id", "bytes"]].iloc[made["row"].to_numpy()].reset_index(drop=True)
     atomic.write_csv(path, pd.concat([named, made.drop(columns="row")], axis=1).assign(key=key))
-    return made
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------
@@ -482,7 +490,7 @@ def _batches(
     rows = list(index.iloc[order].assign(place=order).itertuples())
     images: list[Tensor] = []
     targets: list[dict[str, Tensor]] = []
-    for row, found in _images(competition, rows, size):
+    for row, found in _images(competition.raw(), competition.image, size, rows):
         if found is not None:
             boxes = truth[row.place]
             image = tv_tensors.Image(torch.from_numpy(found[0]).permute(2, 0, 1))
