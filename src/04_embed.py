@@ -4,7 +4,7 @@ reads    input/derived/<competition>/ (index, folds, images), and one of
            oof/<competition>/<run>/fold<K>.safetensors   with --run: fold K's head uses the network of fold K, which
                                                          did not see the rows it predicts
            the recipe's pretrained weights                with --recipe: one network, never trained on this data
-writes   oof/<competition>/<recipe or run>_<head>/: the same files as step 2
+writes   oof/<competition>/<recipe or run>_<head>/: the same files as step 2, and report/report.html
          oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
            (killed, the same command continues), and used again by every head; embeddings.json says what made them
 
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     launch.settle()
-    from foldwise import embeddings  # torch
+    from foldwise import embeddings, run_report  # torch, matplotlib
 
     about = competition.load(args.competition)
     classifiers.check(args.head, about.task)
@@ -63,6 +63,7 @@ def main() -> None:
     facts = {"config": settings, "chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
     info = oof.finish(about, folder, fold_table, table, facts)
     oof.print_scores(info)
+    run_report.after(about, info)
 
 
 if __name__ == "__main__":

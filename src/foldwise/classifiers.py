@@ -42,9 +42,9 @@ BYTES_A_PAIR = 20  # at the peak: distances (4), a copy of the fold's (4), the k
 
 GAMMAS = (1 / 16, 1 / 4, 1.0)  # relative to 1 / (total variance of the features): scikit-learn's gamma="scale"
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "svm": {"gamma": GAMMAS, "C": (0.3, 1.0, 3.0, 10.0)},
+    "svm": {"gamma": GAMMAS, "C": (0.1, 0.3, 1.0, 3.0, 10.0)},
     "svr": {"gamma": GAMMAS, "C": (0.3, 1.0, 3.0, 10.0)},
-    "linear_svm": {"C": (0.01, 0.1, 1.0, 10.0)},
+    "linear_svm": {"C": (1e-3, 0.01, 0.1, 1.0, 10.0)},
     "kernel_ridge": {"gamma": GAMMAS, "penalty": (0.03, 0.1, 0.3, 1.0, 3.0)},
     "ridge": {"penalty": (0.01, 0.1, 1.0, 10.0, 100.0)},
     "logreg": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
@@ -201,7 +201,7 @@ class KernelMethod:
 def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[Array], Array]:
     from sklearn.svm import SVC
 
-    model = SVC(C=setting["C"], kernel="precomputed", cache_size=1000).fit(kernel, y)
+    model = SVC(C=setting["C"], kernel="precomputed", class_weight="balanced", cache_size=1000).fit(kernel, y)
 
     def scores(values: Array) -> Array:
         found = model.decision_function(values)
@@ -381,6 +381,7 @@ class Chunked:
     def _newton(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
         penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
         weights: Array = np.zeros(0)
+        share = float(np.mean(target > 0))
         for step in range(1 if self.loss == "ridge" else 25):
             gram: Array = np.zeros(0)
             pull: Array = np.zeros(0)
@@ -390,7 +391,7 @@ class Chunked:
                     weights = np.zeros(x.shape[1])
                 if not start:
                     gram, pull = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
-                curve, aim = self._curve(x @ weights, t)
+                curve, aim = self._curve(x @ weights, t, share)
                 gram += (x * curve[:, None]).T @ x
                 pull += x.T @ (curve * aim)
             gram.flat[: -1 : len(gram) + 1] += penalty  # the last one, the intercept, is free
@@ -402,12 +403,12 @@ class Chunked:
                 break
         return weights
 
-    def _curve(self, score: Array, target: Array) -> tuple[Array, Array]:
+    def _curve(self, score: Array, target: Array, share: float) -> tuple[Array, Array]:
         """Weights and targets of the ridge that a Newton step solves."""
         if self.loss == "ridge":
             return np.ones(len(score)), target
         if self.loss == "hinge":
-            return (target * score < 1).astype(float), target
+            return (target * score < 1) / np.where(target > 0, 2 * share, 2 - 2 * share), target
         p = 1 / (1 + np.exp(-np.clip(score, -30, 30)))
         curve = np.maximum(p * (1 - p), 1e-9)
         return curve, score + ((target + 1) / 2 - p) / curve

@@ -1,0 +1,371 @@
+"""Embeddings and the heads on them: exact kernels, honest folds, resumed files, the same report for every run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import QUICK, REPOSITORY, Workplace, make_tiny, shared
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import SVC
+
+from foldwise import UserError, classifiers, run_report
+from foldwise.classifiers import Chunked, Features, Heads, KernelMethod, Pairs
+
+
+def blobs(rows: int = 240, width: int = 12, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (rows, width) with unequal scales, and the class of each row, that overlap."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(rows) % classes
+    x = rng.normal(0, 1, (rows, width)) + 0.7 * rng.normal(0, 1, (classes, width))[y]
+    return (x * rng.uniform(0.1, 30, width) + 50).astype(np.float32), y
+
+
+def alone(rows: int) -> np.ndarray:
+    return np.arange(rows).astype(str)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("classes", [2, 4])
+def test_one_matrix_gives_the_predictions_of_scikit_learns_svc(classes: int) -> None:
+    x, y = blobs(classes=classes)
+    fit, ask = np.flatnonzero(np.arange(240) % 3 > 0), np.flatnonzero(np.arange(240) % 3 == 0)
+    features = Features.fit(x, fit)
+    method = KernelMethod(Pairs(features, True, fit), classifiers._svc, classes, features.variance(fit))
+    settings = [{"gamma": 1.0, "C": 1.0}, {"gamma": 0.25, "C": 10.0}]
+    found = [method.scores(fit, y[fit], ask, share) for share in method.shares(settings)]
+    scaled = (x - x[fit].mean(axis=0)) / x[fit].std(axis=0)
+    for setting, (scores,) in zip(settings, found, strict=True):
+        svc = SVC(C=setting["C"], gamma=setting["gamma"] / x.shape[1], class_weight="balanced").fit(scaled[fit], y[fit])
+        expected = svc.decision_function(scaled[ask])
+        assert np.abs(scores.squeeze() - expected).max() < 5e-3  # libsvm itself stops at 1e-3
+        answers = [f.reshape(80, -1).argmax(axis=1) if classes > 2 else f.ravel() > 0 for f in (scores, expected)]
+        assert (answers[0] == answers[1]).all()
+
+
+@pytest.mark.smoke
+def test_probabilities_are_those_of_calibrated_classifier_cv() -> None:
+    x, y = blobs(seed=3)
+    split = np.arange(len(y)) // 2 % 3
+    scaled = ((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float64)
+    every = [(np.flatnonzero(split != k), np.flatnonzero(split == k)) for k in range(3)]
+    theirs = CalibratedClassifierCV(SVC(), ensemble=False, cv=every).fit(scaled, y).predict_proba(scaled)[:, 1]
+    scores = np.zeros(len(y))
+    for fit, ask in every:
+        scores[ask] = SVC().fit(scaled[fit], y[fit]).decision_function(scaled[ask])
+    slope, offset = classifiers.sigmoid(scores, y == 1)
+    own = 1 / (1 + np.exp(-(slope * SVC().fit(scaled, y).decision_function(scaled) + offset)))
+    assert np.abs(own - theirs).max() < 2e-3
+
+
+@pytest.mark.parametrize("name", classifiers.CLASSIFIERS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_head_tells_classes_apart_and_gives_probabilities(name: str, classes: int) -> None:
+    x, y = blobs(180, classes=classes)
+    heads = Heads(name, "multiclass", x, alone(180), outputs=classes + 1)  # one class has no row here
+    (pred,), (chosen,) = heads.fit_predict(np.arange(120), y[:120], [np.arange(120, 180)])
+    assert pred.shape == (60, classes + 1)
+    assert np.allclose(pred.sum(axis=1), 1, atol=1e-6)
+    assert (pred >= 0).all() and np.allclose(pred[:, classes], 0)
+    assert (pred.argmax(axis=1) == y[120:]).mean() > 0.8
+    assert chosen in classifiers._grid(name)
+
+
+@pytest.mark.parametrize("name", classifiers.REGRESSORS)
+def test_every_regressor_beats_the_mean(name: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (200, 6)).astype(np.float32)
+    y = 1000 + 50 * (x[:, 0] + np.sin(2 * x[:, 1])) + rng.normal(0, 5, 200)
+    (pred,), _ = Heads(name, "regression", x, alone(200)).fit_predict(np.arange(150), y[:150], [np.arange(150, 200)])
+    assert np.square(pred[:, 0] - y[150:]).mean() < 0.7 * np.square(y[:150].mean() - y[150:]).mean()
+
+
+def test_labels_one_by_one_even_one_that_nobody_has() -> None:
+    x, y = blobs(120)
+    labels = np.column_stack([y, np.zeros(120), 1 - y]).astype(np.float32)
+    (pred,), chosen = Heads("logreg", "multilabel", x, alone(120), 3).fit_predict(
+        np.arange(80), labels[:80], [np.arange(80, 120)]
+    )
+    assert pred.shape == (40, 3) and (pred[:, 1] == 0).all() and len(chosen) == 3
+    assert np.allclose(pred[:, 0] + pred[:, 2], 1, atol=0.05)
+
+
+@pytest.mark.smoke
+def test_a_shared_matrix_changes_nothing() -> None:
+    x, y = blobs(150)
+    found = []
+    for share in (False, True):
+        heads = Heads("svm", "binary", x, alone(150), scale="unit")
+        if share:
+            heads.share(np.arange(150))
+        for k in range(3):
+            fit, ask = np.flatnonzero(np.arange(150) % 3 != k), np.flatnonzero(np.arange(150) % 3 == k)
+            found.append(heads.fit_predict(fit, y[fit], [ask])[0][0])
+    assert np.allclose(found[:3], found[3:], atol=2e-3)
+
+
+def test_groups_stay_together_where_settings_are_chosen() -> None:
+    """Copies of a row in another inner split would make it pay to remember."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(0, 1, (60, 5)), 4, axis=0).astype(np.float32)
+    y = np.repeat(rng.integers(0, 2, 60), 4)  # nothing to learn, but everything to remember
+    groups = np.repeat(np.arange(60), 4).astype(str)
+    kept = Heads("kernel_ridge", "binary", x, groups).fit_predict(np.arange(240), y, [np.arange(4)])[1][0]
+    apart = Heads("kernel_ridge", "binary", x, alone(240)).fit_predict(np.arange(240), y, [np.arange(4)])[1][0]
+    assert apart["penalty"] < kept["penalty"]
+
+
+@pytest.mark.parametrize("name", ["svm", "kernel_ridge", "linear_svm", "ridge", "logreg", "knn"])
+def test_beyond_memory_the_answers_stay_close_and_it_is_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = blobs(400)
+    fit, ask = np.arange(300), np.arange(300, 400)
+    (near,), _ = Heads(name, "binary", x, alone(400)).fit_predict(fit, y[fit], [ask])
+    (far,), _ = Heads(name, "binary", x, alone(400), memory=100_000).fit_predict(fit, y[fit], [ask])
+    assert np.corrcoef(near[:, 0], far[:, 0])[0, 1] > 0.95
+    said = capsys.readouterr().err
+    assert ("Nystroem" in said) == (name in {"svm", "kernel_ridge"})
+    assert ("chunk by chunk" in said) == (name in {"linear_svm", "ridge", "logreg"})
+
+
+def test_sums_over_chunks_are_exact_for_ridge_and_logistic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifiers, "CHUNK", 64)
+    x, y = blobs(300)
+    fit, ask = np.arange(200), np.arange(200, 300)
+    features = Features.fit(x, fit)
+    scaled = features.take(np.arange(300)).astype(np.float64)
+    (own,) = Chunked(features, "logistic", 2, 1.0).scores(fit, y[fit], ask, [{"C": 0.1}])
+    theirs = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(scaled[fit], y[fit])
+    assert np.allclose(own[:, 0], theirs.decision_function(scaled[ask]), atol=1e-4)
+    (own,) = Chunked(features, "ridge", 2, 1.0).scores(fit, y[fit], ask, [{"penalty": 3.0}])
+    assert np.allclose(own[:, 0], Ridge(3.0).fit(scaled[fit], 2 * y[fit] - 1).predict(scaled[ask]), atol=1e-4)
+
+
+@pytest.mark.smoke
+def test_what_a_head_cannot_do_is_one_line() -> None:
+    x, y = blobs(30)
+    with pytest.raises(UserError, match="task regression takes svr"):
+        Heads("svm", "regression", x, alone(30))
+    with pytest.raises(UserError, match="one class only"):
+        Heads("svm", "binary", x, alone(30)).fit_predict(np.arange(20), np.zeros(20), [np.arange(20, 30)])
+    with pytest.raises(UserError, match="one group"):
+        Heads("knn", "binary", x, np.full(30, "g")).fit_predict(np.arange(20), y[:20], [np.arange(20, 30)])
+
+
+def test_constant_features_and_a_class_of_one_row() -> None:
+    x, y = blobs(90, classes=3)
+    x[:, 2] = 7.0
+    y = np.where(y == 2, 0, y)
+    y[4] = 2
+    (pred,), _ = Heads("svm", "multiclass", x, alone(90), 3).fit_predict(np.arange(60), y[:60], [np.arange(60, 90)])
+    assert np.isfinite(pred).all() and np.allclose(pred.sum(axis=1), 1)
+
+
+# --- step 4 -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A tiny competition, trained, and its folds' embeddings under a logistic regression."""
+    place = make_tiny(tmp_path_factory.mktemp("embedded"))
+    place.run("01_preprocess.py", "--sizes", 32)
+    place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all", "train.epochs=1")
+    place.run("04_embed.py", "--run", "quick", "--head", "logreg")
+    return place
+
+
+def test_each_folds_embeddings_are_kept_and_used_again(embedded: Workplace) -> None:
+    files = sorted((embedded.runs / "quick").glob("fold*_embeddings.npy"))
+    assert len(files) == 3
+    folds = pd.read_csv(embedded.derived / "folds.csv")
+    first, second = np.load(files[0]), np.load(files[1])
+    assert first.dtype == np.float32 and len(first) == len(folds) + 12 and not np.allclose(first, second)
+    broken = len(folds) + int(np.flatnonzero(embedded_test_ids(embedded) == "te0003")[0])
+    assert (first[broken] == 0).all() and (np.delete(first, broken, axis=0) != 0).any(axis=1).all()
+    times = [file.stat().st_mtime_ns for file in files]
+    done = embedded.run("04_embed.py", "--run", "quick", "--head", "knn")
+    assert [file.stat().st_mtime_ns for file in files] == times and "embedded" not in done.stderr
+    info = json.loads((embedded.runs / "quick_knn" / "run.json").read_text())
+    assert set(info["chosen"]) == {"0", "1", "2"} and info["score"] is not None
+    embedded.run("04_embed.py", "--run", "quick", "--head", "knn", "--name", "turned", "predict.tta=flip")
+    assert [file.stat().st_mtime_ns for file in files] != times  # another key: made anew
+
+
+def embedded_test_ids(place: Workplace) -> np.ndarray:
+    table = pd.read_parquet(place.derived / "index.parquet")
+    return table.loc[table["split"] == "test", "id"].to_numpy(str)
+
+
+def test_a_killed_embedding_goes_on_where_it_was(embedded: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(embedded.root))
+    from foldwise import competition, embeddings, folds, index, oof
+
+    monkeypatch.setattr(embeddings, "CHUNK", 16)
+    about = competition.load(str(embedded.competition))
+    table, fold_table = index.load(about), folds.load(about)
+    recipe = oof.recipe_of(about, "quick", ["predict.crops=1", "predict.tta=d4"])
+    seen: list[int] = []
+    real = embeddings._trained
+
+    def dying(load_fold):  # type: ignore[no-untyped-def]
+        embed = real(load_fold)
+
+        def one(images, where, rows, label):  # type: ignore[no-untyped-def]
+            seen.append(len(where))
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return embed(images, where, rows, label)
+
+        return one
+
+    monkeypatch.setattr(embeddings, "_trained", dying)
+    with pytest.raises(KeyboardInterrupt):
+        next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
+    assert seen == [16, 16, 16]
+    _, whole, rows = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
+    readable = int((rows.where >= 0).sum())
+    assert sum(seen[3:]) == readable - 32 and not list((embedded.runs / "quick").glob("*.part"))
+    whole = whole.copy()
+    (embedded.runs / "quick" / "fold0_embeddings.npy").unlink()
+    _, again, _ = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
+    assert np.array_equal(whole, again)
+
+
+def test_bad_input_to_step_four_is_one_line(embedded: Workplace) -> None:
+    line = embedded.refused("04_embed.py", "--recipe", "quick.yaml", "--head", "knn")
+    assert "without pretrained weights" in line
+    assert "only predict.*" in embedded.refused("04_embed.py", "--run", "quick", "image_size=64")
+    assert "task binary takes" in embedded.refused("04_embed.py", "--run", "quick", "--head", "svr")
+
+
+def test_a_recipes_weights_embed_once_for_all_folds(embedded: Workplace) -> None:
+    weights = embedded.runs / "quick" / "fold0.safetensors"
+    recipe = {**QUICK, "model": {"name": "test_resnet", "weights": str(backbone_of(weights)), "mode": "frozen"}}
+    (embedded.root / "given.yaml").write_text(yaml.safe_dump(recipe))
+    embedded.run("04_embed.py", "--recipe", "given.yaml", "--head", "ridge", "--scale", "unit")
+    shared_file = embedded.runs / "given_embeddings" / "embeddings.npy"
+    before = shared_file.stat().st_mtime_ns
+    embedded.run("04_embed.py", "--recipe", "given.yaml", "--head", "linear_svm", "predict.tta=flip")
+    assert shared_file.stat().st_mtime_ns == before  # another recipe, another folder
+    assert len(list(embedded.runs.glob("given-*_embeddings"))) == 1
+
+
+def backbone_of(weights):  # type: ignore[no-untyped-def]
+    """The backbone's tensors of a run's weights, as a file that timm would give."""
+    from safetensors.torch import load_file, save_file
+
+    state = {key.removeprefix("backbone."): value for key, value in load_file(weights).items()}
+    path = weights.with_name("given.safetensors")
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return path
+
+
+def test_ants_and_bees_by_frozen_features_and_an_svm(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """0.95 accuracy, with the placeholder .gif that is labelled ant among the rows."""
+    shared("data", "hymenoptera")
+    shared("weights", "mobilenetv2_100.safetensors")
+    place = Workplace(tmp_path, REPOSITORY / "src" / "competitions" / "hymenoptera.yaml")
+    place.run("01_preprocess.py", "--sizes", 224)
+    place.run("04_embed.py", "--recipe", "mobilenetv2", "--head", "svm", "predict.tta=flip")
+    info = json.loads((place.runs / "mobilenetv2_svm" / "run.json").read_text())
+    assert info["score"] >= 0.95 and len(info["fold_scores"]) == 5
+    oof = pd.read_csv(place.runs / "mobilenetv2_svm" / "oof.csv")
+    assert len(oof) == 245 and oof["id"].str.endswith(".gif").any()
+    counts = pd.read_csv(place.runs / "mobilenetv2_svm" / "report" / "confusion.csv")
+    assert counts["rows"].sum() == 245 and counts.loc[counts["truth"] == counts["answer"], "rows"].sum() >= 233
+
+
+# --- the report of a run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_thresholds_against_trying_every_one() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random(300) < 0.2).astype(np.int64)
+    p = np.round(np.clip(0.3 * truth + rng.random(300) * 0.7, 0, 1), 2)  # with ties
+    found = run_report.thresholds(truth, p)
+    tried = np.unique(np.concatenate([p, [0.0]]))
+
+    def f1(t: float) -> float:
+        return 2 * (truth * (p >= t)).sum() / (truth.sum() + (p >= t).sum())
+
+    def youden(t: float) -> float:
+        return (p >= t)[truth == 1].mean() - (p >= t)[truth == 0].mean()
+
+    assert f1(found["best F1"]) == pytest.approx(max(map(f1, tried)))
+    assert youden(found["best Youden"]) == pytest.approx(max(map(youden, tried)))
+    assert run_report.thresholds(np.zeros(5, np.int64), np.arange(5.0)) == {}
+
+
+def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
+    from foldwise import competition
+
+    about = competition.load(str(trained.competition))
+    page = run_report.write(about, "lightgbm")
+    for name in ("confusion.png", "calibration.png", "per_class.csv", "confusion.csv", "pairs.csv"):
+        assert (page.parent / name).stat().st_size > 50, name
+    oof = pd.read_csv(trained.runs / "lightgbm" / "oof.csv")
+    table = pd.read_csv(page.parent / "per_class.csv").set_index(["at", "class"])
+    hits = ((oof["pred"] >= 0.5) & (oof["target"] == 1)).sum()
+    assert table.loc[("0.5", 1), "recall"] == pytest.approx(hits / (oof["target"] == 1).sum(), abs=1e-5)
+    cells = pd.read_csv(page.parent / "confusion.csv")
+    assert set(cells["at"]) == {"0.5", "best F1", "best Youden"} and cells["rows"].sum() == 3 * len(oof)
+    html = page.read_text()
+    assert "data:image/jpeg" in html and "chosen on these rows" in html and "<script" not in html
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
+    from foldwise import competition
+
+    rng = np.random.default_rng(0)
+    n, names = 300, ["a<b", "tick & tock", "c"]
+    base = pd.DataFrame({"id": [f"r{k}" for k in range(n)], "fold": np.arange(n) % 3})
+    if task == "regression":
+        truth = rng.normal(10, 3, n)
+        base = base.assign(target=truth, pred=truth + rng.normal(0, 1, n))
+    elif task == "multiclass":
+        code = rng.integers(0, 3, n)
+        p = np.exp(rng.normal(0, 1, (n, 3)) + 2 * np.eye(3)[code])
+        p /= p.sum(axis=1, keepdims=True)
+        base["target"] = np.array(names)[code]
+        base[[f"pred_{name}" for name in names]] = p
+    else:
+        truth = (rng.random((n, 3)) < 0.3).astype(int)
+        base[[f"target_{name}" for name in names]] = truth
+        base[[f"pred_{name}" for name in names]] = np.clip(0.4 * truth + rng.random((n, 3)) * 0.6, 0, 1)
+    description = {
+        "name": "made", "task": task, "metric": {"regression": "rmse", "multiclass": "log_loss"}.get(task, "roc_auc"),
+        "id": "id", "target": names if task == "multilabel" else "y", "train": {"table": "t.csv", "images": "{id}.png"},
+        "test": {"table": "t.csv", "images": "{id}.png"},
+    }  # fmt: skip
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(description))
+    run = tmp_path / "oof" / "made" / "elsewhere"
+    run.mkdir(parents=True)
+    base.to_csv(run / "oof.csv", index=False)
+    page = run_report.write(competition.load(str(tmp_path / "made.yaml")), "elsewhere")
+    made = {path.name for path in page.parent.iterdir()}
+    html = page.read_text()
+    if task == "regression":
+        assert {"residuals.png", "residuals.csv"} <= made and "Largest errors" in html
+        return
+    assert {"per_class.csv", "confusion.csv", "calibration.png"} <= made and "a&lt;b" in html and "a<b" not in html
+    table = pd.read_csv(page.parent / "per_class.csv")
+    assert len(table) == (3 if task == "multiclass" else 18)
+    if task == "multiclass":
+        answer = base[[f"pred_{name}" for name in names]].to_numpy().argmax(axis=1)
+        expected = [(answer[code == k] == k).mean() for k in range(3)]
+        assert np.allclose(table["recall"], expected, atol=1e-5)
+
+
+def test_a_run_without_all_folds_has_no_report(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tiny.root))
+    from foldwise import competition
+
+    with pytest.raises(UserError, match=r"no oof\.csv"):
+        run_report.write(competition.load(str(tiny.competition)), "absent")
