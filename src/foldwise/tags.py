@@ -233,6 +233,7 @@ def parse_with_pydicom(view: memoryview, header_only: bool = False) -> Parsed:
     from pydicom.uid import UID
 
     _refuse_what_is_not_dicom(view)
+    _refuse_bombs(view)
     ds = dcmread(io.BytesIO(view), force=True, stop_before_pixels=header_only)
     syntax = str(getattr(ds.file_meta, "TransferSyntaxUID", "") or "")
     _, little = ds.original_encoding
@@ -251,6 +252,17 @@ def _refuse_what_is_not_dicom(view: memoryview) -> None:
     groups = {struct.unpack_from("<H", view, 0)[0], struct.unpack_from(">H", view, 0)[0]}
     if not groups & {0x0002, 0x0008}:
         raise DicomError("not a DICOM file: no DICM mark and no data set at its start")
+
+
+def _refuse_bombs(view: memoryview) -> None:
+    """pydicom inflates a deflated data set without a limit."""
+    if DEFLATED.encode() not in bytes(view[:8192]):
+        return
+    try:
+        _, position = _scan_meta(view)
+    except (struct.error, StopIteration):
+        raise DicomError("deflated data behind a damaged group 0002") from None
+    inflate(view[position:], MAX_INFLATED)
 
 
 def _from_dataset(ds: Any, syntax: str, little: bool) -> Parsed:

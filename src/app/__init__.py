@@ -1,0 +1,1 @@
+"""The pages of 09_app.py; nothing else imports Streamlit."""

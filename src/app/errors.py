@@ -1,0 +1,77 @@
+"""Page: the out-of-fold rows that a run got most wrong, with their images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import frame
+from foldwise import UserError, oof
+
+PER_PAGE = 24
+
+
+def show() -> None:
+    """The page."""
+    st.title("Errors")
+    about = frame.about()
+    folder = about.runs()
+    runs = sorted({path.parent.name for path in folder.glob("*/oof.csv")} | set(frame.service().runs()))
+    if not runs:
+        raise UserError(f"{folder}: no runs; make one with 02_train.py")
+    run = st.sidebar.selectbox("Run", runs)
+    table = _errors(frame.service(), str(about.file), run, frame.stamp(*(folder / run).glob("*.csv")))
+    table = _filtered(table, about.task)
+    what = "absolute error" if about.task == "regression" else "1 − probability of the truth"
+    st.caption(frame.plain(f"{len(table):,} out-of-fold rows of {run}, worst first ({what})."))
+    if not len(table):
+        return
+    pages = -(-len(table) // PER_PAGE)
+    page = st.number_input(f"Page, of {pages:,}", 1, pages, 1) if pages > 1 else 1
+    _gallery(run, table.iloc[(page - 1) * PER_PAGE : page * PER_PAGE])
+
+
+@st.cache_data(show_spinner="Reading the predictions ...", max_entries=8)
+def _errors(_service: Any, competition_file: str, run: str, made: str) -> pd.DataFrame:
+    return _service.errors(run)
+
+
+def _filtered(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    folds = st.sidebar.multiselect("Folds", sorted(table["fold"].unique().tolist()), placeholder="all")
+    if folds:
+        table = table[table["fold"].isin(folds)]
+    if task != "regression":
+        truths = st.sidebar.multiselect("Truth", sorted(table["truth"].unique().tolist()), placeholder="all")
+        table = table[table["truth"].isin(truths)] if truths else table
+    search = st.sidebar.text_input("Id holds")
+    return table[table["id"].str.contains(search, regex=False)] if search else table
+
+
+def _gallery(run: str, rows: pd.DataFrame) -> None:
+    service, about = frame.service(), frame.about()
+    size, crop = _size(run)
+    images = None if size is None else service.pictures(rows["id"].tolist(), size, crop)
+    places = st.columns(6)
+    for k, row in enumerate(rows.itertuples()):
+        with places[k % 6]:
+            if images is not None:
+                st.image(images[k], width="stretch")
+            said = f"said {row.answer} ({row.sure:.2f})"
+            st.caption(frame.plain(f"{row.wrong:.3f} · truth {row.truth} · {said} · fold {row.fold} · {row.id}"))
+    st.caption(
+        frame.plain(f"Images as the models see them, {size} x {size}." if size else f"{about.name}: no image cache.")
+    )
+
+
+def _size(run: str) -> tuple[int | None, bool]:
+    """The size that the run looks at; for a run without images, the smallest cache there is."""
+    about = frame.about()
+    try:
+        recipe = oof.recipe_of(about, run)
+        return recipe.image_size, recipe.crop
+    except UserError:
+        made = [path.stem.split("_")[1:] for path in about.derived().glob("images_*.npy")]
+        sizes = sorted(int(parts[0]) for parts in made if len(parts) == 1)
+        return (sizes[0], False) if sizes else (None, False)

@@ -1,0 +1,109 @@
+"""What the pages share: the service behind them, how runs are chosen, and words that are safe to show."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import streamlit as st
+
+from foldwise import UserError, competition, config, intake, launch
+from foldwise.competition import Competition
+
+
+def show(name: str) -> None:
+    """The app for one competition: navigation, and the page that was chosen."""
+    from app import batch, errors, one, results
+
+    st.set_page_config(page_title=f"Foldwise: {name}", page_icon=":material/stacks:", layout="wide")
+    st.session_state["competition"] = name
+    pages = [
+        st.Page(guarded(one.show), title="One image", icon=":material/image_search:", url_path="one", default=True),
+        st.Page(guarded(batch.show), title="Many images", icon=":material/photo_library:", url_path="many"),
+        st.Page(guarded(results.show), title="Results", icon=":material/leaderboard:", url_path="results"),
+        st.Page(guarded(errors.show), title="Errors", icon=":material/troubleshoot:", url_path="errors"),
+    ]
+    st.navigation(pages).run()
+
+
+def guarded(page: Callable[[], None]) -> Callable[[], None]:
+    """The page, with what a visitor can mend as a message."""
+
+    @wraps(page)
+    def shown() -> None:
+        try:
+            page()
+        except UserError as error:
+            st.error(plain(str(error)))
+
+    return shown
+
+
+def plain(words: str) -> str:
+    """Text from elsewhere (a file's name, a reason) that Markdown must not read as its own."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-!|<>$~:&])", r"\\\1", " ".join(words.split()))
+
+
+def about() -> Competition:
+    """The competition that is shown."""
+    return competition.load(st.session_state["competition"])
+
+
+def service() -> Any:
+    """The service of the competition, shared by all visitors; a new one where step 1 was run again."""
+    shown = about()
+    return _service(st.session_state["competition"], stamp(shown.derived() / "index.parquet"))
+
+
+@st.cache_resource(show_spinner="Loading ...", max_entries=4)
+def _service(name: str, made: str) -> Any:
+    launch.settle()
+    intake.prepare()
+    from foldwise import serve  # torch
+
+    return serve.Service(competition.load(name))
+
+
+@st.cache_resource(show_spinner="Fitting the blend ...", max_entries=8)
+def _mixture(_service: Any, competition_name: str, name: str, made: str) -> Any:
+    return _service.mixture(name)
+
+
+def mixture(name: str) -> Any:
+    """A submission's blend, fitted once."""
+    shown = about()
+    made = stamp(shown.submissions() / f"{name}.json", *shown.runs().glob("*/oof.csv"))
+    return _mixture(service(), str(shown.file), name, made)
+
+
+def stamp(*paths: Any) -> str:
+    """Changes when one of the files does."""
+    return config.digest([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(paths) if p.exists()])
+
+
+def chosen_runs(key: str) -> list[str]:
+    """The runs that a visitor asks, in the sidebar; UserError where none is trained or chosen."""
+    runs = service().runs()
+    if not runs:
+        raise UserError(f"no run of {about().name} has its models here; train one with 02_train.py")
+    picked = st.sidebar.multiselect("Runs to ask", runs, default=runs[:1], key=f"{key}-runs")
+    if not picked:
+        raise UserError("choose a run in the sidebar")
+    return picked
+
+
+def chosen_blend(key: str, runs: list[str]) -> str | None:
+    """The submission whose blend is shown beside the runs; those that blend none of them are left out."""
+    names = [name for name, facts in service().submissions().items() if {r["run"] for r in facts["runs"]} & set(runs)]
+    if not names:
+        return None
+    return st.sidebar.selectbox("Blend of submission", [None, *names], index=1, key=f"{key}-blend",
+                                format_func=lambda name: name or "none")  # fmt: skip
+
+
+def took(started: float) -> None:
+    """How long an answer took."""
+    st.caption(f"{time.perf_counter() - started:.2f} s")

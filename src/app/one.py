@@ -1,0 +1,221 @@
+"""Page: one image, uploaded or drawn; what every chosen model says, where it looks, and what is alike in training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import charts, frame
+from foldwise import UserError, config, explain_figures, intake
+from foldwise.image import ImageOptions
+from foldwise.intake import Upload
+
+SHOWN = 512  # pixels, the longer side of the image as it was sent
+
+
+def show() -> None:
+    """The page."""
+    st.title("One image")
+    runs = frame.chosen_runs("one")
+    blend = frame.chosen_blend("one", runs)
+    upload = _upload()
+    if upload is None:
+        st.info("Upload an image or draw one: JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM.")
+        return
+    with intake.receiving([upload]) as received:
+        if not len(received.rows):
+            raise UserError(": ".join(next(iter(received.refused.items()), ("", "nothing was sent"))))
+        _examine(received, config.digest([upload.name, upload.data.hex()]), runs, blend)
+
+
+def _upload() -> Upload | None:
+    way = st.radio("Where the image comes from", ["Upload", "Draw"], horizontal=True, label_visibility="collapsed")
+    if way == "Upload":
+        file = st.file_uploader("An image", label_visibility="collapsed", key="one-file")
+        return None if file is None else Upload(file.name, file.getvalue())
+    return _drawing()
+
+
+def _drawing() -> Upload | None:
+    from streamlit_drawable_canvas import st_canvas
+
+    left, right = st.columns([3, 2])
+    with right:
+        width = st.slider("Stroke, pixels", 1, 30, 6)
+        colour = st.color_picker("Colour", "#000000")
+        ground = st.color_picker("Ground", "#FFFFFF")
+    with left:
+        drawn = st_canvas(
+            stroke_width=width, stroke_color=colour, background_color=ground, height=320, width=480, key="canvas"
+        )
+    pixels = drawn.image_data
+    if pixels is None or not drawn.json_data or not drawn.json_data.get("objects"):
+        return None
+    return intake.sketch(np.asarray(pixels, np.uint8))
+
+
+def _examine(received: intake.Intake, digest: str, runs: list[str], blend: str | None) -> None:
+    service = frame.service()
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        options, looks = _window(received)
+        st.image(intake.apart(intake.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
+    with right:
+        metadata = _metadata(received, digest) if service.fuses(runs) else None
+        started = time.perf_counter()
+        asked = config.digest([digest, runs, metadata, None if options is None else options.model_dump(mode="json")])
+        answer = _remembered("answer", asked, lambda: service.predict(received, runs, metadata, options))
+        _probabilities(service, answer, runs, blend)
+        frame.took(started)
+    with left:
+        _looks_at(service, answer, asked, runs, metadata)
+    tabs = st.tabs(["Similar training images", "DICOM header"])
+    with tabs[0]:
+        _neighbours(service, received, asked, runs, metadata, options)
+    with tabs[1]:
+        _header(received.path())
+
+
+def _remembered(what: str, key: str, make: Any) -> Any:
+    """One answer of each kind is kept for this visitor, so that a slider does not ask the models again."""
+    kept = st.session_state.get(what)
+    if kept is None or kept[0] != key:
+        st.session_state[what] = kept = (key, make())
+    return kept[1]
+
+
+# --- what the models see ------------------------------------------------------------------------------------
+
+
+def _window(received: intake.Intake) -> tuple[ImageOptions | None, ImageOptions]:
+    """(options for the models, None: the competition's own; options for the eye): sliders where there are 16 bits."""
+    own = frame.about().image
+    found = intake.apart(intake.depth, received.path(), received.bounded(own))
+    if found is None or found.high <= found.low:
+        return None, own
+    margin = (found.high - found.low) / 10
+    low, high = min(found.low, found.center) - margin, max(found.high, found.center) + margin
+    span = max(high - low, found.width)
+    chosen = st.checkbox("Choose the window", help="Which gray values are shown from black to white.")
+    center = st.slider(f"Window centre, {found.unit}", low, high, found.center, disabled=not chosen)
+    width = st.slider(f"Window width, {found.unit}", span / 1000, span, found.width, disabled=not chosen)
+    also = st.checkbox("The models see it through this window too", disabled=not chosen,
+                       help="Otherwise they see what training images were made by.")  # fmt: skip
+    if not chosen:
+        return None, own
+    made = intake.apart(intake.windowed, received.path(), own, center, width)
+    return (made if also else None), made
+
+
+def _metadata(received: intake.Intake, digest: str) -> dict[str, Any]:
+    """What the visitor says of the image; header fields of a DICOM file are filled in."""
+    service = frame.service()
+    known = intake.fields(received.path(), frame.about().dicom_tags)
+    said: dict[str, Any] = {}
+    with st.expander("Metadata: a chosen run looks at them too", expanded=True):
+        places = st.columns(2)
+        for k, (column, values) in enumerate(service.metadata().items()):
+            key, given = f"meta-{digest[:8]}-{column}", known.get(column)
+            with places[k % 2]:
+                if isinstance(values, tuple):
+                    number = float(given) if isinstance(given, int | float) else None
+                    said[column] = st.number_input(column, value=number, placeholder="unknown", key=key)
+                else:
+                    at = values.index(str(given)) if str(given) in values else None
+                    said[column] = st.selectbox(column, values, index=at, placeholder="unknown", key=key)
+    return said
+
+
+def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None) -> None:
+    found = {run: {f"fold {fold}": pred[0] for fold, pred in answer.preds[run].items()} for run in runs}
+    means = {run: answer.mean(run)[0] for run in runs}
+    if blend is not None:
+        try:
+            pred, absent = frame.mixture(blend).predict(answer)
+            means[f"blend: {blend}"] = pred[0]
+            if absent:
+                names = ", ".join(absent)
+                st.caption(
+                    frame.plain(f"blend: {blend} also holds {names}, not asked here; the others' mean stands in.")
+                )
+        except UserError as error:
+            st.caption(frame.plain(f"No blend: {error}"))
+    shown = charts.Said(service.outputs, means, found, service.competition.task)
+    most = len(service.outputs)
+    top = st.slider("Classes shown", 1, most, min(5, most)) if most > 2 else most
+    st.altair_chart(charts.probabilities(shown, top), width="stretch")
+    st.dataframe(charts.numbers(shown, top), hide_index=True, width="stretch")
+
+
+# --- where it looks -----------------------------------------------------------------------------------------
+
+
+def _looks_at(service: Any, answer: Any, asked: str, runs: list[str], metadata: dict[str, Any] | None) -> None:
+    run, fold = _model("cam", service, runs)
+    best = int(answer.mean(run)[0].argmax())
+    output = st.selectbox("Evidence for", range(len(service.outputs)), index=best, key=f"cam-{asked[:8]}",
+                          format_func=lambda k: service.outputs[k])  # fmt: skip
+    opacity = st.slider("Opacity of the map, %", 0, 100, 45)
+    image = answer.image(service.recipe(run))[0]
+    key = config.digest([asked, run, fold, output])
+    heat = _remembered("cam", key, lambda: service.map(answer, run, fold, output, metadata))
+    shown = explain_figures.overlay(image, heat, opacity / 100)
+    words = f"as {run} sees it; Grad-CAM of fold {fold}'s model, brighter: more evidence"
+    st.image(charts.enlarged(shown), caption=words, width="stretch")
+
+
+def _model(key: str, service: Any, runs: list[str]) -> tuple[str, int]:
+    left, right = st.columns(2)
+    run = left.selectbox("Run", runs, key=f"{key}-run")
+    return run, right.selectbox("Fold's model", service.folds(run), key=f"{key}-fold")
+
+
+# --- what is alike ------------------------------------------------------------------------------------------
+
+
+def _neighbours(
+    service: Any, received: intake.Intake, asked: str, runs: list[str], metadata: dict[str, Any] | None,
+    options: ImageOptions | None,
+) -> None:  # fmt: skip
+    st.caption(
+        "Nearest training images in the embedding of one fold's network (cosine). That one network embeds them all; "
+        "it was trained on the images of the other folds."
+    )
+    run, fold = _model("near", service, runs)
+    key = config.digest([asked, run, fold])
+    wanted = st.button("Find them", help="The first time, all training images are embedded, and kept on disk.")
+    if not wanted and st.session_state.get("near", ("",))[0] != key:
+        return
+    with st.spinner("Embedding ..."):
+        found = _remembered("near", key, lambda: service.nearest(received, run, fold, 8, metadata, options))
+    recipe = service.recipe(run)
+    _gallery(found, service.pictures(found["id"].tolist(), recipe.image_size, recipe.crop), fold)
+
+
+def _gallery(found: pd.DataFrame, images: np.ndarray, fold: int) -> None:
+    places = st.columns(4)
+    for k, row in enumerate(found.itertuples()):
+        words = [
+            f"{row.similarity:.3f}",
+            str(row.id),
+            f"fold {row.fold}" + (" (not trained on)" if row.fold == fold else ""),
+        ]
+        words += [f"{name} {getattr(row, name)}" for name in found if name.startswith("target")]
+        with places[k % 4]:
+            st.image(images[k], width="stretch")
+            st.caption(frame.plain(" · ".join(words)))
+
+
+def _header(path: Path) -> None:
+    fields = intake.header(path)
+    if not fields:
+        st.caption("Not a DICOM file.")
+        return
+    st.caption("Personal fields (PS3.15 basic profile: names, ids, birth date, addresses, comments ...) are left out.")
+    table = pd.DataFrame({"field": list(fields), "value": list(fields.values())})
+    st.dataframe(table, hide_index=True, width="stretch")

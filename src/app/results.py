@@ -1,0 +1,92 @@
+"""Page: the competition's runs with score, spread, cost and size; their folds; and what its blends are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import charts, frame
+from foldwise import UserError, results
+from foldwise.results_page import duration
+
+
+def show() -> None:
+    """The page."""
+    about = frame.about()
+    st.title(f"Results of {about.name}")
+    st.caption(frame.plain(f"{about.task}, {about.metric}, out-of-fold: no row was predicted by a model that saw it."))
+    runs, blends = st.tabs(["Runs and folds", "Blends"])
+    with runs:
+        try:
+            _runs()
+        except UserError as error:
+            st.info(frame.plain(str(error)))
+    with blends:
+        _blends()
+
+
+def _runs() -> None:
+    about = frame.about()
+    table = _gathered(str(about.file), frame.stamp(*about.runs().glob("*/*.csv"), *about.runs().glob("*/run.json")))
+    good, bad = table[table["reason"] == ""], table[table["reason"] != ""]
+    if len(good):
+        st.altair_chart(charts.forest(good, about.metric), width="stretch")
+        st.caption("Dot: all rows. Line: its 95 % interval, groups drawn whole. Diamonds: single folds.")
+        folds = [name for name in good if name.startswith("fold") and name[4:].isdigit()]
+        shown = good.assign(
+            took=good["seconds"].map(duration), weights=[_megabytes(about.runs() / run) for run in good["run"]]
+        )
+        columns = ["run", "model", "image_size", "score", "fold_std", "took", "weights", "differs", "note"]
+        st.dataframe(shown[columns], hide_index=True, width="stretch", column_config=_COLUMNS)
+        st.subheader("Folds")
+        by_fold = {name: st.column_config.NumberColumn(name.replace("fold", "fold "), format="%.4f") for name in folds}
+        columns = ["run", *folds, "fold_mean", "fold_std"]
+        st.dataframe(good[columns], hide_index=True, width="stretch", column_config=_COLUMNS | by_fold)
+    if len(bad):
+        st.subheader("Left out")
+        st.dataframe(bad[["run", "reason"]], hide_index=True, width="stretch")
+
+
+_COLUMNS = {
+    "score": st.column_config.NumberColumn("score, all rows", format="%.4f"),
+    "fold_mean": st.column_config.NumberColumn("mean of folds", format="%.4f"),
+    "fold_std": st.column_config.NumberColumn("sd over folds", format="%.4f"),
+    "image_size": "image size",
+    "weights": st.column_config.NumberColumn("weights, MB", format="%.1f"),
+    "differs": "differs from the defaults in",
+}
+
+
+@st.cache_data(show_spinner="Reading the runs ...", max_entries=8)
+def _gathered(competition_file: str, made: str) -> pd.DataFrame:
+    return results.table(results.gather(frame.about()))
+
+
+def _megabytes(folder: Path) -> float | None:
+    sizes = [path.stat().st_size for path in folder.glob("fold*.safetensors")]
+    return sum(sizes) / 1e6 if sizes else None
+
+
+def _blends() -> None:
+    found = frame.service().submissions()
+    if not found:
+        st.info("No blend yet; make one with 06_blend.py.")
+        return
+    name = st.selectbox("Submission", list(found))
+    facts = found[name]
+    st.markdown(f"**{frame.plain(str(facts.get('verdict', '')))}**")
+    low, high = (facts.get("interval_95") or [None, None])[:2]
+    places = st.columns(4)
+    for place, (label, value) in zip(places, [
+        (f"nested {facts['metric']}", facts.get("nested_score")), ("95 % interval from", low), ("to", high),
+        ("best single run", facts.get("best_single_score")),
+    ], strict=True):  # fmt: skip
+        place.metric(label, "–" if value is None else f"{value:.4f}")
+    st.caption(frame.plain(f"method {facts['method']}, averaged as {facts['space']}; {facts.get('rows', '?')} rows"))
+    st.altair_chart(charts.weights(pd.DataFrame(facts["runs"])), width="stretch")
+    for line in facts.get("warnings", []):
+        st.warning(frame.plain(line))
+    with st.expander(f"{name}.json"):
+        st.json(facts, expanded=1)
