@@ -1,51 +1,105 @@
-"""Step 3: gradient boosting on the metadata columns, on the same folds as the images.
+"""Step 3: a model on the metadata columns, on the same folds as the images.
 
-reads    input/derived/<competition>/ (index.parquet, folds.csv)
-writes   oof/<competition>/<model>/: the same files as step 2, without weights
+reads    input/derived/<competition>/ (index.parquet, folds.csv); with --oof and --embeddings other runs
+writes   oof/<competition>/<model>/: the same tables as step 2, without weights; and of rows out of fold
+           importance.csv, importance.png         what the models lean on, by column and fold
+           contributions.csv, contributions.png   what each column adds to each row's prediction (SHAP values)
+
+Encoders, target means, principal components, early stopping and the search for settings see a fold's training rows
+only. Columns that the test rows lack are left out, and drift between train and test is told. Extra images are not used.
 
 examples
   python src/03_metadata.py                                          # LightGBM on the demo's age, sex, site
-  python src/03_metadata.py --competition siim-isic-melanoma-classification
+  python src/03_metadata.py --competition siim-isic-melanoma-classification --group-features
+  python src/03_metadata.py --model catboost --seeds 5               # the mean of five seeds a fold
+  python src/03_metadata.py --tune 10 --name tuned                   # ten minutes of search, nested: an honest score
+  python src/03_metadata.py --params num_leaves=7 learning_rate=0.01 --name small
+  python src/03_metadata.py --model logreg --target-encode site      # a category as its mean target, inner folds
+  python src/03_metadata.py --oof demo --embeddings demo --name stacked      # other runs as columns
 """
 
 from __future__ import annotations
 
+import argparse
 import time
+from typing import Any
 
-from foldwise import command, competition, folds, index, oof, shallow
+import yaml
+
+from foldwise import UserError, boosting, command, competition, features, folds, importance, index, learners, oof
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' is not key=value, such as learning_rate=0.01")
+    return name, yaml.safe_load(value)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    """What the user asked for."""
+    parser = command.parser(__doc__)
+    add = parser.add_argument
+    add("--model", choices=list(learners.LEARNERS), default="lightgbm", help="(default: lightgbm)")
+    add("--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the model's)")
+    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--seeds", type=_positive, default=1, metavar="N", help="average N models a fold, seeds SEED.. (default: 1)")
+    add("--params", type=_setting, nargs="+", default=[], metavar="key=value",
+        help="the library's own settings; rounds=2000 (at most) and patience=100 for early stopping")  # fmt: skip
+    add("--tune", type=float, default=0.0, metavar="MINUTES", help="search settings by Optuna, inside each fold")
+    add("--trials", type=_positive, metavar="N", help="with --tune: at most N trials a fold, which is reproducible")
+    add("--target-encode", nargs="+", default=[], metavar="COL", help="columns to replace by their mean target")
+    add("--group-features", action="store_true", help="images per group (patient), rank of numbers within it")
+    add("--file-features", action="store_true", help="image width, height, bytes, format: they leak the scanner")
+    add("--oof", nargs="+", default=[], metavar="RUN", help="other runs' predictions as columns, fold by fold")
+    add("--embeddings", nargs="+", default=[], metavar="RUN|FILE",
+        help="principal components of what 04_embed.py wrote for a run, or of a .npy file")  # fmt: skip
+    add("--components", type=_positive, default=16, metavar="N", help="of each embedding (default: 16)")
+    args = parser.parse_args()
+    args.name = args.name or args.model
+    if args.trials and not args.tune:
+        parser.error("--trials goes with --tune MINUTES")
+    if args.tune < 0:
+        parser.error(f"--tune {args.tune:g}: minutes can't be negative")
+    return args
 
 
 def main() -> None:
     started = time.monotonic()
-    parser = command.parser(__doc__)
-    parser.add_argument("--model", choices=["lightgbm"], default="lightgbm", help="(default: lightgbm)")
-    parser.add_argument(
-        "--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the model's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    args = parser.parse_args()
-
+    args = arguments()
     about = competition.load(args.competition)
     table, fold_table = index.load(about), folds.load(about)
-    settings = {
-        "model": args.model,
-        "columns": index.metadata_columns(about),
-        "seed": args.seed,
-        "params": dict(shallow.LIGHTGBM),
-    }
-    found = shallow.metadata_folds(about, table, fold_table, args.seed)
+    learner = learners.get(args.model)
+    asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name"}}
+    settings = {**asked, "params": learners.settings_of(learner, dict(args.params)),
+                "columns": index.metadata_columns(about)}  # fmt: skip
+    if args.tune:
+        boosting.load_optuna()
+    if args.name in args.oof:
+        raise UserError(f"--oof {args.name}: is this run's own name; give it another with --name")
+    wish = features.Wish(args.group_features, args.file_features, args.oof, args.embeddings)
+    inputs = features.gather(about, table, fold_table, wish, args.target_encode)
+    for line in inputs.notes:
+        command.note(line)
+    problem = boosting.Problem.of(about, table, fold_table, inputs)
+    plan = boosting.Plan(learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components,
+                         args.tune, args.trials)  # fmt: skip
     everything = sorted(fold_table["fold"].unique().tolist())
-    folder = oof.open_run(about, args.name or args.model, settings, fold_table, everything)
+    folder = oof.open_run(about, args.name, settings, fold_table, everything)
+    found = boosting.fit(problem, plan, command.note)
     oof.write_folds(about, folder, table, fold_table, {part.fold: (part.valid, part.test) for part in found})
-    facts = {str(part.fold): {"rounds": part.rounds, "importance": part.importance} for part in found}
-    info = oof.finish(
-        about,
-        folder,
-        fold_table,
-        table,
-        {"config": settings, "folds": facts, "seconds": round(time.monotonic() - started, 1)},
-    )
+    importance.write(folder, problem, found)
+    facts = {**boosting.facts(found), **inputs.facts, "seconds": round(time.monotonic() - started, 1)}
+    info = oof.finish(about, folder, fold_table, table, {"config": settings, **facts})
     oof.print_scores(info)
+    if args.tune:
+        print(boosting.tuning_line(info, found))
 
 
 if __name__ == "__main__":

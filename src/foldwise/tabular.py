@@ -1,4 +1,7 @@
-"""Metadata columns -> features for a model, as one fold's training rows define them; test rows change nothing."""
+"""Metadata columns -> features for a model, as one fold's training rows define them; test rows change nothing.
+
+Numbers are for networks and linear models, Codes for trees; Encoder adds target encoding and principal components.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import pandas as pd
 from foldwise import UserError
 
 CATEGORIES = 64  # one-hot columns that a column of text may make, the most frequent of its values
+SMOOTHING = 20.0  # rows of the mean of all that a value's mean target is mixed with
+SEPARATOR = "\x1f"  # between a column's name and the number of what was made of it: in nobody's column names
 FARTHEST = 10.0  # standard deviations beyond which a number is cut off: an outlier at test must not blow up a network
 
 
@@ -146,3 +151,184 @@ class Numbers:
             return cls([(Category if "known" in each else Numeric)(**each) for each in data["columns"]])
         except (KeyError, TypeError) as error:
             raise UserError(f"not the state of a metadata encoder ({error}); train the fold anew") from None
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Columns -> float64 features for trees: numbers as they are, text as the number of its category.
+
+    Missing values, and categories that the training rows did not hold, are NaN, which trees take as missing.
+    """
+
+    columns: list[str]
+    categories: dict[str, dict[str, int]]
+
+    @classmethod
+    def fit(cls, rows: pd.DataFrame, columns: Sequence[str]) -> Codes:
+        """Learn the categories from training rows."""
+        known = {}
+        for name in columns:
+            if not is_number(column_of(rows, name)):
+                values = sorted({value for value in texts(rows[name]) if value is not None})
+                known[name] = {value: code for code, value in enumerate(values)}
+        return cls(list(columns), known)
+
+    def transform(self, rows: pd.DataFrame) -> np.ndarray:
+        """float64 (N, columns)."""
+        made = np.full((len(rows), len(self.columns)), np.nan)
+        for k, name in enumerate(self.columns):
+            values = column_of(rows, name)
+            known = self.categories.get(name)
+            made[:, k] = numbers(values) if known is None else [known.get(text, np.nan) for text in texts(values)]
+        return made
+
+    @property
+    def names(self) -> list[str]:
+        """Feature names: the columns."""
+        return self.columns
+
+    @property
+    def categorical(self) -> list[int]:
+        """Positions of the category columns."""
+        return [k for k, name in enumerate(self.columns) if name in self.categories]
+
+
+@dataclass(frozen=True)
+class MeanTarget:
+    """Target encoding: each value of a column -> the mean target of the training rows that hold it.
+
+    The mean is drawn to that of all rows by SMOOTHING rows (Micci-Barreca 2001), and is that for values never seen.
+    A missing value is a value. For training rows themselves use `out_of_fold`: their own target must not be in it.
+    """
+
+    name: str
+    prior: np.ndarray  # (C,)
+    means: dict[str | None, np.ndarray]
+
+    @classmethod
+    def fit(cls, rows: pd.DataFrame, name: str, y: np.ndarray) -> MeanTarget:
+        """Learn from training rows; y: (N, C)."""
+        codes, values = pd.factorize(texts(column_of(rows, name)), use_na_sentinel=False)
+        prior = y.mean(axis=0)
+        count = np.bincount(codes, minlength=len(values))
+        total = np.column_stack([np.bincount(codes, weights=each, minlength=len(values)) for each in y.T])
+        means = (total + SMOOTHING * prior) / (count + SMOOTHING)[:, None]
+        keys = [None if value is None or value != value else value for value in values]
+        return cls(name, prior, dict(zip(keys, means, strict=True)))
+
+    def transform(self, rows: pd.DataFrame) -> np.ndarray:
+        """float64 (N, C)."""
+        found = [self.means.get(value, self.prior) for value in texts(column_of(rows, self.name))]
+        return np.array(found, dtype=np.float64).reshape(len(rows), len(self.prior))
+
+    @staticmethod
+    def out_of_fold(rows: pd.DataFrame, name: str, y: np.ndarray, inner: np.ndarray) -> np.ndarray:
+        """float64 (N, C): training rows encoded by the rows of the other inner folds."""
+        made = np.empty(y.shape, dtype=np.float64)
+        for held in np.unique(inner):
+            out = inner == held
+            learned = MeanTarget.fit(rows[~out], name, y[~out]) if (~out).any() else None
+            made[out] = learned.transform(rows[out]) if learned else y.mean(axis=0)
+        return made
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of embeddings, as training rows define them; signs fixed, so that a refit is the same."""
+
+    mean: np.ndarray  # (D,)
+    axes: np.ndarray  # (D, components)
+
+    @classmethod
+    def fit(cls, values: np.ndarray, components: int) -> Components:
+        """Learn from training rows, float (N, D); rows that are not finite do not count."""
+        from sklearn.decomposition import PCA
+
+        known = values[np.isfinite(values).all(axis=1)].astype(np.float64)
+        most = min(components, max(len(known) - 1, 0), values.shape[1])
+        if most < 1:
+            return cls(np.zeros(values.shape[1]), np.zeros((values.shape[1], 0)))
+        found = PCA(most, random_state=0).fit(known)
+        return cls(found.mean_, found.components_.T)
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """float64 (N, components); NaN for rows that are not finite."""
+        with np.errstate(invalid="ignore"):
+            made = (values - self.mean) @ self.axes
+        made[~np.isfinite(values).all(axis=1)] = np.nan
+        return made
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with their columns and, by name, their embeddings (N, D)."""
+
+    frame: pd.DataFrame
+    embeddings: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, which: np.ndarray) -> Rows:
+        """Some of the rows: a boolean mask, or row numbers."""
+        taken = np.flatnonzero(which) if which.dtype == bool else which
+        return Rows(self.frame.iloc[taken], {name: values[taken] for name, values in self.embeddings.items()})
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Everything a model on columns sees, as one fold's training rows define it.
+
+    Columns first become wide: those in `means` are replaced by the mean target of their value, embeddings by their
+    principal components. Then Codes (for trees) or Numbers (for linear models) make them features.
+    """
+
+    columns: list[str]
+    means: list[MeanTarget]
+    components: dict[str, Components]
+    last: Codes | Numbers
+
+    @classmethod
+    def fit(
+        cls, rows: Rows, y: np.ndarray, inner: np.ndarray, target_encode: Sequence[str], components: int, linear: bool
+    ) -> tuple[Encoder, np.ndarray]:
+        """The encoder, and the training rows' own features (N, F): their mean targets come from other inner folds.
+
+        y: (N, C) what mean targets are taken of; inner: (N,) a number for every training row, groups whole.
+        """
+        columns = [name for name in rows.frame if name not in target_encode]
+        means = [MeanTarget.fit(rows.frame, name, y) for name in target_encode]
+        parts = {name: Components.fit(values, components) for name, values in rows.embeddings.items()}
+        bare = cls(columns, means, parts, Codes([], {}))
+        own = [MeanTarget.out_of_fold(rows.frame, name, y, inner) for name in target_encode]
+        wide = bare._wide(rows, own)
+        last = (Numbers if linear else Codes).fit(wide, list(wide))
+        return cls(columns, means, parts, last), last.transform(wide).astype(np.float64)
+
+    def transform(self, rows: Rows) -> np.ndarray:
+        """float64 (N, F) of rows that were not trained on."""
+        wide = self._wide(rows, [mean.transform(rows.frame) for mean in self.means])
+        return self.last.transform(wide).astype(np.float64)
+
+    def _wide(self, rows: Rows, means: Sequence[np.ndarray]) -> pd.DataFrame:
+        made = {name: rows.frame[name] for name in self.columns}
+        for mean, values in zip(self.means, means, strict=True):
+            made |= {f"{mean.name}{SEPARATOR}{k}": values[:, k] for k in range(values.shape[1])}
+        for name, part in self.components.items():
+            found = part.transform(rows.embeddings[name])
+            made |= {f"{name}{SEPARATOR}{k}": found[:, k] for k in range(found.shape[1])}
+        return pd.DataFrame(made, index=rows.frame.index)
+
+    @property
+    def sources(self) -> list[str]:
+        """For each of the F features, the column or embedding that it comes from."""
+        if isinstance(self.last, Codes):
+            wide = self.last.columns
+        else:
+            wide = [column.name for column in self.last.columns for _ in column.names]
+        return [name.split(SEPARATOR)[0] for name in wide]
+
+    @property
+    def categorical(self) -> list[int]:
+        """Positions of the features that are category numbers."""
+        return self.last.categorical if isinstance(self.last, Codes) else []
