@@ -1,9 +1,10 @@
 # make demo: from nothing to a submission.  make test: what CI runs.  make smoke: its quick part.  make bench: speeds.
+# make report: every run of $FOLDWISE_COMPETITION (default: demo) on one page.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test smoke lint bench clean
+.PHONY: demo test smoke lint bench report clean
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
@@ -27,6 +28,9 @@ lint: $(VENV)/installed-tests
 
 bench: $(VENV)/installed-tests
 	for bench in bench/*.py; do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
+
+report: $(VENV)/installed
+	$(RUN) src/10_report.py
 
 clean:
 	rm -rf $(VENV) input/demo input/derived oof/* submissions/*

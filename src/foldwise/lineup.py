@@ -68,14 +68,31 @@ def gather(
     twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
     if twice:
         raise UserError(f"run '{twice[0]}' is given twice")
+    return _checked(competition, runs, index.load(competition), 2)
+
+
+def look(competition: Competition, name: str) -> Lineup:
+    """One run by itself, to look at and not to blend: one finished fold will do, and so will a competition without
+    test rows. UserError says what is wrong with the run."""
     table = index.load(competition)
+    folder = competition.runs() / name
+    if (table["split"] == "test").any() or not (folder / "oof.csv").exists():
+        run = _load(competition, name)
+    else:
+        found = oof.read_table(folder / "oof.csv")
+        nothing = found.iloc[:0][["id", *oof.pred_columns(found)]]
+        run = oof.Run(name, folder, found, nothing, oof.read_info(folder))
+    return _checked(competition, [run], table, 1)
+
+
+def _checked(competition: Competition, runs: list[oof.Run], table: pd.DataFrame, least: int) -> Lineup:
     rows = folds.load(competition).merge(table[table["split"] == "train"].drop(columns="group"), on="id")
     classes = index.classes(competition, table)
     columns = [f"pred_{name}" for name in classes] or ["pred"]
     for run in runs:
         _check_columns(run, columns)
         _check_rows(run, rows, competition)
-    return _line_up(competition, runs, rows, table, columns)
+    return _line_up(competition, runs, rows, table, columns, least)
 
 
 def _load(competition: Competition, name: str) -> oof.Run:
@@ -171,12 +188,13 @@ def _some(ids: pd.Series) -> str:
 
 
 def _line_up(
-    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]
-) -> Lineup:
+    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str],
+    least: int,
+) -> Lineup:  # fmt: skip
     indexed = [run.oof.set_index("id")[columns] for run in runs]
     covered = np.logical_and.reduce([rows["id"].isin(part.index).to_numpy() for part in indexed])
     used = rows[covered].reset_index(drop=True)
-    if used["fold"].nunique() < 2:
+    if used["fold"].nunique() < least:
         raise UserError(f"{', '.join(run.name for run in runs)}: fewer than two folds are covered by every run")
     coverage = {
         run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
