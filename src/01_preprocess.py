@@ -64,6 +64,8 @@ def main() -> None:
     if args.crop:
         crops = cropping.make(about, table, args)
         cache.build(about, table, args.sizes, args.workers, args.dask, crops)
+    else:
+        cropping.warn_if_stale(about, table)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from conftest import REPOSITORY, Workplace, make_tiny, shared
 from PIL import Image
 
-from foldwise import UserError, cache, competition, cropping, image, index, roi
+from foldwise import UserError, cache, command, competition, cropping, image, index, roi
 from foldwise.roi import XYXY
 
 INDEX = pd.DataFrame({
@@ -240,7 +241,20 @@ def boxes_file(place: Workplace, rows: int = 50) -> Path:
     return table(place.root / "boxes.csv", "\n".join([*lines, "stranger.png,1,2,30,40"]) + "\n")
 
 
-def test_crops_from_a_file_end_to_end(tiny: Workplace) -> None:
+def flags(*arguments: str) -> argparse.Namespace:
+    parser = command.parser("")
+    cropping.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    cropping.check(args)
+    return args
+
+
+def rebuild(about: competition.Competition, rows: pd.DataFrame, *arguments: str) -> None:
+    """What 01_preprocess.py does about --crop."""
+    cache.build(about, rows, [24], 1, crops=cropping.make(about, rows, flags(*arguments)))
+
+
+def test_crops_from_a_file_end_to_end(tiny: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     file = boxes_file(tiny)
     done = tiny.run("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", file, "--crop-margin", 0)
     assert "stranger.png" in done.stderr and "47 of 70 images have a box, 23 stay whole; margin 0" in done.stderr
@@ -264,13 +278,17 @@ def test_crops_from_a_file_end_to_end(tiny: Workplace) -> None:
     page = (tiny.derived / "report.html").read_text()
     assert "could not be made" not in page and "a corner is no number" in page and "47 of 70 readable images" in page
 
-    before = (
-        (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns,
-        (tiny.derived / "images_24.npy").stat().st_mtime_ns,
-    )
-    tiny.run("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", file, "--crop-margin", 0)
-    now = (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns, (tiny.derived / "images_24.npy").stat().st_mtime_ns
-    assert now == before, "the same boxes and margin: nothing to do"
+    rows = index.load(about)
+    before = (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns
+    rebuild(about, rows, "--crop", "boxes", "--boxes", str(file), "--crop-margin", "0")
+    assert (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns == before, "same boxes and margin: nothing to do"
+    rebuild(about, rows, "--crop", "boxes", "--boxes", str(file), "--crop-margin", "0.2")
+    assert (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns != before
+    capsys.readouterr()
+    cropping.warn_if_stale(about, rows)
+    assert capsys.readouterr().err == ""
+    cropping.warn_if_stale(about, rows.assign(bytes=rows["bytes"] + 1))
+    assert "give --crop again" in capsys.readouterr().err
     facts = json.loads((tiny.derived / "crop.json").read_text())
     (tiny.derived / "crop.json").write_text(json.dumps({**facts, "key": "other"}))
     with pytest.raises(UserError, match="made from other boxes"):
@@ -282,6 +300,7 @@ def test_crops_from_a_file_end_to_end(tiny: Workplace) -> None:
 def _load(place: Workplace) -> competition.Competition:
     about = competition.load(str(place.competition))
     object.__setattr__(about, "derived", lambda: place.derived)  # FOLDWISE_ROOT is the scripts', not this process's
+    object.__setattr__(about, "raw", lambda: place.raw)
     return about
 
 
@@ -293,27 +312,31 @@ def _load(place: Workplace) -> competition.Competition:
     (["--crop", "boxes", "--boxes", "b.csv", "--crop-min-score", "7"], "'7' is not a share, 0 to 1"),
 ])  # fmt: skip
 def test_flags_that_contradict_each_other(arguments: list[str], expected: str, capsys: Any) -> None:
-    from foldwise import command
-
-    parser = command.parser("")
-    cropping.add_arguments(parser)
     with pytest.raises((UserError, SystemExit)) as caught:
-        cropping.check(parser.parse_args(arguments))
+        flags(*arguments)
     assert expected in str(caught.value) + capsys.readouterr().err
 
 
-def test_what_a_user_can_mend(tiny: Workplace) -> None:
+def test_what_a_user_can_mend(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     file = boxes_file(tiny)
-    crop = ["01_preprocess.py", "--sizes", 24, "--crop"]
     bad = table(tiny.root / "bad.csv", file.read_text().replace("xmax", "right_side"))
-    assert "no column 'xmax'" in tiny.refused(*crop, "boxes", "--boxes", bad)
-    line = tiny.refused(*crop, "detector", "--crop-class", "clock")
-    assert "COCO weights are not on this machine" in line and "input/weights" in line and "--download" in line
-    assert "did you mean 'resnet50'" in tiny.refused(*crop, "detector", "--detector", "resnet5")
-    named = table(tiny.root / "named.csv", "id,xmin,ymin,xmax,ymax,class\ntr0001,1,2,30,30,clock\n")
-    line = tiny.refused(*crop, "boxes", "--boxes", named, "--crop-class", "clok")
-    assert "has no such class; did you mean 'clock'" in line
-    assert "too few" in tiny.refused(*crop, "detector", "--finetune-boxes", named)
+    line = tiny.refused("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", bad)
+    assert "bad.csv: no column 'xmax'" in line
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tiny.root))
+    about, named = _load(tiny), table(tiny.root / "b.csv", "id,xmin,ymin,xmax,ymax,class\ntr0001,1,2,30,30,clock\n")
+    rows = index.build(about)
+    for arguments, expected in (
+        (["detector", "--crop-class", "clock"], "COCO weights are not on this machine.*input/weights.*--download"),
+        (["detector", "--crop-weights", "gone.pth"], "gone.pth: no such file"),
+        (["detector", "--detector", "resnet5"], "did you mean 'resnet50'"),
+        (["detector", "--finetune-boxes", str(named)], "too few"),
+        (["boxes", "--boxes", str(named), "--crop-class", "clok"], "has no such class; did you mean 'clock'"),
+        (["boxes", "--boxes", str(tiny.root / "gone.csv")], "no such file"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            cropping.make(about, rows, flags("--crop", *arguments))
+    with pytest.raises(UserError, match=r"crop.json: not there; run 01_preprocess.py --crop first"):
+        cropping.again(about, tiny.raw, rows)
 
 
 # --- detectors --------------------------------------------------------------------------------------------
@@ -328,8 +351,6 @@ def small_place(tmp_path: Path) -> tuple[Workplace, competition.Competition, pd.
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(SMALL))
     about = _load(place)
-    about._file = place.competition
-    object.__setattr__(about, "raw", lambda: place.raw)
     rows = index.build(about)
     file = boxes_file(place, 20)
     return place, about, rows, roi.on_index(roi.read_boxes(file), rows, file), recipe
@@ -371,6 +392,20 @@ def test_a_detector_tuned_on_boxes_continues_where_it_was_killed(
         assert (
             found[["xmax", "ymax"]].to_numpy() <= rows[["width", "height"]].to_numpy(float)[found["row"]] + 1e-6
         ).all()
+
+
+def test_crops_by_a_tuned_detector_and_of_new_images_alike(tmp_path: Path) -> None:
+    place, about, rows, _, recipe = small_place(tmp_path)
+    tune = ["--finetune-boxes", str(place.root / "boxes.csv"), "--finetune-holdout", "6", "--finetune-epochs", "1"]
+    asked = ["--crop", "detector", "--detector", str(recipe), "--crop-size", "64", *tune, "--crop-min-score", "0.05"]
+    made = cropping.make(about, rows, flags(*asked))
+    facts = roi.load_facts(about)
+    assert facts is not None and facts["recall"]["images"] + facts["trained_on"] == 17
+    assert made.margin in roi.MARGINS and len(facts["recall"]["margins"]["recall"]) == len(roi.MARGINS)
+    new = rows.loc[rows["split"] == "train", ["split", "id", "path", "bytes", "error"]].reset_index(drop=True)
+    assert (cropping.again(about, about.raw(), new).windows == made.windows[: len(new)]).all()
+    with pytest.raises(UserError, match=r"the detector knows no such class; did you mean 'object'"):
+        cropping.make(about, rows, flags(*asked, "--crop-class", "objekt"))
 
 
 def test_coco_detectors_by_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

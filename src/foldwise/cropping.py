@@ -92,6 +92,13 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--finetune-boxes goes with --crop detector")
 
 
+def warn_if_stale(competition: Competition, index: pd.DataFrame) -> None:
+    """Say so where crops were made earlier, of other files than there are now."""
+    facts = roi.load_facts(competition)
+    if facts is not None and facts["files"] != roi.files_digest(index):
+        note("warning: the crops were made of other files than there are now; give --crop again")
+
+
 def make(competition: Competition, index: pd.DataFrame, args: argparse.Namespace) -> Crops:
     """Boxes, margin and windows of every row of the index; boxes.csv, crop.json and crops.png are written."""
     if args.crop == "boxes":
@@ -107,7 +114,7 @@ def make(competition: Competition, index: pd.DataFrame, args: argparse.Namespace
         "images": int((boxes["reason"] != "unreadable").sum()), "whole": len(whole),
         "reasons": whole["reason"].value_counts().to_dict(), "recall": None if met is None else _recall(met, chosen),
     }  # fmt: skip
-    roi.save(competition, boxes, made, facts)
+    roi.save(competition, index, boxes, made, facts)
     roi.write_sheet(roi.contact_sheet(competition, index, boxes, made), competition.derived() / "crops.png")
     note(f"crops: {facts['images'] - len(whole)} of {facts['images']} images have a box, {len(whole)} stay whole; "
          f"margin {chosen:g} ({how})")  # fmt: skip

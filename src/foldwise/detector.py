@@ -168,7 +168,11 @@ class _Backbone(nn.Module):
         from torchvision.ops import FeaturePyramidNetwork
         from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-        body: Any = timm.create_model(settings.name, features_only=True, out_indices=(-2, -1), **settings.kwargs)
+        try:
+            body: Any = timm.create_model(settings.name, features_only=True, out_indices=(-2, -1), **settings.kwargs)
+        except (RuntimeError, TypeError, KeyError, AttributeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"--detector: {settings.name} gives no feature maps ({reason}); choose a CNN") from None
         self.body = freeze_batch_norm_2d(body)
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), 128, extra_blocks=LastLevelMaxPool())
 
@@ -267,7 +271,7 @@ def detect(
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     made = pd.concat([part for part in parts if len(part)] or parts[:1]).sort_values("row", kind="stable")
-    return made.round(dict.fromkeys([*XYXY, "score"], 4)).reset_index(drop=True)
+    return made.round(dict.fromkeys([*XYXY, "score"], 4)).reset_index(drop=True)[["row", *XYXY, "score", "class"]]
 
 
 def _detected(detector: Detector, batch: list[tuple[Any, np.ndarray, float]]) -> pd.DataFrame:
@@ -364,6 +368,7 @@ def finetune(
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == facts:
         note(f"{folder}: fine-tuned already with these boxes and settings")
         return load(str(folder))
+    done.unlink(missing_ok=True)  # it vouches for the weights beside it
     torch.set_num_threads(launch.cores())  # whatever OMP_NUM_THREADS says: the last bits depend on it
     torch.manual_seed(seed)
     network = _build(name, plan.classes, size, plain)

@@ -72,7 +72,8 @@ def read_boxes(path: Path, id_column: str = "id") -> pd.DataFrame:
     for name, aliases in _ALIASES.items():
         found = next((lower[alias] for alias in (name, *aliases) if alias in lower and lower[alias] != named), None)
         if found is not None:
-            made[name] = table[found].astype(str) if name == "class" else pd.to_numeric(table[found], errors="coerce")
+            named_class = table[found].astype(object).where(table[found].notna(), "").astype(str)
+            made[name] = named_class if name == "class" else pd.to_numeric(table[found], errors="coerce")
     if {"x", "y", "w", "h"} <= set(lower) and not {"xmin", "xmax"} & set(made):
         x, y, w, h = (pd.to_numeric(table[lower[name]], errors="coerce") for name in "xywh")
         made = made.assign(xmin=x, ymin=y, xmax=x + w, ymax=y + h)
@@ -359,12 +360,20 @@ def choose_margin(asked: float | None, met: Recall | None) -> tuple[float, str]:
 # --- saved ------------------------------------------------------------------------------------------------
 
 
-def save(competition: Competition, boxes: pd.DataFrame, made: Crops, facts: dict[str, Any]) -> None:
+def save(
+    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, made: Crops, facts: dict[str, Any]
+) -> None:
     """boxes.csv and crop.json; the cache of crops is checked against the latter's key."""
     folder = competition.derived()
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_csv(folder / "boxes.csv", boxes.round(dict.fromkeys([*XYXY, "score"], 4)))
-    atomic.write_json(folder / "crop.json", {**facts, "margin": made.margin, "square": made.square, "key": made.key})
+    what = {"margin": made.margin, "square": made.square, "key": made.key, "files": files_digest(index)}
+    atomic.write_json(folder / "crop.json", {**facts, **what})
+
+
+def files_digest(index: pd.DataFrame) -> str:
+    """A digest of which files, of how many bytes, the boxes are of."""
+    return digest(index[["split", "id", "path", "bytes"]].astype(str).to_numpy().tolist())
 
 
 def load_facts(competition: Competition) -> dict[str, Any] | None:
