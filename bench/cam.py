@@ -1,0 +1,149 @@
+"""Do the maps fall on the animal? Share of a map's energy inside the box of photos with boxes, against the box's area.
+
+    python bench/cam.py [--data ../shared/data] [--weights ../shared/weights/mobilenetv2_100.safetensors] [--images N]
+
+The boxes are the raccoon photos' (labels.csv: filename, width, height, xmin, ymin, xmax, ymax); nothing is trained on
+them. Two questions, MobileNetV2 with ImageNet weights, no change to its backbone:
+
+  top-1     its own 1,000-class head, unchanged, asked for the class it answers (there is no raccoon among them)
+  raccoon   a logistic regression on its frozen features, raccoons against the photos of ants and bees, in five folds:
+            each photo is explained by a head that did not see it
+
+Ratio 1 is a map that pays the box no more attention than its area; a map that is bright in the middle of every photo
+(`centre`: a Gaussian of a quarter of the side) is what a box in the middle must be told apart from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+SIZE = 224
+METHODS = ("gradcam", "gradcam++", "ig")
+
+
+def read(paths: list[Path]) -> np.ndarray:
+    """uint8 (N, 224, 224, 3), squashed, as training's cache holds them: boxes stay shares of width and height."""
+    from foldwise import image
+
+    return np.stack([image.read_image(path, size=SIZE) for path in paths])
+
+
+def interval(values: np.ndarray, of: str, draws: int = 2000) -> str:
+    """A statistic and its 95 % bootstrap interval over images."""
+    rng = np.random.default_rng(0)
+    function = {"median": np.median, "mean": np.mean}[of]
+    found = [function(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return f"{function(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def report(name: str, heat: np.ndarray, box: np.ndarray) -> None:
+    """One line: shares, their ratio, how often it is above 1, and how often the map's peak lies in the box."""
+    from foldwise import explain
+
+    share, area = explain.energy_inside(heat, box)
+    known = np.isfinite(share)
+    share, area, heat, box = share[known], area[known], heat[known], box[known]
+    top = heat.reshape(len(heat), -1).argmax(axis=1)
+    y, x = (top // SIZE + 0.5) / SIZE, (top % SIZE + 0.5) / SIZE
+    hit = (x >= box[:, 0]) & (x < box[:, 2]) & (y >= box[:, 1]) & (y < box[:, 3])
+    small = area < np.median(area)
+    print(
+        f"{name:<22} {len(share):>4}  {interval(share, 'median')}   {interval(share / area, 'median')}   "
+        f"{interval(share[small] / area[small], 'median')}   {np.mean(share > area):6.1%}   {hit.mean():6.1%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = REPOSITORY.parent / "shared"
+    parser.add_argument("--data", type=Path, default=shared / "data")
+    parser.add_argument("--weights", type=Path, default=shared / "weights" / "mobilenetv2_100.safetensors")
+    parser.add_argument("--images", type=int, default=200, help="raccoon photos at most (all: 110)")
+    args = parser.parse_args()
+    for needed in (args.data / "raccoon", args.data / "hymenoptera", args.weights):
+        if not needed.exists():
+            print(f"skipped: {needed} is not there")
+            return
+    measure(args.data, args.weights, args.images)
+
+
+def measure(data: Path, weights: Path, images: int) -> None:
+    import torch
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    from foldwise import config, explain, launch, models
+    from foldwise.explain import Claim, Subject
+    from foldwise.weights import read_state
+
+    launch.settle()
+    torch.set_num_threads(launch.cores())
+    table = pd.read_csv(data / "raccoon" / "labels.csv").drop_duplicates("filename", keep=False)  # one animal a photo
+    table = table.sort_values("filename").head(images)
+    folder = next(path.parent for path in sorted((data / "raccoon").rglob(str(table["filename"].iloc[0]))))
+    box = (table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
+           / table[["width", "height", "width", "height"]].to_numpy(float))  # fmt: skip
+    photos = read([folder / name for name in table["filename"]])
+    others = read(sorted((data / "hymenoptera").rglob("*.jpg"))[::2])
+    settings = ["model.mode=finetune", f"model.weights={weights}", "image_size=224"]
+    network = models.create(config.load("mobilenetv2", settings), 1000).eval()
+    network.backbone.load_state_dict(read_state(weights))  # the head too: `create` starts a new one
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    names = (weights.parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+    subject = Subject(network, lambda logits: logits, lambda logits: logits.softmax(dim=1))
+    layers = explain.cam_layers(network, SIZE)
+    top = subject.predict(photos).argmax(axis=1)
+    counts = pd.Series([names[k].split(",")[0] for k in top]).value_counts()
+    covered = interval(explain.energy_inside(np.ones((len(box), SIZE, SIZE)), box)[1], "median")
+    print(f"{len(photos)} photos of one raccoon each; the box covers {covered} of them; layer {layers['backbone']}")
+    print("top-1 answers: " + ", ".join(f"{name} {n}" for name, n in counts.head(8).items()))
+    print(f"\n{'':<22} {'n':>4}  {'share inside, median':<24} {'ratio, median':<25} {'ratio, smaller boxes':<23} "
+          "ratio>1  peak in box")  # fmt: skip
+    at = (np.arange(SIZE) + 0.5) / SIZE - 0.5
+    centre = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 0.25**2))
+    report("centre (no network)", np.repeat(centre[None], len(photos), axis=0), box)
+    for method in METHODS:
+        started = time.perf_counter()
+        heat = explain.cams(subject, photos, [Claim(int(k)) for k in top], layers, method=method).maps
+        report(f"top-1, {method}", next(iter(heat.values())), box)
+        print(f"{'':<22} {1000 * (time.perf_counter() - started) / len(photos):.0f} ms an image", file=sys.stderr)
+
+    with torch.inference_mode():
+        every = np.concatenate([photos, others])
+        batches = [torch.from_numpy(every[k : k + 32]) for k in range(0, len(every), 32)]
+        x = torch.cat([network.embed(batch) for batch in batches]).numpy()
+    truth = np.arange(len(every)) < len(photos)
+    heat = {method: np.zeros((len(photos), SIZE, SIZE), np.float32) for method in METHODS}
+    right = []
+    for fit, held in StratifiedKFold(5, shuffle=True, random_state=0).split(x, truth):
+        head = LogisticRegression(C=1.0, max_iter=2000).fit(x[fit], truth[fit])
+        right.append(head.score(x[held], truth[held]))
+        classifier = network.backbone.get_classifier()
+        with torch.no_grad():
+            classifier.weight.zero_()
+            classifier.bias.zero_()
+            classifier.weight[0] = torch.from_numpy(head.coef_[0].astype(np.float32))
+            classifier.bias[0] = float(head.intercept_[0])
+        mine = held[held < len(photos)]
+        for method in METHODS:
+            made = explain.cams(subject, photos[mine], [Claim(0)] * len(mine), layers, method=method).maps
+            heat[method][mine] = next(iter(made.values()))
+    print(f"\nraccoon against {len(others)} ants and bees: accuracy of the held-out folds {np.mean(right):.3f}")
+    for method in METHODS:
+        report(f"raccoon, {method}", heat[method], box)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,509 @@
+"""Maps fall where the answer comes from, in every layout; rows are explained by the model that did not see them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Workplace, shared
+from torch import Tensor, nn
+
+from foldwise import (
+    UserError,
+    cases,
+    competition,
+    config,
+    ensemble,
+    explain,
+    explain_figures,
+    explain_report,
+    models,
+    oof,
+)
+from foldwise.explain import Claim, Subject
+
+SIZE = 32
+
+
+class Corner(nn.Module):
+    """A network whose answer is the brightness of the upper right quadrant minus that of the lower left."""
+
+    def __init__(self, layout: str = "nchw") -> None:
+        super().__init__()
+        self.layout = layout
+        self.conv = nn.Conv2d(3, 2, 4, stride=4)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.bias.zero_()
+            self.conv.weight[0] = 1 / 48
+        self.out = nn.Identity()
+        self.output_fmt = "NHWC" if layout == "nhwc" else "NCHW"
+        self.num_prefix_tokens = 1 if layout == "tokens" else 0
+        self.pretrained_cfg: dict = {}
+        side = SIZE // 4
+        mask = torch.zeros(side, side)
+        mask[: side // 2, side // 2 :] = 1
+        mask[side // 2 :, : side // 2] = -1
+        self.register_buffer("mask", mask)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        planes = self.conv(x)
+        if self.layout == "nhwc":
+            planes = planes.permute(0, 2, 3, 1)
+        if self.layout == "tokens":
+            tokens = planes.flatten(2).transpose(1, 2)
+            planes = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        return self.out(planes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.forward_features(x)
+        if self.layout == "tokens":
+            seen = seen[:, 1:].transpose(1, 2).unflatten(2, (SIZE // 4, SIZE // 4))
+        if self.layout == "nhwc":
+            seen = seen.permute(0, 3, 1, 2)
+        answer = (seen[:, 0].relu() * self.mask).sum(dim=(1, 2))
+        return torch.stack([answer, -answer], dim=1)
+
+
+def subject(network: nn.Module) -> Subject:
+    """A network asked for classes; nothing in it learns, as in a frozen one."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return Subject(network, lambda logits: logits, lambda logits: logits.softmax(dim=1))
+
+
+def corner(layout: str = "nchw") -> Subject:
+    return subject(models.Network(Corner(layout), (0.0,) * 3, (1.0,) * 3))
+
+
+def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -> Subject:
+    """A small timm network, its weights moved off the zeros that some layers start from."""
+    recipe = config.load("baseline", ["model.pretrained=false", "model.mode=scratch", f"image_size={size}", *overrides])
+    torch.manual_seed(0)
+    network = models.create(recipe, outputs, metadata) if metadata else models.create(recipe, outputs)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return subject(network)
+
+
+def noise(count: int = 2, size: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, size, size, 3)).astype(np.uint8)
+
+
+# --- maps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
+def test_the_map_falls_where_the_answer_comes_from(layout: str) -> None:
+    """Every pixel is equally bright: only the gradient tells the quadrants apart... so Grad-CAM's mean can't, but
+    gradient x activation must; with light in one quadrant alone, Grad-CAM must, too."""
+    asked = corner(layout)
+    lit = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    lit[0, : SIZE // 2, SIZE // 2 :] = 200  # upper right: for class 0
+    lit[1, SIZE // 2 :, : SIZE // 2] = 200  # lower left: for class 1
+    layers = explain.cam_layers(asked.network, SIZE)
+    assert layers == {"backbone": "backbone.out"}
+    seen = explain.maps(asked, torch.from_numpy(lit), [Claim(0), Claim(1)], ["backbone.out"])
+    product = (seen.activation["backbone.out"] * seen.gradient["backbone.out"]).sum(dim=1).numpy()
+    for heat, (down, right) in zip(explain.upsampled(product, SIZE), [(0, 1), (1, 0)], strict=True):
+        share = np.abs(heat).reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / np.abs(heat).sum()
+        assert share[down, right] > 0.8, share
+    ig, total, difference = explain.integrated_gradients(asked, torch.from_numpy(lit), [Claim(0), Claim(1)])
+    share = explain.ig_map(ig).numpy().reshape(2, 2, SIZE // 2, 2, SIZE // 2).sum(axis=(2, 4))
+    assert share[0, 0, 1] > 0.9 * share[0].sum()
+    assert share[1, 1, 0] > 0.9 * share[1].sum()
+    assert torch.allclose(total, difference, rtol=0.02)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "ig"])
+def test_the_map_of_a_trained_network_falls_on_what_it_learnt(method: str) -> None:
+    """Class 1: a bright square somewhere. A small CNN learns it in seconds; its map must lie on the square."""
+    asked, images, boxes = learnt()
+    layers = explain.cam_layers(asked.network, SIZE)
+    heat = next(iter(explain.cams(asked, images, [Claim(1)] * len(images), layers, method=method).maps.values()))
+    share, area = explain.energy_inside(heat, boxes)
+    assert heat.shape == (len(images), SIZE, SIZE)
+    assert np.median(share / area) > 2
+    peaks = heat.reshape(len(heat), -1).max(axis=1)
+    assert np.allclose(peaks[peaks > 0], 1)
+
+
+_LEARNT: list[tuple[Subject, np.ndarray, np.ndarray]] = []
+
+
+def learnt() -> tuple[Subject, np.ndarray, np.ndarray]:
+    """A small CNN that tells noise with a bright square from noise; images with squares, and their boxes."""
+    if _LEARNT:
+        return _LEARNT[0]
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 140, (192, SIZE, SIZE, 3)).astype(np.uint8)
+    at = rng.integers(2, SIZE - 10, (192, 2))
+    for k in range(96):
+        y, x = at[k]
+        images[k, y : y + 8, x : x + 8] = 255
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2),
+    )  # fmt: skip
+    network = models.Network(Plain(body), (0.4,) * 3, (0.2,) * 3)
+    pixels, truth = torch.from_numpy(images), (torch.arange(192) < 96).long()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(network(pixels), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (network(pixels).argmax(dim=1) == truth).float().mean() > 0.95
+    box = np.column_stack([at[:96, 1], at[:96, 0], at[:96, 1] + 8, at[:96, 0] + 8]) / SIZE
+    _LEARNT.append((subject(network), images[:32], box[:32]))
+    return _LEARNT[0]
+
+
+class Plain(nn.Module):
+    """A body, global average pooling, a linear head; timm's manners."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.fc, self.pretrained_cfg = body, nn.Linear(8, 2), {}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x).amax(dim=(2, 3)))
+
+
+@pytest.mark.smoke
+def test_gradcam_is_captums() -> None:
+    from captum.attr import LayerGradCam
+
+    asked, images = made("model.name=test_resnet"), torch.from_numpy(noise())
+    seen = explain.maps(asked, images, [Claim(1), Claim(1)], ["backbone.layer3"])
+    ours = explain.gradcam(seen.activation["backbone.layer3"], seen.gradient["backbone.layer3"])
+    theirs = LayerGradCam(asked.network, asked.network.backbone.layer3).attribute(
+        images.float(), target=1, relu_attributions=True
+    )
+    assert ours.max() > 0
+    assert torch.allclose(ours, theirs[:, 0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.smoke
+def test_evidence_against_is_the_other_map() -> None:
+    asked = made("model.name=test_resnet", outputs=1)
+    images, layers = noise(), explain.cam_layers(asked.network, 64)
+    seen = {
+        sign: explain.maps(asked, torch.from_numpy(images), [Claim(0, sign)] * 2, list(layers.values()))
+        for sign in (1, -1)
+    }
+    (layer,) = layers.values()
+    assert torch.allclose(seen[1].gradient[layer], -seen[-1].gradient[layer])
+
+
+@pytest.mark.parametrize("name, size, layer, shape", [
+    ("test_resnet", 64, "layer3", (192, 4, 4)),  # layer4 has 2 x 2 cells
+    ("test_resnet", 128, "layer4", (96, 4, 4)),
+    ("test_vit", 160, "blocks.5.norm1", (64, 10, 10)),
+    ("test_efficientnet", 128, "bn2", (256, 4, 4)),
+    ("test_convnext", 128, "stages.3", (96, 4, 4)),
+])  # fmt: skip
+def test_the_default_layer_is_the_last_that_can_say_where(
+    name: str, size: int, layer: str, shape: tuple[int, ...]
+) -> None:
+    asked = made(f"model.name={name}", size=size)
+    found = explain.cam_layers(asked.network, size)
+    assert found == {"backbone": f"backbone.{layer}"}
+    seen = explain.maps(asked, torch.from_numpy(noise(2, size)), [Claim(0), Claim(1)], list(found.values()))
+    assert seen.activation[f"backbone.{layer}"].shape == (2, *shape)
+    assert (seen.gradient[f"backbone.{layer}"].abs().sum(dim=(1, 2, 3)) > 0).all()
+    heat = explain.cams(asked, noise(2, size), [Claim(0), Claim(1)], found).maps["backbone"]
+    assert heat.shape == (2, size, size)
+
+
+def test_swin_maps_are_channels_last() -> None:
+    asked = made("model.name=swin_tiny_patch4_window7_224", size=224)
+    found = explain.cam_layers(asked.network, 224)
+    seen = explain.maps(asked, torch.from_numpy(noise(1, 224)), [Claim(0)], list(found.values()))
+    assert seen.activation["backbone.norm"].shape == (1, 768, 7, 7)
+
+
+def test_two_backbones_give_two_maps_and_fusion_takes_metadata() -> None:
+    asked = made(
+        "model.name=test_resnet", "model.second={name: test_efficientnet, pretrained: false}", "model.metadata=true",
+        metadata=3,
+    )  # fmt: skip
+    layers = explain.cam_layers(asked.network, 64)
+    assert set(layers) == {"backbone", "second"}
+    beside = np.array([[1, 0, -2], [0, 0, 0]], np.float32)
+    heat = explain.cams(asked, noise(), [Claim(0), Claim(1)], layers, beside)
+    assert {name: each.shape for name, each in heat.maps.items()} == dict.fromkeys(layers, (2, 64, 64))
+    chosen = explain.cam_layers(asked.network, 64, "second.blocks.1")
+    assert chosen == {"backbone": layers["backbone"], "second": "second.blocks.1"}
+
+    images, meta = asked.tensors(noise(), beside)
+    added, whole = explain.metadata_contributions(asked, images, [Claim(0), Claim(1)], meta)
+    assert added.shape == (2, 3)
+    assert torch.allclose(added.sum(dim=1), whole, atol=0.02 * float(whole.abs().max()) + 1e-5)
+    assert (added[beside == 0].abs() < 1e-7).all(), "a feature at the average adds nothing"
+    logits = asked.logits(images, torch.stack([meta[0], 0 * meta[0]]))
+    same = asked.logits(images[:1].repeat(2, 1, 1, 1), torch.stack([meta[0], 0 * meta[0]]))[:, 0]
+    assert logits.shape == (2, 2)
+    assert float(whole[0]) == pytest.approx(float(same[0] - same[1]), abs=1e-4)
+
+
+@pytest.mark.smoke
+def test_a_misspelt_layer_lists_the_nearest() -> None:
+    asked = made("model.name=test_resnet")
+    with pytest.raises(UserError, match="did you mean 'layer4'"):
+        explain.cam_layers(asked.network, 64, "layer_4")
+    with pytest.raises(UserError, match="no map of the image"):
+        explain.cam_layers(asked.network, 64, "fc")
+    assert explain.cam_layers(asked.network, 64, "layer2.0")["backbone"] == "backbone.layer2.0"
+
+
+def test_integrated_gradients_are_complete() -> None:
+    asked = made("model.name=test_resnet")
+    images = torch.from_numpy(noise())
+    _, total, difference = explain.integrated_gradients(asked, images, [Claim(0), Claim(1, -1)], steps=96)
+    with torch.inference_mode():
+        before, after = (
+            asked.claimed(asked.logits(x), [Claim(0), Claim(1, -1)]) for x in (explain.blurred(images), images)
+        )
+    assert torch.allclose(difference, after - before, atol=1e-4)
+    assert torch.allclose(total, difference, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.smoke
+def test_stages_filters_and_maximised_inputs() -> None:
+    asked = made("model.name=test_resnet")
+    layers = explain.stages(asked.network, 64)["backbone"]
+    seen = explain.feature_maps(asked, noise()[0], Claim(1), layers)
+    assert [stage.channels for stage in seen] == [32, 32, 48, 192, 96]
+    sides = [stage.mean.shape[0] for stage in seen]
+    assert sides == sorted(sides, reverse=True)
+    assert all((np.diff(np.abs(stage.weights)) <= 1e-6).all() for stage in seen), "strongest first"
+    filters = explain.first_filters(asked.network.backbone)
+    assert filters is not None and filters.shape[-1] == 3
+    start = float(asked.claimed(asked.logits(torch.full((1, 64, 64, 3), 128.0)), [Claim(1)]))
+    image, reached = explain.maximise(asked, Claim(1), 64, steps=20)
+    assert image.dtype == np.uint8 and image.shape == (64, 64, 3)
+    assert reached > start
+    assert np.array_equal(image, explain.maximise(asked, Claim(1), 64, steps=20)[0])
+
+
+@pytest.mark.smoke
+def test_deletion_by_a_true_map_beats_chance_and_a_false_one_does_not() -> None:
+    asked, images, boxes = learnt()
+    images, boxes, claims = images[:8], boxes[:8], [Claim(1)] * 8
+    at = (np.arange(SIZE) + 0.5) / SIZE
+    inside = (at[:, None] >= boxes[:, None, None, 1]) & (at[:, None] < boxes[:, None, None, 3])
+    inside = inside & (at >= boxes[:, None, None, 0]) & (at < boxes[:, None, None, 2])
+    heat = inside[:, 0].astype(np.float32) if inside.ndim == 4 else inside.astype(np.float32)
+    true = {o: explain.area(c) for o, c in explain.deletion(asked, images, claims, heat).items()}
+    false = {o: explain.area(c) for o, c in explain.deletion(asked, images, claims, 1 - heat).items()}
+    assert true["map"].mean() < true["random"].mean() - 0.1
+    assert false["map"].mean() > false["random"].mean()
+    curves = explain.deletion(asked, images, claims, heat)["map"]
+    assert np.allclose(curves[:, 0], asked.predict(images)[:, 1], atol=1e-5)
+
+
+@pytest.mark.smoke
+def test_energy_inside_a_box() -> None:
+    heat = np.zeros((3, 8, 8))
+    heat[0, :4, :4] = 1  # all of it
+    heat[1] = 1  # a quarter, as the area
+    share, area = explain.energy_inside(heat, np.array([[0, 0, 0.5, 0.5]] * 3))
+    assert area.tolist() == [0.25] * 3
+    assert share[:2].tolist() == [1, 0.25]
+    assert np.isnan(share[2])
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def about(task: str, target: str | list[str] = "y") -> competition.Competition:
+    return competition.Competition(
+        name="x", task=task, metric="roc_auc", target=target, train={"table": "t.csv", "images": "{id}.png"}
+    )
+
+
+def ids(sheet: cases.Sheet) -> list[str]:
+    return [case.id for case in sheet.cases]
+
+
+@pytest.mark.smoke
+def test_sheets_of_a_binary_run() -> None:
+    table = pd.DataFrame({
+        "id": list("abcdef"), "fold": [0, 0, 1, 1, 2, 2], "target": [1, 1, 0, 0, 0, 1],
+        "pred": [0.05, 0.9, 0.6, 0.01, 0.2, 0.7],
+    })  # fmt: skip
+    found = cases.answers(about("binary"), table)
+    worst, right, *pairs = cases.sheets(found, cases.SHEETS, 2)
+    assert ids(worst) == ["a", "c"]
+    assert ids(right) == ["b", "d"] or ids(right) == ["d", "b"]
+    assert sorted((sheet.title, tuple(ids(sheet))) for sheet in pairs) == [
+        ("y = 0, taken for y = 1", ("c",)), ("y = 1, taken for y = 0", ("a",)),
+    ]  # fmt: skip
+    missed = worst.cases[0]
+    assert [(view.name, view.sign) for view in missed.views] == [("y = 0", -1), ("y = 1", 1)]
+    assert missed.fold == 0 and missed.probability == pytest.approx(0.95) and not missed.right
+
+
+@pytest.mark.smoke
+def test_sheets_of_other_tasks() -> None:
+    rows = {"id": list("abc"), "fold": [0, 1, 2]}
+    table = pd.DataFrame({**rows, "target": ["01", "x", "x"], "pred_01": [0.2, 0.5, 0.1], "pred_x": [0.8, 0.5, 0.9]})
+    worst, _, pair = cases.sheets(cases.answers(about("multiclass"), table), cases.SHEETS, 5)
+    assert ids(worst)[0] == "a" and pair.title == "01, taken for x"
+    assert [(view.name, view.output, view.sign) for view in worst.cases[0].views] == [("x", 1, 1), ("01", 0, 1)]
+
+    table = pd.DataFrame({**rows, "target": [1.0, 5.0, 3.0], "pred": [1.1, 2.0, 3.0]})
+    worst, right = cases.sheets(cases.answers(about("regression"), table), cases.SHEETS, 5)
+    assert ids(worst) == ["b", "a", "c"] and ids(right) == ["c", "a", "b"]
+    assert worst.cases[0].answer == "2" and worst.cases[0].truth == "5"
+
+    table = pd.DataFrame({**rows, "target_p": [1, 0, 0], "target_q": [0, 1, 0],
+                          "pred_p": [0.9, 0.1, 0.2], "pred_q": [0.3, 0.2, 0.1]})  # fmt: skip
+    found = cases.answers(about("multilabel", ["p", "q"]), table)
+    worst = cases.sheets(found, ["worst"], 2)[0]
+    assert [(case.id, case.truth) for case in worst.cases] == [("b", "q = 1"), ("a", "q = 0")]
+    assert [view.output for view in worst.cases[0].views] == [1, 1]
+    assert [case.truth for case in cases.chosen(found, ["a"])] == ["p = 1", "q = 0"]
+
+
+@pytest.mark.smoke
+def test_the_deletion_check_is_drawn_among_answers_that_are_there() -> None:
+    table = pd.DataFrame({"id": range(50), "fold": 0, "target": [1] * 5 + [0] * 45, "pred": np.linspace(1, 0, 50)})
+    drawn = cases.sample(cases.answers(about("binary"), table.astype({"id": str})), 24)
+    assert {case.answer for case in drawn} == {"y = 1"} and len(drawn) == 5
+
+
+# --- the script -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explained(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A copy of the trained tiny competition with its run explained."""
+    root = tmp_path_factory.mktemp("explained")
+    shutil.copytree(trained.root, root, dirs_exist_ok=True)
+    place = Workplace(root, root / "tiny.yaml")
+    done = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 4, "--maximise")
+    assert str(place.runs / "quick" / "explain" / "index.html") in done.stdout
+    return place
+
+
+def test_the_page_is_whole(explained: Workplace) -> None:
+    folder = explained.runs / "quick" / "explain"
+    html = (folder / "index.html").read_text()
+    links = set(re.findall(r'(?:href|src)="([^"#][^"]*)"', html))
+    files = {link for link in links if not link.startswith("data:")}
+    assert files and all((folder / file).is_file() for file in files)
+    assert "://" not in re.sub(r'data:image/[^"]*', "", html)
+    anchors = set(re.findall(r'href="#([^"]+)"', html))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', html))
+    for words in (
+        "Worst errors",
+        "Most confident right",
+        "Does the map matter",
+        "Stage by stage",
+        "First-layer",
+        "age",
+    ):
+        assert words in html
+    for path in folder.glob("*.png"):
+        assert cv2.imread(str(path)) is not None, path
+    assert {"worst.png", "right.png", "deletion.png", "stage_1.png", "filters_backbone.png", "input_1.png"} <= {
+        path.name for path in folder.glob("*.png")
+    }
+    assert not list(folder.parent.glob("*.part"))
+
+
+def test_each_row_is_explained_by_the_model_that_did_not_see_it(explained: Workplace) -> None:
+    """The model that made the map gives the row's out-of-fold prediction again; another fold's would not."""
+    made = pd.read_csv(explained.runs / "quick" / "explain" / "cases.csv", dtype={"id": str})
+    folds = pd.read_csv(explained.derived / "folds.csv").set_index("id")["fold"]
+    assert (folds.reindex(made["id"]).to_numpy() == made["fold"].to_numpy()).all()
+    assert np.allclose(made["probability"], made["model_probability"], atol=1e-4)
+    assert made["fold"].nunique() > 1
+    assert explained_with(explained, lambda fold: fold) < 1e-4
+    assert explained_with(explained, lambda fold: (fold + 1) % 3) > 0.01, "the check above can't fail"
+
+
+def explained_with(place: Workplace, other: object, count: int = 6) -> float:
+    """How far the explaining model is from the OOF prediction, at worst, were fold K explained by model other(K)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDWISE_ROOT", str(place.root))
+        real = ensemble.load_fold
+        patch.setattr(
+            ensemble, "load_fold", lambda about, recipe, run, fold, table: real(about, recipe, run, other(fold), table)
+        )
+        about = competition.load(str(place.competition))
+        recipe = oof.recipe_of(about, "quick")
+        material, folds_trained = explain_report._material(about, recipe, "quick")
+        asked = explain_report.Request(sheets=["worst"], count=count)
+        sheets = explain_report._sheets(material, asked, folds_trained)
+        found = explain_report._explain(material, sheets, [], asked)
+        return max(abs(explain_report._own(material, case, found) - case.probability) for case in sheets[0].cases)
+
+
+def test_rows_by_id_unreadable_ones_are_named(explained: Workplace, tmp_path: Path) -> None:
+    done = explained.run(
+        "07_explain.py", "--run", "quick", "--rows", "tr0000", "tr0007", "--method", "ig", "--deletion", 0
+    )
+    assert "skipped tr0007: can't be read" in done.stderr
+    made = pd.read_csv(explained.runs / "quick" / "explain" / "cases.csv")
+    assert made["id"].tolist() == ["tr0000"]
+    assert not (explained.runs / "quick" / "explain" / "worst.png").exists(), "nothing of before stays"
+    html = (explained.runs / "quick" / "explain" / "index.html").read_text()
+    assert "Completeness" in html
+    assert "did you mean" in explained.refused("07_explain.py", "--run", "quick", "--rows", "tr000")
+    assert "did you mean 'layer4'" in explained.refused("07_explain.py", "--run", "quick", "--layer", "layer_4")
+    assert "nothing to explain" in explained.refused("07_explain.py", "--run", "quick", "--rows", "tr0007")
+    info = json.loads((explained.runs / "quick" / "run.json").read_text())
+    (explained.runs / "quick" / "run.json").write_text(json.dumps({**info, "folds_hash": "other"}))
+    assert "other folds" in explained.refused("07_explain.py", "--run", "quick")
+    (explained.runs / "quick" / "run.json").write_text(json.dumps(info))
+
+
+@pytest.mark.smoke
+def test_an_overlay_shows_the_image_where_the_map_is_dark() -> None:
+    image = noise(1, 32)[0]
+    heat = np.zeros((32, 32), np.float32)
+    heat[8:16, 8:16] = 1
+    shown = explain_figures.overlay(image, heat)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    assert np.corrcoef(shown[20:, 20:].mean(axis=2).ravel(), gray[20:, 20:].ravel())[0, 1] > 0.99
+    assert np.ptp(shown[9:15, 9:15].astype(int), axis=2).mean() > 60, "coloured where it is bright"
+    assert explain_figures.strip([image, shown]).shape == (224, 2 * 224 + explain_figures.GAP, 3)
+
+
+# --- real weights -----------------------------------------------------------------------------------------
+
+
+def test_maps_of_real_weights_fall_on_the_raccoon() -> None:
+    """24 photos with boxes, ImageNet's own classes: more of the map lies in the box than its area."""
+    table = pd.read_csv(shared("data", "raccoon", "labels.csv")).drop_duplicates("filename", keep=False).head(24)
+    folder = next(shared("data", "raccoon").rglob(table["filename"].iloc[0])).parent
+    weights = shared("weights", "mobilenetv2_100.safetensors")
+    network = models.create(config.load("mobilenetv2", [f"model.weights={weights}"]), 1000)
+    from safetensors.torch import load_file
+
+    network.backbone.load_state_dict(load_file(weights))
+    asked = subject(network)
+    images = np.stack([cv2.resize(cv2.imread(str(folder / name))[..., ::-1], (224, 224)) for name in table["filename"]])
+    claims = [Claim(int(k)) for k in asked.predict(images).argmax(axis=1)]
+    heat = explain.cams(asked, images, claims, explain.cam_layers(network, 224)).maps["backbone"]
+    scale = table[["width", "height", "width", "height"]].to_numpy(float)
+    share, area = explain.energy_inside(heat, table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float) / scale)
+    assert np.median(share / area) > 1.15
+    assert np.mean(share > area) > 0.8
