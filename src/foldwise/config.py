@@ -38,9 +38,11 @@ class Fusion(Strict):
 
     hidden: list[int] = Field([512, 128], min_length=1, description="widths of the metadata layers")
     activation: Literal["swish", "relu"] = Field("swish", description="after each batch norm")
-    dropout: float = Field(0.3, ge=0, lt=1, description="between the metadata layers")
+    dropout: float = Field(
+        0.3, ge=0, lt=1, description="between the metadata layers; with `joint`: after each, and after it"
+    )
     joint: int | None = Field(None, ge=1, description="width of a layer after the concatenation (ISIC 2019: 1024)")
-    feature_drop: float = Field(0.0, ge=0, lt=1, description="each metadata feature is dropped so often in training")
+    feature_drop: float = Field(0.0, ge=0, lt=1, description="each metadata feature is set to 0 so often in training")
 
 
 class Head(Strict):
@@ -50,7 +52,7 @@ class Head(Strict):
         "default", description="how the last feature map is pooled; default: as timm's model does"
     )
     hidden: int | None = Field(None, ge=1, description="width of a Dense + ReLU layer before the classifier")
-    dropout: float = Field(0.0, ge=0, lt=1, description="before the classifier")
+    dropout: float = Field(0.0, ge=0, lt=1, description="right before the classifier")
     samples: int = Field(1, ge=1, description="dropout masks averaged on one classifier (multi-sample: 5)")
 
 
