@@ -308,6 +308,7 @@ def _load(place: Workplace) -> competition.Competition:
     (["--crop", "boxes"], "needs --boxes FILE.csv"),
     (["--boxes", "b.csv"], "--boxes: needs --crop boxes or --crop detector"),
     (["--crop", "detector", "--boxes", "b.csv"], "--finetune-boxes"),
+    (["--crop", "detector", "--finetune-epochs", "0"], "--finetune-epochs and --finetune-rate are above 0"),
     (["--crop", "boxes", "--boxes", "b.csv", "--crop-margin", "wide"], "'wide' is neither auto nor a share"),
     (["--crop", "boxes", "--boxes", "b.csv", "--crop-min-score", "7"], "'7' is not a share, 0 to 1"),
 ])  # fmt: skip

@@ -19,7 +19,7 @@ from foldwise.schema import nearest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of --crop, in a group of their own in --help."""
     group = parser.add_argument_group(
-        "crops", "cut the object out of each image: images_<size>_crop.npy beside images_<size>.npy, for recipes with "
+        "crops", "cut the object out of each image: images_<size>_crop.npy beside images_<size>.npy, for recipes with\n"
         "crop: true; boxes.csv, crops.png and a section of report.html show what was found (docs/crop.md)",
     )  # fmt: skip
     add = group.add_argument
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crop-truth", metavar="FILE.csv", help="true boxes of some images: measure recall, choose the margin")
     add("--finetune-boxes", metavar="FILE.csv", help="tune the detector on these true boxes first; some images are "
         "held out, and the margin is chosen by them")  # fmt: skip
-    add("--finetune-holdout", type=int, metavar="N", help="images held out (default: a quarter)")
-    add("--finetune-epochs", type=int, metavar="N", default=24, help="(default: 24)")
+    add("--finetune-holdout", type=command.count, metavar="N", help="images held out (default: a quarter)")
+    add("--finetune-epochs", type=command.count, metavar="N", default=24, help="(default: 24)")
     add("--finetune-rate", type=float, metavar="LR", default=1e-3, help="peak learning rate (default: 0.001)")
-    add("--finetune-seed", type=int, metavar="N", default=0, help="of the images held out, the order and the "
+    add("--finetune-seed", type=command.count, metavar="N", default=0, help="of the images held out, the order and the "
         "augmentation (default: 0)")  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--boxes goes with --crop boxes; to tune a detector on boxes, give --finetune-boxes FILE.csv")
     if args.crop == "boxes" and args.finetune_boxes:
         raise UserError("--finetune-boxes goes with --crop detector")
+    if args.finetune_epochs < 1 or args.finetune_rate <= 0:
+        raise UserError("--finetune-epochs and --finetune-rate are above 0")
 
 
 def warn_if_stale(competition: Competition, index: pd.DataFrame) -> None:
