@@ -33,7 +33,7 @@ CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge",
 REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
 HEADS = tuple(dict.fromkeys([*CLASSIFIERS, *REGRESSORS]))
 
-CHUNK = 2048  # rows whose distances to all others are held at once
+CHUNK = 512  # rows whose distances to all others are held at once
 TUNE_ROWS = 4000  # settings are chosen on so many rows at most
 INNER = 3  # inner splits
 LANDMARKS = 1000  # of Nystroem features
@@ -106,9 +106,9 @@ class Features:
         return max(squares / count - float(np.square(total / count).sum()), 1e-12)
 
 
-def _chunks(rows: Array, size: int = CHUNK) -> Iterator[Array]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _chunks(rows: Array) -> Iterator[Array]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]
 
 
 @dataclass
@@ -128,13 +128,15 @@ class Pairs:
             self._matrix[start : start + CHUNK] = self._of(x[start : start + CHUNK], x)
 
     def blocks(self, ask: Array, fit: Array) -> Iterator[Array]:
-        """float32 (up to CHUNK of `ask`, len(fit)), one after the other; both are row numbers."""
+        """float32 (up to CHUNK of `ask`, len(fit)), one after the other, the caller's own; both are row numbers."""
         columns = self._place[fit]
+        whole = np.array_equal(columns, np.arange(len(self.rows)))
         others = None
         for part in _chunks(ask):
             places = self._place[part]
             if len(places) and min(places.min(), columns.min()) >= 0:
-                yield self._matrix[places][:, columns]
+                block = self._matrix[places]
+                yield block if whole else np.take(block, columns, axis=1)
                 continue
             others = self.features.take(fit) if others is None else others
             yield self._of(self.features.take(part), others)
@@ -193,9 +195,9 @@ class KernelMethod:
         return [np.concatenate(parts) for parts in made]
 
     def _kernel(self, block: Array, gamma: float | None) -> Array:
-        if gamma is None:
-            return block / self.variance
-        return np.exp(block * (-gamma / self.variance), dtype=np.float64)
+        """float64, from `block`, which is overwritten; its digits are float32's, as libsvm's own kernel values are."""
+        block *= np.float32((1 if gamma is None else -gamma) / self.variance)
+        return (block if gamma is None else np.exp(block, out=block)).astype(np.float64)
 
 
 def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[Array], Array]:
@@ -382,14 +384,14 @@ class Chunked:
         penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
         weights: Array = np.zeros(0)
         share = float(np.mean(target > 0))
-        for step in range(1 if self.loss == "ridge" else 25):
+        for _ in range(1 if self.loss == "ridge" else 25):
             gram: Array = np.zeros(0)
             pull: Array = np.zeros(0)
-            for start in range(0, len(fit), CHUNK):
-                x, t = mapped(fit[start : start + CHUNK]), target[start : start + CHUNK]
-                if not step and not start:
+            for part, t in zip(_chunks(fit), _chunks(target), strict=True):
+                x = mapped(part)
+                if not len(weights):
                     weights = np.zeros(x.shape[1])
-                if not start:
+                if not len(gram):
                     gram, pull = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
                 curve, aim = self._curve(x @ weights, t, share)
                 gram += (x * curve[:, None]).T @ x

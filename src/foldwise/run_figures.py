@@ -24,6 +24,7 @@ def save(figure: Figure, path: Path) -> None:
     """A PNG on white."""
     with atomic.replacing(path) as part, matplotlib.rc_context(figures.STYLE):
         figure.savefig(part, format="png", dpi=110, facecolor="white")
+    figure.set_layout_engine("none")  # laid out; not once more for the page
 
 
 @styled
@@ -95,7 +96,7 @@ def calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]], words: tuple[s
         for kind, colour, word in ((False, SKY, words[0]), (True, VERMILLION, words[1])):
             spread.hist(p[(happened > 0.5) == kind], bins=EDGES, histtype="stepfilled",
                         color=colour, alpha=0.65, label=word)  # fmt: skip
-        spread.legend(loc="upper center", fontsize=8)
+        spread.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
     curve.set(xlabel="predicted probability", ylabel="share that happened", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     curve.set_title("Calibration, ten equally filled bins, 95 % intervals")
     spread.set(xlabel="predicted probability", ylabel="rows", yscale="log")

@@ -114,7 +114,7 @@ def _decisions(found: Answers) -> tuple[list[Decision], Answers]:
         truth, p = found.truth[rows], found.prob[rows, 1]
         for at, threshold in (("0.5", 0.5), *thresholds(truth, p).items()):
             counts = _counts(truth, (p >= threshold).astype(np.int64), 2)
-            made.append(Decision(at, threshold, counts, name))
+            made.append(Decision(at, threshold, counts, name if found.task == "multilabel" else ""))
             if at == "best F1":
                 decided[rows] = p >= threshold
     return made, replace(found, decided=decided)
@@ -185,7 +185,7 @@ def _confusion(
     figure = run_figures.confusion([(t, one.counts) for t, one in zip(titles, decisions, strict=True)], shown)
     words = "Shares of each true class's rows, and counts."
     if competition.task == "binary":
-        words += " Best F1 and best Youden (sensitivity + specificity - 1) are chosen on these rows, a little rosily."
+        words += " Best F1 and best Youden (sensitivity + specificity - 1) are chosen on these rows: they flatter."
     made.add("Confusion", page.text(words) + _both(made, place, "confusion", figure, "Confusion matrix"))
     for name, row in zip(names, decisions[-1].counts.T, strict=True):
         if not row.sum():
@@ -248,8 +248,8 @@ def expected_error(p: np.ndarray, happened: np.ndarray) -> float:
 def _regression(made: Page, place: Path, found: Answers) -> list[Sheet]:
     pred, truth = found.prob.T
     error = pred - truth
-    made.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error")
-    made.tile(f"{np.abs(error).mean():.4g}", "mean absolute error")
+    made.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error, all rows")
+    made.tile(f"{np.abs(error).mean():.4g}", "mean absolute error, all rows")
     made.tile(f"{1 - np.sum(error**2) / max(np.sum((truth - truth.mean()) ** 2), 1e-300):.3f}", "R²")
     parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(run_figures.BINS, len(pred))) if len(k)]
     rows = [(len(k), pred[k].min(), pred[k].max(), truth[k].mean(), error[k].mean(), np.abs(error[k]).mean())
@@ -297,9 +297,10 @@ def _examples(made: Page, competition: Competition, sheets: Sequence[Sheet], ima
             body += f'<figure style="width:{PICTURE}px;overflow-wrap:anywhere">{picture}<figcaption>'
             body += f"{page.escape(words)}</figcaption></figure>"
         body += "</div>"
-    heading = "Largest errors" if competition.task == "regression" else "Most confused"
-    lead = page.text("Rows answered wrongly, the surest first: look for wrong labels, too.")
-    made.add(heading, lead + body if body else "")
+    if competition.task == "regression":
+        made.add("Largest errors", body)
+    elif body:
+        made.add("Most confused", page.text("Rows answered wrongly: look for wrong labels, too.") + body)
 
 
 def _places(images: Cache | None, ids: list[str]) -> np.ndarray:
