@@ -1,7 +1,7 @@
 """Step 10: every run of a competition on one page, to sort and to filter: scores, spread, cost, curves.
 
 reads    oof/<competition>/<run>/ (prediction tables, logs, run.json), input/derived/<competition>/ (index, folds)
-writes   oof/<competition>/results.html, results.csv; <run>/curves.png where a run has logs
+writes   oof/<competition>/results.html, results.csv; <run>/curves.png and <run>/report/ where they are missing or old
 
 A run that can't be used, for a damaged table or a fold that is missing, is listed with the reason.
 
@@ -13,7 +13,7 @@ examples
 
 from __future__ import annotations
 
-from foldwise import command, competition, curves, results, results_page
+from foldwise import command, competition, results, results_page
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     about = competition.load(args.competition)
     found = results.gather(about, args.runs)
     for one in found:
-        curves.draw(one.folder, about.metric)
+        results.illustrate(about, one)
     path = results_page.write(about, found)
     results_page.print_table(about, found)
     print(f"wrote {path} and results.csv")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -186,9 +187,9 @@ def test_the_script_writes_page_table_and_curves(place: Workplace) -> None:
     page = (place.runs / "results.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert HOSTILE not in page and f"<td>{HOSTILE}" in unescape(page).replace(f'">{HOSTILE}</a>', f"<td>{HOSTILE}")
-    for link in re.findall(r'href="([^"#][^"]*)"', page):
-        assert (place.runs / link.replace("%20", " ").replace("%22", '"').replace("%3C", "<").replace("%3E", ">")
-                .replace("%26", "&").replace("%3B", ";")).exists(), link  # fmt: skip
+    for link in re.findall(r'(?:href|src)="([^"#][^"]*)"', page):
+        assert (place.runs / unquote(link)).exists(), link
+    assert 'src="quick/report/confusion.png"' in page and 'src="quick/report/calibration.png"' in page
     assert (place.runs / "quick" / "curves.png").exists() and not (place.runs / "lightgbm" / "curves.png").exists()
     assert place.refused("10_report.py", "--runs", "quik").endswith("no such run (did you mean 'quick'?)")
 

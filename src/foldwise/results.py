@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, blend_report, config, folds, lineup, metrics, oof, trust
+from foldwise import UserError, blend_report, config, curves, folds, lineup, metrics, oof, run_report, trust
+from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
 from foldwise.schema import nearest
@@ -202,18 +203,20 @@ def _seconds(info: dict[str, Any]) -> float:
 
 def differs(settings: dict[str, Any]) -> dict[str, str]:
     """{dotted key: value} of a run's settings that are not the recipe's defaults (all of them for another step's)."""
-    base: dict[str, Any] = {}
-    if "image_size" in settings:
-        base = config.settings(config.Recipe())
-        try:  # a run made before a knob was there has its default
-            settings = config.settings(config.recipe_from(settings, [], "run.json"))
-        except UserError:
-            base = {}
+    base = config.settings(config.Recipe()) if "image_size" in settings else {}
     found = {}
-    for line in config.differences(base, settings):
+    for line in config.differences(base, _over(base, settings)):  # a run from before a knob was there has its default
         key, _, change = line.partition(": ")
         found[key] = change.partition(" -> ")[2]
     return found
+
+
+def _over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _over(base[key], value) if both else value
+    return merged
 
 
 def varying(found: list[Result]) -> set[str]:
@@ -221,6 +224,24 @@ def varying(found: list[Result]) -> set[str]:
     recipes = [one.differs for one in found if one.image_size]
     keys = {key for differs in recipes for key in differs}
     return {key for key in keys if len({differs.get(key) for differs in recipes}) > 1} - {"image_size", "model.name"}
+
+
+def illustrate(competition: Competition, result: Result) -> None:
+    """The run's curves.png, and its own report (confusion, classes, calibration), where they are missing or old.
+
+    What can't be made is said, and keeps no run from the page.
+    """
+    if list(result.folder.glob("fold*_log.csv")):
+        curves.draw(result.folder, competition.metric)
+    whole, report = result.folder / "oof.csv", result.folder / "report" / "report.html"
+    if not (result.complete and whole.exists()) or (
+        report.exists() and report.stat().st_mtime >= whole.stat().st_mtime
+    ):
+        return
+    try:
+        run_report.write(competition, result.run)
+    except Exception as error:
+        note(f"warning: {report}: not made ({type(error).__name__}: {error})")
 
 
 def table(found: list[Result]) -> pd.DataFrame:

@@ -30,6 +30,7 @@ table.runs td.run, table.runs td.model { max-width: 15em; } td.says { min-width:
 .filter input { font: inherit; padding: 5px 9px; width: 26em; max-width: 100%; border: 1px solid var(--line);
   border-radius: 6px; background: var(--card); color: var(--ink); }
 details.one { border-top: 1px solid var(--line); padding: 2px 0; } details.one > summary { font-weight: 600; }
+.report figure { flex: 1 1 420px; } .report img { max-width: 100%; max-height: 460px; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 </style>"""
 
@@ -223,7 +224,7 @@ def _one(sheet: Page, competition: Competition, one: Result) -> str:
     )
     differs = ", ".join(f"{key}={value}" for key, value in one.differs.items())
     settings = f"<p>Settings other than the defaults: <code>{escape(differs)}</code></p>" if differs else ""
-    body = _links(one) + scores + settings + _curves(sheet, competition, one)
+    body = _links(one) + scores + settings + _curves(sheet, competition, one) + _pictures(one)
     title, anchor = escape(f"{one.run}: {number(one.score)}"), escape(_anchor(one), quote=True)
     return f'<details class="one" id="{anchor}"><summary>{title}</summary>{body}</details>'
 
@@ -248,6 +249,20 @@ def _curves(sheet: Page, competition: Competition, one: Result) -> str:
     made = sheet.figure(curves.figure(logs, competition.metric), f"learning curves of {one.run}")
     slow = "".join(f"fold {k}: epoch {int(curves.chosen(log)['epoch'])} of {len(log)}. " for k, log in logs.items())
     return f"<h3>Learning curves</h3>{page.text('Epoch that predicts: ' + slow, soft=True)}{made}"
+
+
+def _pictures(one: Result) -> str:
+    """The figures that the run's own report holds, by relative links; none where it has not been made."""
+    made = ""
+    for name in ("confusion", "calibration", "residuals"):
+        path = one.folder / "report" / f"{name}.png"
+        if path.exists():
+            link = quote(path.relative_to(one.folder.parent).as_posix())
+            made += (
+                f'<figure><h3>{name.title()}</h3><img src="{link}" alt="{name} of {escape(one.run)}" loading="lazy">'
+            )
+            made += "</figure>"
+    return f'<div class="side report">{made}</div>' if made else ""
 
 
 def _left_out(broken: list[Result]) -> str:
