@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, folds, index, launch, learners, metrics
 from foldwise.competition import Competition
@@ -118,7 +119,7 @@ def fit(problem: Problem, plan: Plan, told: Callable[[str], None] = lambda line:
             told(f"fold {fold}: {line}")
         return made
 
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:  # linear algebra, too, on one thread a fold
         return list(pool.map(one, every))
 
 
@@ -250,8 +251,11 @@ def _settings(
     splits = []
     for held in np.unique(inner):
         a, b = learn[inner != held], learn[inner == held]
-        encoder, x, (x_watch,) = _encoded(problem, plan, rows, a, [b])
-        splits.append(_Split(a, b, x, x_watch, encoder.categorical))
+        if len(a):
+            encoder, x, (x_watch,) = _encoded(problem, plan, rows, a, [b])
+            splits.append(_Split(a, b, x, x_watch, encoder.categorical))
+    if not splits:  # a single training row
+        return settings, None, 0
 
     def score(asked: Settings) -> float:
         return _inner_score(problem, plan, asked, splits)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, drift, folds, index, oof
+from foldwise import UserError, config, drift, folds, index, oof
 from foldwise.competition import Competition
 from foldwise.schema import nearest
 from foldwise.tabular import Rows, is_number, numbers
@@ -51,8 +51,10 @@ class Embedding:
     values: dict[int | None, np.ndarray]
 
     def of_fold(self, fold: int) -> np.ndarray:
-        """float32 (rows, D) as fold K's network, which did not train on fold K, sees all rows."""
-        return np.asarray(self.values[None if None in self.values else fold])
+        """float32 (rows, D) as fold K's network, which did not train on fold K, sees all rows; NaN: no image."""
+        found = np.array(self.values[None if None in self.values else fold])
+        found[~found.any(axis=1)] = np.nan  # stored as zeros
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def gather(
         if name not in frame:
             raise UserError(f"--target-encode {name}: no such column{nearest(name, map(str, frame))}")
     stacks = [_stack(competition, run, table, fold_table) for run in wish.runs]
-    embeddings = [_embedding(competition, given, fold_table, len(test)) for given in wish.embeddings]
+    ids = [*fold_table["id"].tolist(), *test["id"].tolist()]
+    embeddings = [_embedding(competition, given, ids, fold_table) for given in wish.embeddings]
     facts, lines = _drift(competition, table, fold_table, made[list(frame)], wish)
     return Inputs(frame, len(train), stacks, embeddings, [*notes, *lines], facts)
 
@@ -259,47 +262,46 @@ def _as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.
 # --- embeddings -------------------------------------------------------------------------------------------
 
 
-def _embedding(competition: Competition, given: str, fold_table: pd.DataFrame, tests: int) -> Embedding:
-    """Embeddings of a run (its name, or the folder), one file a fold; or one .npy made by no trained network."""
+def _embedding(competition: Competition, given: str, ids: list[str], fold_table: pd.DataFrame) -> Embedding:
+    """Embeddings of a run (its name, or a folder), one file a fold; or one .npy made by no trained network."""
     path = Path(given)
-    if path.suffix != ".npy":
-        path = next((p for p in (path, competition.runs() / given) if p.is_dir()), competition.runs() / given)
-        path = path / "embeddings" if (path / "embeddings").is_dir() else path
-    if path.suffix == ".npy" and path.stem != "embeddings" and path.stem.startswith("fold"):
-        raise UserError(f"--embeddings {given}: one fold's; its network saw the other folds' rows: name the folder")
-    alone = path if path.suffix == ".npy" else path / "embeddings.npy"
-    every = sorted(fold_table["fold"].unique().tolist())
-    if alone.exists() or path.suffix == ".npy":
-        files: dict[int | None, Path] = {None: alone}
-    else:
-        files = {fold: path / f"fold{fold}_embeddings.npy" for fold in every}
-    _check_origin(alone.parent / "embeddings.json", fold_table)
-    rows = len(fold_table) + tests
-    return Embedding(f"embeddings {_title(path)}", {fold: _read_array(file, rows) for fold, file in files.items()})
+    if path.suffix == ".npy" and path.stem.startswith("fold"):
+        raise UserError(f"--embeddings {given}: one fold's; its network saw the other folds' rows: name the run")
+    folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
+    alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
+    if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
+        made = sorted(file.parent.name for file in competition.runs().glob("*/embeddings.json"))
+        raise UserError(f"{folder}: no embeddings{nearest(given, made)}; make them with 04_embed.py")
+    files: dict[int | None, Path] = {None: alone}
+    if path.suffix != ".npy" and not alone.exists():
+        files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in sorted(fold_table["fold"].unique().tolist())}
+    _check_origin(folder / "embeddings.json", [file.name for file in files.values()], ids, fold_table)
+    name = path.stem if path.suffix == ".npy" and path.stem != "embeddings" else folder.name
+    return Embedding(f"embeddings {name}", {fold: _read_array(file, len(ids)) for fold, file in files.items()})
 
 
-def _title(path: Path) -> str:
-    return path.parent.name if path.name in {"embeddings", "embeddings.npy"} else path.stem
-
-
-def _check_origin(path: Path, fold_table: pd.DataFrame) -> None:
+def _check_origin(path: Path, names: list[str], ids: list[str], fold_table: pd.DataFrame) -> None:
+    """UserError where the embeddings were made on other folds, or of other rows."""
     if not path.exists():
         return
     try:
-        made = json.loads(path.read_text(encoding="utf-8")).get("folds_hash")
-    except (ValueError, AttributeError):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        hashed, rows = made["folds_hash"], {made["files"][name]["rows"] for name in names if name in made["files"]}
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; make the embeddings anew with 04_embed.py") from None
-    if made is not None and made != folds.digest(fold_table):
+    if hashed != folds.digest(fold_table):
         raise UserError(
-            f"{path}: made on other folds ({made}) than folds.csv ({folds.digest(fold_table)}); make it anew"
+            f"{path}: made on other folds ({hashed}) than folds.csv ({folds.digest(fold_table)}); make them anew"
         )
+    if rows - {config.digest(ids)}:
+        raise UserError(f"{path}: made of other rows than today's; make the embeddings anew with 04_embed.py")
 
 
 def _read_array(path: Path, rows: int) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r")
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; make it with 04_embed.py{nearest(path.stem, _beside(path))}") from None
+        raise UserError(f"{path}: not there; make it with 04_embed.py") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a NumPy array ({error})") from None
     if values.ndim != 2 or values.shape[0] != rows or values.dtype.kind != "f":
@@ -308,7 +310,3 @@ def _read_array(path: Path, rows: int) -> np.ndarray:
             "then the test rows"
         )
     return values
-
-
-def _beside(path: Path) -> list[str]:
-    return [other.stem for other in path.parent.glob("*.npy")] if path.parent.is_dir() else []
