@@ -118,15 +118,21 @@ def _ids_file(path: Path) -> Path:
 
 
 def passing(
-    raw: Path, room: Path, rows: pd.DataFrame, size: int, options: ImageOptions, workers: int | None = None
+    raw: Path,
+    room: Path,
+    rows: pd.DataFrame,
+    size: int,
+    options: ImageOptions,
+    workers: int | None = None,
+    crops: roi.Crops | None = None,
 ) -> tuple[Cache, np.ndarray, dict[str, str]]:
     """A cache in the temporary folder `room` of new files: never a second path for images that come later.
 
     rows: an index's split, id, path (below `raw`), error, bytes. Back come the cache, the cache's row of each of
     them (int64, -1: unreadable), and {id: reason} of the unreadable ones.
     """
-    errors = build_size(raw, room, rows, size, options, workers)
-    images = open_size(room, size)
+    errors = build_size(raw, room, rows, size, options, workers, crops=crops)
+    images = open_size(room, size, crops is not None)
     ids = rows["id"].tolist()
     reasons = {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
     return images, images.rows("new", ids), reasons

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from foldwise import UserError, cache, fold_data, folds, index, infer, models, oof, precision, targets
+from foldwise import UserError, cache, cropping, fold_data, folds, index, infer, models, oof, precision, targets
 from foldwise.competition import Competition, output_root
 from foldwise.config import Recipe
 from foldwise.models import Network
@@ -142,8 +142,11 @@ def predict_folder(
         {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in paths]}
     )
     table = index.load(competition)
+    crops = cropping.again(competition, folder, rows) if recipe.crop else None
     with tempfile.TemporaryDirectory(dir=output_root()) as room:
-        images, where, broken = cache.passing(folder, Path(room), rows, recipe.image_size, competition.image, workers)
+        images, where, broken = cache.passing(
+            folder, Path(room), rows, recipe.image_size, competition.image, workers, crops
+        )
         if (where < 0).all():
             raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {broken[ids[0]]}")
         preds = [
