@@ -539,7 +539,7 @@ def test_rows_that_come_and_go_are_named(trained: Workplace, tmp_path: Path) -> 
     [
         (["06_blend.py", "--name", "../../zz"], "is no name"),
         (["02_train.py", "--name", "a/b"], "is no name"),
-        (["04_embed.py", "--run", "quick", "image_size=64"], "overrides go with --recipe"),
+        (["04_embed.py", "--run", "quick", "image_size=64"], "only predict.* can change now"),
         (["05_predict.py", "--run", "quick", "--images", "nowhere"], "no such folder"),
         (["02_train.py", "--recipe", "quick.yaml", "seed=-1"], "seed"),
         (["02_train.py", "--recipe", "quick.yaml", "model.mean=[0.5]"], "model.mean"),
