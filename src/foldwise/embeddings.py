@@ -43,7 +43,6 @@ from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe
 from foldwise.ensemble import Trained
-from foldwise.schema import nearest
 
 FORMAT = 1  # raise it when the same model and images would give other embeddings
 CHUNK = 1024  # rows between two saves
@@ -83,8 +82,8 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
     if run:
         return competition.runs() / run
     name = config.run_name(source)
-    bare, own = config.settings(config.load(source)), config.settings(recipe)
-    changed = {key for key in ("image_size", "crop", "model", "predict") if bare[key] != own[key]}
+    own = _facts(recipe)
+    changed = own != _facts(config.load(source))
     return competition.runs() / (f"{name}-{config.digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 
@@ -106,16 +105,6 @@ def each_fold(
         facts = {**_facts(recipe), "run": run, "fold": fold, "weights": _file_digest(file)}
         embed = _trained(partial(ensemble.load_fold, competition, recipe, run, fold, table))
         yield fold, _stored(place, f"fold{fold}_embeddings", rows, embed, facts, competition), rows
-
-
-def load(competition: Competition, name: str, fold: int) -> np.ndarray:
-    """Stored embeddings by their folder's name, as fold `fold` may see them: float32 (rows, D), memory-mapped."""
-    place = competition.runs() / name
-    for path in (place / f"fold{fold}_embeddings.npy", place / "embeddings.npy"):
-        if path.exists() and path.name in _known(place):
-            return np.load(path, mmap_mode="r")
-    made = sorted(path.parent.name for path in competition.runs().glob("*/embeddings.json"))
-    raise UserError(f"{place}: no embeddings of fold {fold}{nearest(name, made)}; make them with 04_embed.py")
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:

@@ -44,11 +44,17 @@ def write(competition: Competition, run: str) -> Path:
     folder = competition.runs() / run
     if not (folder / "oof.csv").exists():
         raise UserError(f"{folder}: no oof.csv (yet); the report needs every fold")
-    table = oof.read_table(folder / "oof.csv")
-    info = oof.read_info(folder)
-    made = Page(f"{run} on {competition.name}", _lead(info))
-    place = folder / "report"
-    place.mkdir(exist_ok=True)
+    table, info = oof.read_table(folder / "oof.csv"), oof.read_info(folder)
+    return write_table(competition, table, folder / "report", run, info)
+
+
+def write_table(
+    competition: Competition, table: pd.DataFrame, place: Path, title: str, info: dict[str, Any] | None = None
+) -> Path:
+    """The same report of any out-of-fold table (id, fold, target..., pred...), such as a blend's, in folder `place`."""
+    info = info or {}
+    made = Page(f"{title} on {competition.name}", _lead(info))
+    place.mkdir(parents=True, exist_ok=True)
     found = cases.answers(competition, table)
     _tiles(made, competition, table, info)
     if competition.task == "regression":
@@ -57,7 +63,7 @@ def write(competition: Competition, run: str) -> Path:
         sheets = _classes(made, place, competition, found)
     _examples(made, competition, sheets, _images(competition, info))
     atomic.write_csv(place / "pairs.csv", cases.table(sheets), "%.6g")
-    made.footer = "Made from oof.csv alone: every row was predicted by a model that had not seen it."
+    made.footer = "Made from the out-of-fold table alone: every row was predicted by a model that had not seen it."
     atomic.write_text(place / "report.html", made.html())
     return place / "report.html"
 
