@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from foldwise import launch, precision
-from foldwise.augment import tta_views
+from foldwise.views import tta_views
 from foldwise.cache import Cache
 from foldwise.config import Recipe
 from foldwise.dataset import Batches
@@ -116,7 +116,7 @@ def _over_rows(
     network.eval()
     device = next(network.parameters()).device
     way = way or precision.of_device(recipe, device)
-    views = tta_views(recipe.predict.tta)  # TODO
+    views = tta_views(recipe.predict, recipe.image_size)
     ranks = launch.ranks()
     readable = np.flatnonzero(where >= 0)
     mine = readable[ranks.rank :: ranks.size]

@@ -403,7 +403,7 @@ class Trainer:
         t, a, recipe = self.recipe.train, self.recipe.augment, self.recipe
         size = t.sizes[min(epoch * len(t.sizes) // t.epochs, len(t.sizes) - 1)] if t.sizes else recipe.image_size
         images = self.data.images if size == recipe.image_size else cache.load(self.competition, size, recipe.crop)
-        ops = augment.train_ops(a.preset, size, a.flips, **({"randaugment": a.randaugment} if a.randaugment else {}))
+        ops = augment.train_ops(a.preset, size, a.flips, a.randaugment)
         where = fold_data.where(images, self.data.train)
         return Batches(
             images, where, t.batch_size, ops, (recipe.seed, self.fold), t.loaders, self.draw,

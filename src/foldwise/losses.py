@@ -24,7 +24,9 @@ def make(settings: Train, targets: Targets, weights: Tensor | None = None, unit:
     weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
     """
     if targets.task == "regression":
-        plain = {"default": F.mse_loss, "mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[settings.loss]
+        if settings.loss == "mae":
+            return lambda logits, target: F.l1_loss(logits / unit, target / unit)
+        plain = F.huber_loss if settings.loss == "huber" else F.mse_loss
         return lambda logits, target: plain(logits / unit, target / unit)
     if settings.loss == "ordinal":
         return lambda logits, target: F.binary_cross_entropy_with_logits(logits, above(target))

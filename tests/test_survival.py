@@ -1,0 +1,260 @@
+"""A session that dies loses nothing: kills, damaged checkpoints, the end of the hours, bad numbers, little memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY, Workplace, make_tiny
+
+from foldwise import UserError, checkpoint, competition, config, folds, loop, oof, session
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    made = make_tiny(tmp_path_factory.mktemp("survival"))
+    made.run("01_preprocess.py", "--sizes", 32)
+    return made
+
+
+@pytest.fixture
+def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> competition.Competition:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
+    return competition.load(str(place.competition))
+
+
+def recipe(about: competition.Competition, *overrides: str) -> config.Recipe:
+    return config.load(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
+
+
+def trainer(about: competition.Competition, made: config.Recipe, folder: Path, **kwargs: float) -> loop.Trainer:
+    folder.mkdir(exist_ok=True)
+    return loop.Trainer(about, made, 0, folds.load(about), folder, **kwargs)
+
+
+def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: competition.Competition) -> None:
+    """Seven named moments and thirteen random ones; each a kill -9, then the same command again."""
+    command = [sys.executable, str(REPOSITORY / "tests" / "killed_runs.py"), str(about.file)]
+    done = subprocess.run(
+        [*command, str(about.file.with_name("quick.yaml")), "1", "20"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(trials) == 21
+    assert all(trial["kills"] for trial in trials[1:8]), "a named moment never came"
+    assert sum(trial["kills"] for trial in trials[8:]) >= 10, "the random kills came after the end"
+    odd = [trial for trial in trials if trial["digest"] != trials[0]["digest"]]
+    assert not odd, odd
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    about: competition.Competition, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recipe(about, "train.epochs=3")
+    first = trainer(about, made, tmp_path / "a")
+    first.start()
+    first.run_epoch()
+    first.run_epoch()
+    path = tmp_path / "a" / "fold0.ckpt"
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 0x10  # a bit of some weight: torch alone would load it
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    second = trainer(about, made, tmp_path / "a")
+    second.start()
+    assert second.state.epoch == 1, "the checkpoint before the damaged one is of epoch 1"
+    assert damage == "gone" or "fold0.ckpt is damaged" in capsys.readouterr().err
+    while not second.done:
+        second.run_epoch()
+    second.finish()
+    whole = trainer(about, made, tmp_path / "b")
+    whole.start()
+    while not whole.done:
+        whole.run_epoch()
+    whole.finish()
+    assert (tmp_path / "a" / "fold0.csv").read_bytes() == (tmp_path / "b" / "fold0.csv").read_bytes()
+
+
+def test_both_checkpoints_damaged_start_the_fold_anew(
+    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fold0.ckpt").write_bytes(b"PK\x03\x04 nonsense")
+    (tmp_path / "fold0.ckpt.before").write_bytes(b"")
+    made = trainer(about, recipe(about), tmp_path)
+    made.start()
+    assert made.state.epoch == 0
+    assert "no whole checkpoint is left" in capsys.readouterr().err
+
+
+@pytest.mark.smoke
+def test_hours_end_inside_an_epoch_and_the_same_command_continues(
+    about: competition.Competition, tmp_path: Path
+) -> None:
+    made = recipe(about, "train.epochs=2", "train.batch_size=4", "train.averaging=swa")
+    slow = trainer(about, made, tmp_path / "a", deadline=time.monotonic() + 1000)
+    slow.start()
+    step = slow._step
+
+    def late(*args: object) -> None:
+        step(*args)  # type: ignore[arg-type]
+        if slow.state.step == 4:
+            slow.deadline = time.monotonic()
+
+    slow._step = late  # type: ignore[method-assign, assignment]
+    with pytest.raises(loop.OutOfTime, match="0 of 2 epochs and 5 of 10 steps of the next are done and saved"):
+        slow.run_epoch()
+    for name in ("a", "b"):
+        again = trainer(about, made, tmp_path / name)
+        again.start()
+        assert again.state.step == (5 if name == "a" else 0)
+        while not again.done:
+            again.run_epoch()
+        again.finish()
+    for file in ("fold0.csv", "fold0_test.csv", "fold0.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_no_time_left_for_the_test_rows_saves_instead(about: competition.Competition, tmp_path: Path) -> None:
+    made = trainer(about, recipe(about, "train.epochs=1"), tmp_path, deadline=time.monotonic() + 1000)
+    made.start()
+    made.run_epoch()
+    made.deadline = time.monotonic()
+    with pytest.raises(loop.OutOfTime):
+        made.finish()
+    assert checkpoint.load(tmp_path / "fold0.ckpt")["state"]["epoch"] == 1  # type: ignore[index]
+    assert not (tmp_path / "fold0.csv").exists()
+
+
+def test_a_loss_that_is_no_number_is_skipped_and_the_rate_halved(
+    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = trainer(about, recipe(about, "train.batch_size=8"), tmp_path)
+    made.start()
+    loss, calls = made.loss, [0]
+
+    def sometimes(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return loss(logits, target) * (float("nan") if calls[0] == 2 else 1.0)
+
+    made.loss = sometimes
+    made.run_epoch()
+    assert (made.state.stumbles, made.state.lr_scale) == (1, 0.5)
+    assert "the step is skipped and the learning rate halved" in capsys.readouterr().err
+    assert all(torch.isfinite(value).all() for value in made.network.state_dict().values())
+    assert np.isfinite(made.state.log[0]["train_loss"])
+    assert made.optimizer.param_groups[0]["lr"] <= 0.5 * made.recipe.train.lr
+
+
+def test_numbers_that_stay_bad_end_with_advice(about: competition.Competition, tmp_path: Path) -> None:
+    made = trainer(about, recipe(about, "train.batch_size=4", "train.epochs=4"), tmp_path)
+    made.start()
+    made.run_epoch()
+    good = {key: value.clone() for key, value in made.best_weights.items()}
+    with torch.no_grad():
+        next(made.network.parameters()).fill_(float("inf"))
+    made.average.ema = None
+    for _ in range(loop.STUMBLES):
+        made._stumble(float("nan"))
+    assert all(torch.equal(value, good[key]) for key, value in made.network.state_dict().items())
+    made.loss = lambda logits, target: logits.sum() * float("nan")
+    with pytest.raises(UserError, match=r"gave no finite loss; lower train.lr \(now 0.003\)"):
+        made.run_epoch()
+
+
+def test_out_of_gpu_memory_halves_the_batch_and_sums_the_gradients(
+    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network without batch norm learns the same from a batch in pieces."""
+    options = ("model.name=test_vit", "image_size=32", "train.batch_size=16", "train.epochs=1", "augment.preset=none")
+    weights = []
+    for limit in (1000, 5):
+        made = trainer(about, recipe(about, *options), tmp_path / str(limit))
+        made.start()
+        forward = made.network.forward
+
+        def tight(images: torch.Tensor, *rest: object, limit: int = limit, forward=forward) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            if len(images) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(images, *rest)
+
+        made.network.forward = tight  # type: ignore[method-assign, assignment]
+        made.run_epoch()
+        weights.append({key: value.clone() for key, value in made.network.state_dict().items()})
+    assert made.state.pieces == 4
+    assert "a batch of 16 is computed in 4 pieces" in capsys.readouterr().err
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=2e-4) for key in weights[0])
+
+
+def test_memory_that_holds_no_two_images_is_said(about: competition.Competition, tmp_path: Path) -> None:
+    made = trainer(about, recipe(about), tmp_path)
+    made.start()
+
+    def never(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made.network.forward = never  # type: ignore[method-assign, assignment]
+    with pytest.raises(UserError, match="out of GPU memory at train.batch_size=16; lower it"):
+        made.run_epoch()
+
+
+def test_two_processes_never_train_one_fold(about: competition.Competition, tmp_path: Path) -> None:
+    with (
+        session._alone(tmp_path, 0, 0),
+        pytest.raises(UserError, match="fold 0 is being trained by another process"),
+        session._alone(tmp_path, 0, 0),
+    ):
+        pass
+    with session._alone(tmp_path, 0, 0):
+        pass
+
+
+def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competition, place: Workplace) -> None:
+    """--devices 2: two processes at once, their lines told apart, the same tables as one after the other."""
+    quick = about.file.with_name("quick.yaml")
+    fixed = ("train.threads=1", "train.cpu_step=plain")
+    one = place.run("02_train.py", "--recipe", quick, "--name", "one", "--devices", 1, *fixed)
+    two = place.run("02_train.py", "--recipe", quick, "--name", "two", "--devices", 2, *fixed)
+    assert "two 0 | fold 0  epoch   1/2" in two.stderr
+    assert "two: roc_auc out-of-fold" in two.stdout and "one: roc_auc out-of-fold" in one.stdout
+    for file in ("oof.csv", "test.csv", "fold2.safetensors"):
+        assert (place.runs / "one" / file).read_bytes() == (place.runs / "two" / file).read_bytes(), file
+    facts = oof.read_info(place.runs / "two")["folds"]
+    assert sorted(facts) == ["0", "1", "2"] and all(fold["epochs"] == 2 for fold in facts.values())
+
+
+def test_torchrun_trains_one_fold_as_one_process_does(about: competition.Competition, place: Workplace) -> None:
+    """Two gloo processes of batch 8 are one of batch 16; every validation row is there once."""
+    quick = about.file.with_name("quick.yaml")
+    fixed = [  # no batch norm: its statistics are a device's own
+        "model.name=test_vit", "augment.preset=none", "augment.flips=none", "train.threads=1", "train.cpu_step=plain",
+        "train.optimizer=sgd", "train.lr=0.05",
+    ]  # fmt: skip
+    place.run("02_train.py", "--recipe", quick, "--name", "single", "--fold", 0, *fixed, "train.batch_size=16")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
+         str(REPOSITORY / "src" / "02_train.py"), "--competition", str(about.file), "--recipe", str(quick),
+         "--name", "double", "--fold", "0", *fixed, "train.batch_size=8"],
+        capture_output=True, text=True, timeout=300, cwd=place.root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fold 0  epoch   1/2") == 1, "rank 0 alone speaks"
+    single, double = (pd.read_csv(place.runs / name / "fold0.csv") for name in ("single", "double"))
+    assert double["id"].tolist() == single["id"].tolist()
+    np.testing.assert_allclose(double["pred"], single["pred"], atol=2e-4)
+    np.testing.assert_allclose(
+        pd.read_csv(place.runs / "double" / "fold0_test.csv")["pred"],
+        pd.read_csv(place.runs / "single" / "fold0_test.csv")["pred"],
+        atol=2e-4,
+    )
