@@ -43,7 +43,7 @@ class Corner(nn.Module):
             self.conv.weight.zero_()
             self.conv.bias.zero_()
             self.conv.weight[0] = 1 / 48
-        self.out = nn.Identity()
+        self.out = nn.ReLU()
         self.output_fmt = "NHWC" if layout == "nhwc" else "NCHW"
         self.num_prefix_tokens = 1 if layout == "tokens" else 0
         self.pretrained_cfg: dict = {}
@@ -68,7 +68,7 @@ class Corner(nn.Module):
             seen = seen[:, 1:].transpose(1, 2).unflatten(2, (SIZE // 4, SIZE // 4))
         if self.layout == "nhwc":
             seen = seen.permute(0, 3, 1, 2)
-        answer = (seen[:, 0].relu() * self.mask).sum(dim=(1, 2))
+        answer = (seen[:, 0].relu() * self.mask).sum(dim=(1, 2))  # relu: dark cells have no gradient
         return torch.stack([answer, -answer], dim=1)
 
 
@@ -104,19 +104,18 @@ def noise(count: int = 2, size: int = 64) -> np.ndarray:
 @pytest.mark.smoke
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
 def test_the_map_falls_where_the_answer_comes_from(layout: str) -> None:
-    """Every pixel is equally bright: only the gradient tells the quadrants apart... so Grad-CAM's mean can't, but
-    gradient x activation must; with light in one quadrant alone, Grad-CAM must, too."""
     asked = corner(layout)
     lit = np.zeros((2, SIZE, SIZE, 3), np.uint8)
     lit[0, : SIZE // 2, SIZE // 2 :] = 200  # upper right: for class 0
     lit[1, SIZE // 2 :, : SIZE // 2] = 200  # lower left: for class 1
     layers = explain.cam_layers(asked.network, SIZE)
     assert layers == {"backbone": "backbone.out"}
-    seen = explain.maps(asked, torch.from_numpy(lit), [Claim(0), Claim(1)], ["backbone.out"])
-    product = (seen.activation["backbone.out"] * seen.gradient["backbone.out"]).sum(dim=1).numpy()
-    for heat, (down, right) in zip(explain.upsampled(product, SIZE), [(0, 1), (1, 0)], strict=True):
-        share = np.abs(heat).reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / np.abs(heat).sum()
+    heat = explain.cams(asked, lit, [Claim(0), Claim(1)], layers).maps["backbone"]
+    for each, (down, right) in zip(heat, [(0, 1), (1, 0)], strict=True):
+        share = each.reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / each.sum()
         assert share[down, right] > 0.8, share
+    against = explain.cams(asked, lit, [Claim(1), Claim(0)], layers).maps["backbone"]
+    assert (against == 0).all(), "nothing speaks for the other class"
     ig, total, difference = explain.integrated_gradients(asked, torch.from_numpy(lit), [Claim(0), Claim(1)])
     share = explain.ig_map(ig).numpy().reshape(2, 2, SIZE // 2, 2, SIZE // 2).sum(axis=(2, 4))
     assert share[0, 0, 1] > 0.9 * share[0].sum()
@@ -215,7 +214,7 @@ def test_evidence_against_is_the_other_map() -> None:
     ("test_resnet", 128, "layer4", (96, 4, 4)),
     ("test_vit", 160, "blocks.5.norm1", (64, 10, 10)),
     ("test_efficientnet", 128, "bn2", (256, 4, 4)),
-    ("test_convnext", 128, "stages.3", (96, 4, 4)),
+    ("test_convnext", 128, "stages", (64, 4, 4)),
 ])  # fmt: skip
 def test_the_default_layer_is_the_last_that_can_say_where(
     name: str, size: int, layer: str, shape: tuple[int, ...]
@@ -362,7 +361,7 @@ def test_sheets_of_a_binary_run() -> None:
 @pytest.mark.smoke
 def test_sheets_of_other_tasks() -> None:
     rows = {"id": list("abc"), "fold": [0, 1, 2]}
-    table = pd.DataFrame({**rows, "target": ["01", "x", "x"], "pred_01": [0.2, 0.5, 0.1], "pred_x": [0.8, 0.5, 0.9]})
+    table = pd.DataFrame({**rows, "target": ["01", "x", "x"], "pred_01": [0.2, 0.4, 0.1], "pred_x": [0.8, 0.6, 0.9]})
     worst, _, pair = cases.sheets(cases.answers(about("multiclass"), table), cases.SHEETS, 5)
     assert ids(worst)[0] == "a" and pair.title == "01, taken for x"
     assert [(view.name, view.output, view.sign) for view in worst.cases[0].views] == [("x", 1, 1), ("01", 0, 1)]
@@ -492,15 +491,16 @@ def test_an_overlay_shows_the_image_where_the_map_is_dark() -> None:
 
 def test_maps_of_real_weights_fall_on_the_raccoon() -> None:
     """24 photos with boxes, ImageNet's own classes: more of the map lies in the box than its area."""
-    table = pd.read_csv(shared("data", "raccoon", "labels.csv")).drop_duplicates("filename", keep=False).head(24)
-    folder = next(shared("data", "raccoon").rglob(table["filename"].iloc[0])).parent
+    files = {path.name: path for path in shared("data", "raccoon").rglob("*.jpg")}
+    table = pd.read_csv(shared("data", "raccoon", "labels.csv")).drop_duplicates("filename", keep=False)
+    table = table[table["filename"].isin(files)].head(24)
     weights = shared("weights", "mobilenetv2_100.safetensors")
     network = models.create(config.load("mobilenetv2", [f"model.weights={weights}"]), 1000)
     from safetensors.torch import load_file
 
     network.backbone.load_state_dict(load_file(weights))
     asked = subject(network)
-    images = np.stack([cv2.resize(cv2.imread(str(folder / name))[..., ::-1], (224, 224)) for name in table["filename"]])
+    images = np.stack([cv2.resize(cv2.imread(str(files[name]))[..., ::-1], (224, 224)) for name in table["filename"]])
     claims = [Claim(int(k)) for k in asked.predict(images).argmax(axis=1)]
     heat = explain.cams(asked, images, claims, explain.cam_layers(network, 224)).maps["backbone"]
     scale = table[["width", "height", "width", "height"]].to_numpy(float)

@@ -173,8 +173,9 @@ def _last_layer(backbone: nn.Module, size: int, network: Network) -> tuple[str, 
     made: list[tuple[str, Tensor]] = []
     with _hooked({name: m for name, m in backbone.named_modules() if name}, lambda n, out: made.append((n, out))):
         final = _run(network, backbone, size)
-    same = [name for name, out in made if out is final]
-    return min(same, key=lambda name: name.count("."), default=""), tuple(final.shape)
+    modules = dict(backbone.named_modules())
+    same = [name for name, out in made if out is final and not isinstance(modules[name], nn.Identity)]
+    return min(reversed(same), key=lambda name: name.count("."), default=""), tuple(final.shape)
 
 
 def _shapes(network: Network, size: int, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -25,15 +25,15 @@ ORDER_WORDS = {
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
-    """uint8 (S, S, 3): the image in gray, and over it a map `heat` (S, S) in 0..1, by viridis's brighter part.
+    """uint8 (S, S, 3): the image in gray, and over it a map `heat` (S, S) in 0..1, from purple to yellow.
 
-    Where the map is low the image shows through; cold and warm ends differ in lightness, so that they are told apart
+    Where the map is low the image shows through; the two ends differ in lightness, so that they are told apart
     without colour, too.
     """
     gray = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
     level = np.clip(heat, 0, 1).astype(np.float32)
     colour = matplotlib.colormaps["plasma"](0.15 + 0.85 * level)[..., :3].astype(np.float32) * 255
-    share = strength * np.sqrt(level)[..., None]
+    share = strength * level[..., None]
     return (0.85 * gray * (1 - share) + colour * share).round().astype(np.uint8)
 
 

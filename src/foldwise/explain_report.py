@@ -281,7 +281,8 @@ def _lead(material: Material, found: Found, request: Request) -> str:
     where = "" if request.method == "ig" else f" at {', '.join(found.layers.values())}"
     words = (
         f"Maps by {method}{where}: bright is where the evidence for the named answer lies. Every row is explained by "
-        "the model that did not train on it. A map shows where, not what: blank means no evidence for that answer."
+        "the model that did not train on it; a wrong one for its answer, and for the truth beside it. A map shows "
+        "where, not what; one that stays gray found no evidence for that answer."
     )
     return page.text(words)
 
@@ -320,7 +321,9 @@ def _cards(material: Material, sheet: Sheet, found: Found, folder: Path) -> str:
         cards.append(_card(material, case, panels, _file(sheet, k), found))
     _save(pictures.sheet(sheet.title, strips, words), folder / f"{sheet.key}.png")
     whole = f'<p class=soft>{escape(sheet.lead)} <a href="{sheet.key}.png">{sheet.key}.png</a></p>'
-    return f'{whole}<div class="pairs">{"".join(cards)}</div>'
+    wide = 110 * max(1 + len(case.views) * len(found.layers) for case in sheet.cases)
+    style = f"grid-template-columns: repeat(auto-fill, minmax(min(100%, {max(258, wide)}px), 1fr))"
+    return f'{whole}<div class="pairs" style="{style}">{"".join(cards)}</div>'
 
 
 def _said(case: Case) -> str:
