@@ -128,6 +128,12 @@ def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame
     if competition.group is None:
         raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
     group = table["host_group"] if "host_group" in table else table["group"]
+    alone = (group == table["id"]).groupby(table["split"]).all()
+    if alone.get("test", False) and not alone["train"]:
+        raise UserError(
+            f"--group-features: test rows have no {competition.group}, so every one would seem alone in its group; "
+            "leave the flag out"
+        )
     key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
     made = {"images in group": key.map(key.value_counts()).astype("float64")}
     for name in index.metadata_columns(competition):
@@ -219,7 +225,8 @@ def _finite(values: pd.Series) -> dict[str, float | None]:
 
 
 def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
-    run = oof.load_run(competition, name)
+    ids = table.loc[table["split"] == "test", "id"]
+    run = oof.load_run(competition, name) if len(ids) else _without_test(competition, name)
     if run.info:
         oof.check_folds(competition, name, fold_table)
     columns = [f"pred_{each}" for each in index.classes(competition, table)] or ["pred"]
@@ -233,14 +240,22 @@ def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table:
             f"{run.folder / 'oof.csv'}: predicted in other folds than folds.csv's: its models have seen rows that a "
             "model on top would be judged by; make the run anew on these folds"
         )
-    ids = table.loc[table["split"] == "test", "id"]
     tests = {}
     for fold in sorted(fold_table["fold"].unique().tolist()):
         own = run.folder / f"fold{fold}_test.csv"
-        found = (oof.read_table(own) if own.exists() else run.test).set_index("id")
+        found = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
         _same_rows(own if own.exists() else run.folder / "test.csv", found, ids)
         tests[fold] = _as_columns(competition, name, found.loc[ids, columns])
     return Stack(name, _as_columns(competition, name, train[columns]), tests)
+
+
+def _without_test(competition: Competition, name: str) -> oof.Run:
+    """A run of a competition that has no test rows."""
+    folder = competition.runs() / name
+    if not (folder / "oof.csv").exists():
+        raise UserError(f"{folder}: no oof.csv; finish the run first")
+    found = oof.read_table(folder / "oof.csv")
+    return oof.Run(name, folder, found, found.iloc[:0], oof.read_info(folder))
 
 
 def _same_rows(path: Path, found: pd.DataFrame, ids: pd.Series) -> None:

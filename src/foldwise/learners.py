@@ -7,6 +7,7 @@ on how many there are. XGBoost and CatBoost are optional.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Learner:
     fit: Callable[[Settings, int, Data, Data | None, int], Fitted]
     seed: str | None  # the setting's name
     linear: bool = False
+
+    @property
+    def version(self) -> str:
+        """'lightgbm 4.6.0'."""
+        return f"{self.package} {importlib.metadata.version(self.package)}"
 
 
 def get(name: str) -> Learner:
