@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import shared
 
-from foldwise import UserError, config, models, weights
+from foldwise import UserError, config, heads, models, weights
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "image_size=32"]
 
@@ -110,3 +111,345 @@ def test_real_weights_see_the_insects() -> None:
     with torch.inference_mode():
         top = network(batch).argmax(dim=1)
     assert np.mean([labels[k] in {"bee", "daisy", "fly", "ladybug", "cardoon", "bee eater"} for k in top]) > 0.6
+
+
+# --- pooling and heads ----------------------------------------------------------------------------------------
+
+
+def made(*overrides: str, outputs: int = 3, metadata: int = 0) -> models.Network:
+    return models.create(config.load("baseline", [*TINY, *overrides]), outputs, metadata=metadata)
+
+
+def test_every_layout_of_a_feature_map_becomes_the_same_tokens() -> None:
+    nchw = torch.rand(2, 8, 3, 5)
+    flat = heads.tokens(nchw, 8, nhwc=False, prefix=0)
+    assert torch.equal(flat, heads.tokens(nchw.permute(0, 2, 3, 1), 8, nhwc=False, prefix=0))
+    assert torch.equal(flat, heads.tokens(torch.cat([torch.rand(2, 2, 8), flat], dim=1), 8, nhwc=False, prefix=2))
+    square = torch.rand(2, 8, 8, 8)  # ambiguous by shape: what timm says of the layout decides
+    assert torch.equal(heads.tokens(square, 8, nhwc=True, prefix=0), square.flatten(1, 2))
+
+
+@pytest.mark.smoke
+def test_pools_are_what_their_names_say() -> None:
+    x = torch.rand(2, 20, 6) * 10
+    gem = heads.Pool("gem", 6)
+    assert torch.allclose(gem(x), x.pow(3).mean(dim=1).pow(1 / 3), rtol=1e-4)
+    with torch.no_grad():
+        gem.p.fill_(1.0)
+        assert torch.allclose(gem(x), x.mean(dim=1), rtol=1e-4)
+        gem.p.fill_(200.0)
+        assert torch.allclose(gem(x), x.amax(dim=1), rtol=0.02)
+    assert torch.equal(heads.Pool("max", 6)(x), x.amax(dim=1))
+    attention = heads.Pool("attention", 6)
+    assert torch.allclose(attention(x), x.mean(dim=1), rtol=1e-4)
+    with torch.no_grad():
+        attention.query.copy_(torch.eye(6)[2] * 100)
+    assert torch.allclose(attention(x)[:, 2], x[:, :, 2].amax(dim=1), rtol=1e-3)
+
+
+def test_gem_survives_fp16_and_dead_channels() -> None:
+    gem = heads.Pool("gem", 4)
+    x = torch.full((2, 9, 4), 5e4, dtype=torch.float16)
+    x[:, :, 1] = 0
+    x[:, :, 2] = -3
+    leaf = x.float().requires_grad_()
+    gem(leaf).sum().backward()
+    assert gem(x).isfinite().all() and leaf.grad.isfinite().all() and gem.p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "gem", "attention"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_pools_stand_on_any_backbone(name: str, pool: str) -> None:
+    network = made(f"model.name={name}", f"model.head.pool={pool}", "image_size=64")
+    network(images(2, 64)).sum().backward()
+    assert network.embed(images(2, 64)).shape == (2, network.head.classifier.in_features)
+    if pool == "avg" and name == "test_resnet":
+        network.eval()
+        timms = network.backbone.forward_features(network.inputs(images(2, 64))).mean(dim=(2, 3))
+        assert torch.allclose(network.embed(images(2, 64)), timms, atol=1e-5)
+
+
+def test_pools_stand_on_swin_and_on_vgg_without_its_dense_layers() -> None:
+    with torch.device("meta"):
+        for name, width in (("swin_tiny_patch4_window7_224", 768), ("vgg16", 512), ("resnet50x16_clip.openai", 3072)):
+            network = made(f"model.name={name}", "model.head.pool=gem", "image_size=96")
+            assert network.embed(torch.zeros(2, 96, 96, 3, dtype=torch.uint8)).shape == (2, width)
+
+
+def test_samples_of_dropout_are_the_mean_of_their_logits() -> None:
+    head = heads.Head(32, 3, config.Head(dropout=0.5, samples=5), None)
+    x = torch.rand(4, 32)
+    torch.manual_seed(0)
+    ours = head(x)
+    torch.manual_seed(0)
+    masks = torch.nn.functional.dropout(torch.ones(5, 4, 32), 0.5)
+    assert torch.allclose(ours, torch.stack([head.classifier(x * mask) for mask in masks]).mean(dim=0), atol=1e-6)
+    assert torch.equal(head.eval()(x), head.classifier(x))
+
+
+@pytest.mark.smoke
+def test_a_plain_run_keeps_its_layout_and_a_head_is_added_beside_it() -> None:
+    plain, own = made(), made("model.head.hidden=16", "model.head.dropout=0.3")
+    assert {key for key in plain.state_dict() if not key.startswith("backbone.")} == {"mean", "std", "scale", "shift"}
+    assert "backbone.fc.weight" in plain.state_dict() and "backbone.fc.weight" not in own.state_dict()
+    assert own.embed(images()).shape == (4, 16)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("extra", [[], ["model.head.pool=gem"], ["model.head={hidden: 8, dropout: 0.2, samples: 3}"],
+    ["model.head.pool=attention", "model.second={name: test_vit, pretrained: false}"]])  # fmt: skip
+def test_heads_survive_autocast(half: torch.dtype, extra: list[str]) -> None:
+    network = made(*extra, "image_size=64")
+    with torch.autocast("cpu", dtype=half):
+        logits = network(images(size=64))
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head.pool=gem", "model.head.samples=2"]])
+def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) -> None:
+    network = made(*extra)
+    models.start_at_base_rate(network, np.array([0] * 80 + [1] * 15 + [2] * 5), 3)
+    with torch.inference_mode():
+        probabilities = network.eval()(images()).softmax(dim=1).mean(dim=0)
+    assert np.allclose(probabilities, [0.8, 0.15, 0.05], atol=0.03)
+
+
+@pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head.pool=max", "model.head.dropout=0.5"]])
+def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
+    network = made("model.mode=frozen", *extra).train()
+    assert network.backbone_is_frozen
+    kept = network.features(images())
+    optimizer = torch.optim.SGD(models.parameter_groups(network, config.load("baseline", TINY)), lr=1.0)
+    network(images()).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(kept, network.features(images()))
+    network.eval()
+    assert torch.allclose(network(images()), network.classify(kept), atol=1e-5)
+
+
+def test_what_learns_is_not_called_frozen() -> None:
+    assert not made().backbone_is_frozen
+    assert not made("model.mode=frozen", "model.head.pool=gem").backbone_is_frozen  # p learns below the features
+    assert not made("model.mode=partial", "model.unfreeze_from=layer4", "model.head.hidden=8").backbone_is_frozen
+
+
+# --- input ----------------------------------------------------------------------------------------------------
+
+
+def test_grey_input_is_the_mean_of_the_colours() -> None:
+    network = made("model.kwargs={in_chans: 1}", "model.mean=[0.2,0.4,0.6]", "model.std=[0.5]").eval()
+    batch = images()
+    grey = (batch.float().mean(dim=3, keepdim=True).permute(0, 3, 1, 2) / 255 - 0.4) / 0.5
+    assert torch.allclose(network.inputs(batch), grey, atol=1e-5)
+    assert network(batch).shape == (4, 3)
+    with pytest.raises(UserError, match="in_chans=4: the images are RGB"):
+        made("model.kwargs={in_chans: 4}")
+
+
+def test_transformers_take_any_size_with_their_weights(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source = made("model.name=test_vit", "image_size=160").backbone
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
+    from_file = ["model.name=test_vit", f"model.weights={tmp_path / 'w.safetensors'}"]
+    recipe = config.load("baseline", [*from_file, "image_size=96"])
+    network = models.create(recipe, 3)
+    assert network(images(2, 96)).shape == (2, 3)
+    assert torch.equal(network.backbone.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+    assert network.backbone.pos_embed.shape != source.pos_embed.shape
+    several = made("model.name=test_vit", "image_size=96", "train.sizes=[64,96]")
+    assert several(images(2, 64)).shape == several(images(2, 96)).shape == (2, 3)
+
+
+# --- two backbones --------------------------------------------------------------------------------------------
+
+
+def test_two_backbones_each_with_its_normalisation(tmp_path: Path) -> None:
+    second = "model.second={name: test_vit, pretrained: false, mean: [0.1], std: [0.9]}"
+    network = made(second, "image_size=64").eval()
+    batch = images(2, 64)
+    with torch.inference_mode():
+        first = network.backbone(network.inputs(batch))
+        planes = batch.permute(0, 3, 1, 2).float()
+        other = network.second((planes - 255 * 0.1) / (255 * 0.9))
+        assert torch.allclose(network.embed(batch), torch.cat([first, other], dim=1), atol=1e-4)
+        models.save_weights(network, tmp_path / "fold0.safetensors")
+        again = made(second, "image_size=64").eval()
+        models.load_weights(again, tmp_path / "fold0.safetensors")
+        assert torch.equal(network(batch), again(batch))
+    frozen = made(second, "image_size=64", "model.mode=frozen")
+    assert frozen.backbone_is_frozen
+    assert models.count_parameters(frozen)[0] == sum(p.numel() for p in frozen.head.parameters())
+    with pytest.raises(UserError, match="names a layer of one backbone"):
+        made(second, "image_size=64", "model.mode=partial", "model.unfreeze_from=layer4")
+
+
+# --- metadata -------------------------------------------------------------------------------------------------
+
+
+def test_fusion_of_2020_is_the_winners_layers() -> None:
+    network = made("model.metadata=true", "model.head={dropout: 0.5, samples: 5}", metadata=7)
+    kinds = [type(layer).__name__ for layer in network.fusion.layers]
+    assert kinds == ["Linear", "BatchNorm", "SiLU", "Dropout", "Linear", "BatchNorm", "SiLU"]
+    widths = [tuple(layer.weight.shape) for layer in network.fusion.layers if isinstance(layer, torch.nn.Linear)]
+    assert widths == [(512, 7), (128, 512)]
+    assert network.uses_metadata and network.embed(images(), torch.rand(4, 7)).shape[1] == 128 + 512
+    metadata = torch.randn(4, 7, requires_grad=True)
+    network(images(), metadata).square().sum().backward()
+    assert metadata.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="needs the metadata of each image"):
+        network(images())
+    with pytest.raises(UserError, match="names no metadata columns"):
+        made("model.metadata=true")
+
+
+def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = made()
+    models.save_weights(trained, tmp_path / "fold0.safetensors")
+    fusion = "model.fusion={hidden: [256, 256], activation: relu, dropout: 0.4, joint: 1024, feature_drop: 0.1}"
+    network = made("model.metadata=true", "model.mode=frozen", "model.start_from=cnn", fusion, metadata=7)
+    models.start_from(network, tmp_path / "fold0.safetensors")
+    assert "new: " in capsys.readouterr().err
+    assert all(torch.equal(v, trained.state_dict()[f"backbone.{k}"]) for k, v in network.backbone.state_dict().items())
+    kinds = [type(layer).__name__ for layer in network.fusion.layers]
+    assert kinds == ["Linear", "BatchNorm", "ReLU", "Dropout"] * 2
+    assert [type(layer).__name__ for layer in network.head.neck] == ["Linear", "BatchNorm", "ReLU", "Dropout"]
+    assert network.head.classifier.in_features == 1024 and network.backbone_is_frozen
+    network.train()
+    network(images(1), torch.randn(1, 7))  # a last batch of one row has no variance of its own
+
+
+def test_metadata_features_are_dropped_so_often_and_only_in_training() -> None:
+    part = heads.Metadata(50, config.Fusion(hidden=[4], feature_drop=0.1))
+    seen: list[torch.Tensor] = []
+    part.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    part(torch.ones(400, 50))
+    part.eval()(torch.ones(400, 50))
+    assert abs(float((seen[0] == 0).float().mean()) - 0.1) < 0.01
+    assert seen[1].all()
+
+
+def test_start_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    models.save_weights(made("model.name=test_efficientnet"), tmp_path / "fold0.safetensors")
+    with pytest.raises(UserError, match="it is of another model"):
+        models.start_from(made("model.start_from=x"), tmp_path / "fold0.safetensors")
+    with pytest.raises(UserError, match="train that run's fold first"):
+        models.start_from(made("model.start_from=x"), tmp_path / "fold1.safetensors")
+
+
+# --- as_is ----------------------------------------------------------------------------------------------------
+
+
+def as_is(tmp_path: Path, label_map: str, outputs: int, names: list[str]) -> models.Network:
+    from safetensors.torch import save_file
+
+    source = made(outputs=1000).backbone
+    torch.nn.init.normal_(source.fc.weight)
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "labels.txt").write_text("background\n" + "\n".join(f"Sea_Animal {k}" for k in range(1000)))
+    files = [f"model.weights={tmp_path / 'w.safetensors'}", f"model.labels={tmp_path / 'labels.txt'}"]
+    overrides = ["model.name=test_resnet", "image_size=32", "model.mode=as_is", *files, f"model.label_map={label_map}"]
+    return models.create(config.load("baseline", overrides), outputs, names=names).eval()
+
+
+@pytest.mark.smoke
+def test_as_is_sums_the_pretrained_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["sea animal 3", "fish"]
+    network = as_is(tmp_path, "{fish: [Sea animal 5, sea_animal 900]}", 2, names)
+    assert "first line, 'background', is dropped" in capsys.readouterr().err
+    assert models.count_parameters(network)[0] == 0 and not models.parameter_groups(network, config.load("baseline"))
+    with torch.inference_mode():
+        every = network.backbone(network.inputs(images())).softmax(dim=1)
+        wanted = torch.stack([every[:, 3], every[:, 5] + every[:, 900]], dim=1)
+        assert torch.allclose(network(images()).softmax(dim=1), wanted / wanted.sum(dim=1, keepdim=True), atol=1e-5)
+        binary = as_is(tmp_path, '{"1": [sea animal 7]}', 1, [])
+        every = binary.backbone(binary.inputs(images())).softmax(dim=1)
+        assert torch.allclose(binary(images()).sigmoid()[:, 0], every[:, 7], atol=1e-5)
+        against = as_is(tmp_path, '{"1": [sea animal 7], "0": [sea animal 8]}', 1, [])
+        every = against.backbone(against.inputs(images())).softmax(dim=1)
+        share = every[:, 7] / (every[:, 7] + every[:, 8])
+        assert torch.allclose(against(images()).sigmoid()[:, 0], share, atol=1e-5)
+
+
+def test_as_is_says_what_it_cannot_match(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no pretrained class is called 'see animal 3' \(nearest: sea animal 3"):
+        as_is(tmp_path, "{}", 1, ["see animal 3"])
+    with pytest.raises(UserError, match=r'needs model.label_map=\{"1"'):
+        as_is(tmp_path, "{}", 1, [])
+    with pytest.raises(UserError, match="'2' is no class"):
+        as_is(tmp_path, '{"1": [sea animal 1], "2": [sea animal 3]}', 1, [])
+    with pytest.raises(UserError, match="unchanged"):
+        made("model.mode=as_is", "model.labels=x")
+
+
+def test_as_is_knows_ants_from_bees() -> None:
+    """The pretrained ImageNet head alone, on photos it was not trained on."""
+    from foldwise import image
+
+    overrides = [f"model.labels={shared('weights', 'imagenet_labels.txt')}", "model.mode=as_is",
+                 f"model.weights={shared('weights', 'mobilenetv2_100.safetensors')}"]  # fmt: skip
+    recipe = config.load("mobilenetv2", [*overrides, "model.label_map={ants: [ant], bees: [bee]}"])
+    network = models.create(recipe, 2, names=["ants", "bees"]).eval()
+    for k, name in enumerate(("ants", "bees")):
+        files = sorted(shared("data", "hymenoptera", "train", name).glob("*.jpg"))[:20]
+        batch = torch.from_numpy(np.stack([image.read_image(file, size=224) for file in files]))
+        with torch.inference_mode():
+            assert (network(batch).argmax(dim=1) == k).float().mean() > 0.7
+
+
+# --- how fast what learns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("extra", [[], ["model.head={pool: gem, hidden: 8}"], ["model.mode=partial",
+    "model.unfreeze_from=layer3"], ["model.second={name: test_vit, pretrained: false}", "image_size=64"]])  # fmt: skip
+@pytest.mark.parametrize("decay", ["null", "0.5"])
+def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) -> None:
+    recipe = config.load(
+        "baseline", [*TINY, *extra, f"train.layer_decay={decay}", "train.head_lr=0.1", "train.lr=0.01"]
+    )
+    network = models.create(recipe, 3)
+    groups = models.parameter_groups(network, recipe)
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    place = {id(p): group for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = place[id(parameter)]
+        on_top = name.startswith(("head.", "pool.", "second_pool.", "backbone.fc."))
+        assert (group["lr"], group["lr_scale"] == 1.0) == (0.1, True) or not on_top
+        assert group["lr"] == (0.1 if on_top else 0.01)
+        assert (group["weight_decay"] == 0) or parameter.ndim > 1
+    if decay != "null":
+        scales = [place[id(p)]["lr_scale"] for p in network.backbone.layer3.parameters()]
+        assert max(scales) < max(place[id(p)]["lr_scale"] for p in network.backbone.layer4.parameters()) <= 1
+    else:
+        assert {group["lr_scale"] for group in groups} == {1.0}
+
+
+@pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"]])
+def test_stages_thaw_from_the_top(extra: list[str]) -> None:
+    recipe = config.load("baseline", [*TINY, *extra, "model.thaw_epochs=2"])
+    network = models.create(recipe, 3)
+    everything = sum(len(group["params"]) for group in models.parameter_groups(network, recipe))
+    learning = []
+    for epoch in range(14):
+        changed = models.thaw(network.train(), recipe, epoch)
+        assert changed == (epoch % 2 == 0 and (not learning or len(learning[-1]) < everything))
+        learning.append({name for name, p in network.named_parameters() if p.requires_grad})
+        for module in network.backbone.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.training == module.weight.requires_grad
+    head = ("backbone.fc.", "head.")
+    assert all(name.startswith(head) for name in learning[0]) and learning[0] == learning[1]
+    assert {name.split(".")[1] for name in learning[2] - learning[0]} == {"layer4"}
+    assert all(before <= after for before, after in pairwise(learning))
+    assert len(learning[-1]) == everything
+    with pytest.raises(UserError, match="nothing thaws"):
+        made("model.mode=frozen", "model.thaw_epochs=1")

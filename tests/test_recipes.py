@@ -1,4 +1,4 @@
-"""Every recipe builds and trains a step; docs/recipes.md says what they are. `python tests/test_recipes.py` rewrites it.
+"""Every recipe builds and trains a step; docs/recipes.md is true; `python tests/test_recipes.py` rewrites it.
 
 Networks of which a smaller one is stepped for real are built and stepped here at full size without memory or arithmetic
 (torch's meta device), and for real, at a small image size, in the tests marked nightly: `pytest -m nightly`.

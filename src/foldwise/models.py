@@ -287,6 +287,7 @@ def _backbone(settings: config.Backbone, recipe: config.Recipe, outputs: int | N
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     backbone = _create(settings.name, {**kwargs, **overlay}, key)
     weights.check_covered(backbone, _head_names(backbone), state, file, settings.name)
+    backbone.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]  # else every copy holds it
     return backbone
 
 
