@@ -34,7 +34,6 @@ from foldwise.operations import (
 )
 from foldwise.randaugment import RandAugment
 from foldwise.schema import nearest
-from foldwise.views import tta_views as tta_views
 from foldwise.warps import BLACK, WHITE, Canvas
 
 Ops = Callable[[np.ndarray, np.random.Generator], np.ndarray]

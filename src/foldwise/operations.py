@@ -165,7 +165,7 @@ class ElasticTransform(Operation):
         alpha, sigma = self.sized(canvas.size)
         fields = _smooth_fields(canvas.nodes * canvas.spacing, sigma, rng)
         fields = cv2.resize(fields, (canvas.nodes, canvas.nodes), interpolation=cv2.INTER_LINEAR)
-        fields *= alpha / _largest_of_normal(2 * canvas.size**2) / (2 * math.sqrt(math.pi) * sigma)
+        fields = fields * (alpha / _largest_of_normal(2 * canvas.size**2) / (2 * math.sqrt(math.pi) * sigma))
         canvas.distort(lambda x, y: (x + fields[..., 0], y + fields[..., 1]), self.border)
 
     def reference(self, A: Any, size: int) -> Any:
@@ -177,7 +177,7 @@ class ElasticTransform(Operation):
 def _smooth_fields(side: int, sigma: float, rng: Rng) -> Plane:
     """Two fields of unit variance, correlated over `sigma` pixels, at every quarter of it over `side`: (n, n, 2)."""
     count, margin = math.ceil(4 * side / sigma), 12
-    noise = rng.standard_normal((count + 2 * margin, count + 2 * margin, 2), dtype=np.float32)
+    noise: Plane = rng.standard_normal((count + 2 * margin, count + 2 * margin, 2), dtype=np.float32)
     kernel = cv2.getGaussianKernel(2 * margin + 1, 4, cv2.CV_32F)
     noise = cv2.sepFilter2D(noise, -1, kernel, kernel)
     return noise[margin:-margin, margin:-margin] / float(np.square(kernel).sum())

@@ -36,7 +36,8 @@ def augmentation_grid(
         makers = [augment.train_ops(preset, size, flips, randaugment)]
         if reference and not randaugment:
             makers.append(augment.reference_ops(preset, size, flips))
-        rows += _rows(preset, images, makers, versions, seed)
+        name = f"{preset}, Rand-\nAugment {randaugment}" if randaugment else preset
+        rows += _rows(name, images, makers, versions, seed)
     return _figure(rows)
 
 

@@ -14,13 +14,12 @@ View = Callable[[np.ndarray], np.ndarray]
 SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
 
 
-def tta_views(predict: Predict | str, image_size: int | None = None) -> list[View]:
+def tta_views(predict: Predict, image_size: int | None = None) -> list[View]:
     """Views of uint8 (B, S, S, 3) batches, each giving uint8 (B, S', S', 3): S' = S times the view's scale, rounded.
 
     Every symmetry (predict.tta) at every scale, each as the whole image or as 5 crops (corners and centre) brought to
     S'; crops=10 adds the mirrored ones, which flip and d4 hold already. image_size: S, if not that of the images.
     """
-    predict = Predict(tta=predict) if isinstance(predict, str) else predict
     turns = set(SYMMETRIES[predict.tta])
     if predict.crops == 10:
         turns |= {turn ^ 1 for turn in turns}
