@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test smoke lint bench report clean
+.PHONY: demo test smoke lint bench report clean app
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
@@ -18,6 +18,9 @@ demo: $(VENV)/installed
 
 test: lint
 	$(RUN) -m pytest
+
+app: $(VENV)/installed
+	$(RUN) src/09_app.py
 
 smoke: $(VENV)/installed-tests
 	$(RUN) -m pytest -m smoke
