@@ -165,7 +165,8 @@ class Augment(Strict):
         "medium", description="none | light | medium | heavy | sketch | melanoma2020: see foldwise.augment"
     )
     flips: Literal["none", "horizontal", "d4"] = Field(
-        "horizontal", description="mirror, or d4: the eight symmetries, for images without an up and down"
+        "horizontal",
+        description="mirror, or d4: the eight symmetries, for images without an up and down; melanoma2020 has its own",
     )
     randaugment: int = Field(
         0, ge=0, le=30, description="magnitude of RandAugment after the preset (Cubuk 2020); 0: none"
