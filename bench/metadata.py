@@ -1,6 +1,6 @@
 """LightGBM, XGBoost and CatBoost on 33,000 x 10: folds side by side, one thread each, or in turn on all threads.
 
-    python bench/metadata.py [--rounds 300] [--repeats 3]
+    python bench/metadata.py [--rounds 100] [--repeats 3]
 
 Both sides boost the same rounds on the same rows, alternate, and are timed by the wall. Libraries that are not
 installed are left out, and said so.
@@ -43,7 +43,7 @@ def timed(job: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     x, y = table()

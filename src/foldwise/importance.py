@@ -157,8 +157,11 @@ def heatmap(problem: Problem, contributions: pd.DataFrame, shares: pd.DataFrame)
         shown = axes.imshow(found, cmap=COLOURS, aspect="auto", vmin=0)
         axes.set_xticks(range(found.shape[1]), [_short(name, 14) for name in found], rotation=30, ha="right")
         axes.set_yticks(range(len(found)), [_short(name) for name in found.index])
-        bar = figure.colorbar(shown, ax=axes, pad=0.01)
-        bar.set_label("mean |contribution| out of fold, log-odds")
+        for (row, column), value in np.ndenumerate(found.to_numpy()):
+            colour = "black" if value > 0.6 * found.to_numpy().max() else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+        figure.colorbar(shown, ax=axes, pad=0.01)
+        axes.set_title("mean |contribution| to rows out of fold, log-odds")
     return figure
 
 
