@@ -101,7 +101,7 @@ def models(seeds: int, size: int = 96, rows: int = 500) -> None:
     table = pd.read_csv(SHARED / "data/skin1500/train.csv").sample(2 * rows, random_state=0)
     files = [cv2.imread(str(SHARED / f"data/skin1500/train/{name}.jpg"))[:, :, ::-1] for name in table["isic_id"]]
     images = np.stack([_square(file, size) for file in files])
-    truth = (table["dx"] == "nv").to_numpy()
+    truth = (table["dx"] == "NV").to_numpy()
     sides = {"ours": augment.train_ops("melanoma2020", size), "twin": augment.reference_ops("melanoma2020", size)}
     scores: dict[tuple[str, str], list[float]] = {}
     for seed in range(seeds):
