@@ -505,11 +505,15 @@ def maximise(
     sides = [side for k in range(8) if (side := size >> k) >= 4]
     levels = [(0.1 * torch.randn(1, 3, s, s, generator=generator)).to(device).requires_grad_() for s in sides]
     beside = torch.zeros(1, metadata, device=device) if metadata else None
-    optimizer = torch.optim.Adam(levels, lr=0.04)
+    gains = [min(1.0, size / (4 * side)) for side in sides]  # fine detail alone is what fools a network
+    optimizer = torch.optim.AdamW(levels, lr=0.03, weight_decay=0.5)  # drawn back to gray, so that colours don't clip
     subject.network.eval()
 
     def render() -> Tensor:
-        planes = [F.interpolate(level, (size, size), mode="bilinear", align_corners=False) for level in levels]
+        planes = [
+            gain * F.interpolate(level, (size, size), mode="bilinear", align_corners=False)
+            for gain, level in zip(gains, levels, strict=True)
+        ]
         return torch.stack(planes).sum(dim=0).sigmoid() * 255
 
     with torch.enable_grad():
@@ -519,7 +523,7 @@ def maximise(
             moved = torch.roll(picture, shift, (2, 3))
             evidence = subject.claimed(subject.logits(moved.permute(0, 2, 3, 1), beside), [claim]).sum()
             rough = (picture.diff(dim=2).abs().mean() + picture.diff(dim=3).abs().mean()) / 255
-            grads = torch.autograd.grad(-evidence + 2.0 * rough, levels)
+            grads = torch.autograd.grad(-evidence + 10.0 * rough, levels)
             for level, grad in zip(levels, grads, strict=True):
                 level.grad = grad / (grad.std() + 1e-8)  # the scale of logits differs a hundredfold between networks
             optimizer.step()

@@ -143,7 +143,10 @@ def deletion(curves: dict[str, np.ndarray], quantity: str, differences: dict[str
                       color=ORDER_COLOURS[order])  # fmt: skip
         right.vlines(values.mean(), k - 0.32, k + 0.32, color=figures.INK, linewidth=2)
     right.axvline(0, color=figures.INK, linewidth=0.8, linestyle=":")
-    right.set_yticks(range(len(differences)), [ORDER_WORDS[order].replace(" ", "\n", 1) for order in differences])
+    right.set_yticks(
+        range(len(differences)),
+        [f"than {ORDER_WORDS[order]}".replace(" outwards", "\noutwards") for order in differences],
+    )
     right.set_ylim(-0.6, len(differences) - 0.4)
     right.set(xlabel="area saved by the map (right of 0: the map did better)", title="An image a dot, line: mean")
     return figure

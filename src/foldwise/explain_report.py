@@ -343,13 +343,19 @@ def _card(
     )
     lines = [f'<a href="{file}">{escape(case.id)}</a>, fold {case.fold}', escape(_said(case))]
     beside = material.table.loc[case.id, index.metadata_columns(material.competition)]
-    facts = [f"{name} {page._cell(value) if pd.notna(value) else 'missing'}" for name, value in beside.items()]
+    facts = [f"{name} {_value(value)}" for name, value in beside.items()]
     lines += [escape(", ".join(facts))] if facts else []
     if case in found.metadata:
         added = found.metadata[case]
         top = np.argsort(-np.abs(added), kind="stable")[:3]
         lines.append(escape("metadata: " + ", ".join(f"{found.features[k]} {added[k]:+.2f}" for k in top)))
     return f'<div class="pair"><div class="two">{shown}</div>{"".join(f"<div>{line}</div>" for line in lines)}</div>'
+
+
+def _value(value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return "missing"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _deletion_section(material: Material, found: Found, sheet: Page, folder: Path) -> str:
