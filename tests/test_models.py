@@ -453,3 +453,12 @@ def test_stages_thaw_from_the_top(extra: list[str]) -> None:
     assert len(learning[-1]) == everything
     with pytest.raises(UserError, match="nothing thaws"):
         made("model.mode=frozen", "model.thaw_epochs=1")
+
+
+def test_half_precision_leaves_the_last_digits_of_a_logit() -> None:
+    """bf16 logits have eight binary digits: a thousand rows would share a few hundred values."""
+    network = models.create(config.load("baseline", TINY), 1).eval()
+    images = torch.randint(0, 255, (256, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = network(images)
+    assert logits.dtype == torch.float32 and len(logits.unique()) > 250

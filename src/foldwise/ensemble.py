@@ -85,17 +85,11 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
     for path in files:
         if not path.exists():
             raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
-        made = models.create(_bare(recipe), plan.outputs, 0 if encoder is None else len(encoder.names), plan.learnt)
+        features = 0 if encoder is None else len(encoder.names)
+        made = models.create(recipe, plan.outputs, features, plan.learnt, pretrained=False)
         models.load_weights(made, path)
         networks.append(way.lay_out(made.to(device)).eval())
     return Trained(competition, recipe, fold, plan, networks, encoder, way)
-
-
-def _bare(recipe: Recipe) -> Recipe:
-    """The recipe without weights to start from: the run's own are loaded."""
-    none = {"pretrained": False, "weights": None}
-    second = recipe.model.second and recipe.model.second.model_copy(update=none)
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={**none, "second": second})})
 
 
 def _encoder(path: Path) -> Numbers:

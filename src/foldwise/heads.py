@@ -90,6 +90,15 @@ class Metadata(nn.Module):
         return self.layers(metadata)
 
 
+class Classifier(nn.Linear):
+    """A linear layer in float32 under autocast too: half precision has so few digits that rows would tie."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, D) -> float32 (B, outputs)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
 class Head(nn.Module):
     """(B, D) features -> logits (B, outputs): [joint layer,] [Dense + ReLU,] dropout, one linear classifier.
 
@@ -107,7 +116,7 @@ class Head(nn.Module):
             layers += [nn.Linear(width, settings.hidden), nn.ReLU()]
             width = settings.hidden
         self.neck = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width, outputs)
+        self.classifier = Classifier(width, outputs)
         self.dropout, self.samples = settings.dropout, settings.samples
 
     def forward(self, features: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def predict(
     networks = network if isinstance(network, Sequence) else [network]
 
     def output(one: Network) -> Function:
-        return lambda x, m: one(x, m) if logits else activate(one(x, m), targets)
+        return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
     each = [_over_rows(one, cache, where, output(one), recipe, label, metadata, way) for one in networks]
     made = np.mean(each, axis=0)
@@ -98,7 +98,7 @@ def embed(
     metadata: np.ndarray | None = None,
 ) -> np.ndarray:
     """float32 (N, D) features before the classifier for the cache rows `where`; zeros where there is no image."""
-    return _over_rows(network, cache, where, lambda x, m: network.embed(x, m), recipe, label, metadata)
+    return _over_rows(network, cache, where, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
 
 
 @torch.inference_mode()
@@ -130,8 +130,6 @@ def _over_rows(
             images = to_device(view(batch.images), device)
             with way.autocast(device):
                 out = _in_pieces(function, images, beside).float()
-            if way.half is not None and not out.isfinite().all():  # fp16 ends at 65504
-                out = _in_pieces(function, images, beside).float()
             total = out if total is None else total + out
         assert total is not None
         parts.append((total / len(views)).cpu().numpy())
@@ -146,6 +144,15 @@ def _over_rows(
         if len(rows):
             result[rows] = part
     return result
+
+
+def _finite(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:
+    """`function` of the batch, in float32 where half precision overflowed: fp16 ends at 65504."""
+    made = function(images, metadata).float()
+    if torch.is_autocast_enabled(images.device.type) and not made.isfinite().all():
+        with torch.autocast(images.device.type, enabled=False):
+            made = function(images, metadata).float()
+    return made
 
 
 def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:

@@ -126,14 +126,19 @@ class Trainer:
         self.device = infer.pick_device(recipe)
         torch.manual_seed(self._seed())
         t = recipe.train
+        if recipe.model.mode == "as_is" and competition.task in {"multilabel", "regression"}:
+            raise UserError(
+                f"model.mode=as_is: a pretrained head tells classes apart; task {competition.task} needs other"
+            )
         metadata = data.metadata("train")
         self.metadata = None if metadata is None else torch.from_numpy(metadata).to(self.device)
         self.network = models.create(
             recipe, data.targets.outputs, 0 if metadata is None else metadata.shape[1], data.targets.learnt
         )
-        if recipe.model.start_from:
-            models.start_from(self.network, competition.runs() / recipe.model.start_from / f"fold{fold}.safetensors")
         _set_units(self.network, data)
+        if recipe.model.start_from:
+            oof.check_folds(competition, recipe.model.start_from, fold_table)
+            models.start_from(self.network, competition.runs() / recipe.model.start_from / f"fold{fold}.safetensors")
         self.network.to(self.device)
         if t.sync_bn and self.ranks.size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)

@@ -108,7 +108,7 @@ class Network(nn.Module):
         """Whether `features` of an image never change: no weight and no statistic of the backbones learns."""
         bodies = [part for part in (self.backbone, self.second, self.pool, self.second_pool) if part is not None]
         own = {id(p) for layer in _classifiers(self.backbone) for p in layer.parameters()} if self.head is None else ()
-        simple = self.head is not None or [type(layer) for layer in _classifiers(self.backbone)] == [nn.Linear]
+        simple = self.head is not None or [type(layer) for layer in _classifiers(self.backbone)] == [heads.Classifier]
         names = {id(p): name for name, p in self.named_parameters()}
         return simple and not any(
             names[id(p)] in self.learns for part in bodies for p in part.parameters() if id(p) not in own
@@ -171,6 +171,9 @@ def create(
         _add_head(network, recipe, outputs, metadata)
     else:
         _start_head(backbone)
+    for layer in _classifiers(backbone):
+        if type(layer) is nn.Linear:
+            layer.__class__ = heads.Classifier
     _choose_what_learns(network, settings)
     return network.to(memory_format=torch.channels_last) if recipe.train.channels_last else network
 

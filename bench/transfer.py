@@ -1,0 +1,126 @@
+"""Transfer modes on real data: scratch, frozen, fine-tuned, fused with metadata; three seeds, in a CSV.
+
+    python bench/transfer.py [--out docs/transfer.csv] [--root DIR]
+
+MobileNetV2 (ImageNet weights from a file) on skin1500 at 128 px, whose test truth is known, and on hymenoptera at 160
+px. A row is one run of five folds: the score of the pooled OOF, its spread over folds, and on skin1500 the test score
+of the five models' mean beside that of the single models. Continues where it was: --root keeps the runs. Needs the
+data and weights that the competition and recipe files name; says so and stops where they are absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+sys.path.insert(0, str(SOURCE))
+
+COMMON = ["train.batch_size=32", "train.cpu_step=plain", "augment.preset=light"]
+EPOCHS = {"skin1500": 5, "hymenoptera": 6}
+SIZES = {"skin1500": 128, "hymenoptera": 160}
+WAYS = {
+    "scratch": ["model.mode=scratch", "train.lr=2e-3"],
+    "frozen": ["model.mode=frozen", "train.lr=1e-2"],
+    "finetune": ["train.lr=1e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last"],
+    "fusion": [
+        "train.lr=1e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last", "model.metadata=true",
+        "model.head.samples=5", "model.head.dropout=0.5",
+    ],
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/transfer.csv"), help="default: docs/transfer.csv")
+    parser.add_argument("--root", type=Path, help="keep caches and runs here (default: a temporary folder)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a way (default: 3)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as passing:
+        root = args.root or Path(passing)
+        root.mkdir(parents=True, exist_ok=True)
+        os.environ["FOLDWISE_ROOT"] = str(root.resolve())
+        rows = [row for name in SIZES for row in competition_rows(name, args.seeds)]
+    if rows:
+        table = pd.DataFrame(rows)
+        table.to_csv(args.out, index=False, float_format="%.4f", lineterminator="\n")
+        print(summary(table).to_string(index=False))
+
+
+def competition_rows(name: str, seeds: int) -> list[dict[str, object]]:
+    """A row a run."""
+    from foldwise import UserError, competition, launch
+
+    launch.settle()
+    about = competition.load(name)
+    try:
+        about.raw()
+    except UserError as problem:
+        print(f"skipped: {problem}")
+        return []
+    size = SIZES[name]
+    launch_script("01_preprocess.py", "--competition", name, "--sizes", str(size))
+    ways = WAYS if name == "skin1500" else {way: WAYS[way] for way in ("scratch", "frozen", "finetune")}
+    return [run(about, way, options, seed) for seed in range(seeds) for way, options in ways.items()]
+
+
+def launch_script(script: str, *arguments: str) -> None:
+    """One of the numbered scripts, as a user runs it."""
+    import subprocess
+
+    subprocess.run([sys.executable, str(SOURCE / script), *arguments], check=True)
+
+
+def run(about, way: str, options: list[str], seed: int) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """Five folds; what they scored."""
+    from foldwise import config, session
+
+    size = SIZES[about.name]
+    overrides = [*COMMON, f"image_size={size}", f"train.epochs={EPOCHS[about.name]}", f"seed={seed}", *options]
+    name = f"{way}_{seed}"
+    info = session.train(about, config.load("mobilenetv2", overrides), name, range(about.folds.n))
+    assert info is not None
+    seconds = sum(fold["seconds"] for fold in info["folds"].values())
+    row: dict[str, object] = {
+        "competition": about.name, "way": way, "seed": seed, "image_size": size, "metric": about.metric,
+        "oof": info["score"], "fold_mean": np.mean(list(info["fold_scores"].values())), "fold_sd": info["fold_std"],
+        "seconds": round(seconds), "overrides": " ".join(overrides),
+    }  # fmt: skip
+    truth = about.raw() / "solution.csv"
+    if truth.exists():
+        row |= test_scores(about, name, truth)
+    print({key: value for key, value in row.items() if key != "overrides"}, flush=True)
+    return row
+
+
+def test_scores(about, name: str, solution: Path) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """The mean of the folds' models beside the single ones, on rows none of them saw."""
+    from foldwise import metrics, oof
+
+    truth = pd.read_csv(solution).set_index(about.id)[about.targets[0]]
+    folder = about.runs() / name
+    single = []
+    for fold in range(about.folds.n):
+        table = oof.read_table(folder / f"fold{fold}_test.csv")
+        single.append(metrics.score(about.metric, truth.loc[table["id"]].to_numpy(), table["pred"].to_numpy()))
+    table = oof.read_table(folder / "test.csv")
+    mean = metrics.score(about.metric, truth.loc[table["id"]].to_numpy(), table["pred"].to_numpy())
+    return {"test_single": np.mean(single), "test_single_sd": np.std(single, ddof=1), "test_mean": mean}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds."""
+    columns = [c for c in ("oof", "fold_mean", "test_single", "test_mean", "seconds") if c in table]
+    made = table.groupby(["competition", "way"], sort=False)[columns].agg(["mean", "std"])
+    made.columns = ["_".join(column) for column in made.columns]
+    return made.reset_index().round(4)
+
+
+if __name__ == "__main__":
+    main()
