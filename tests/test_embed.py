@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import QUICK, REPOSITORY, Workplace, make_tiny, shared
+from conftest import QUICK, REPOSITORY, Workplace, shared
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC
@@ -99,7 +101,7 @@ def test_a_shared_matrix_changes_nothing() -> None:
     x, y = blobs(150)
     found = []
     for share in (False, True):
-        heads = Heads("svm", "binary", x, alone(150), scale="unit")
+        heads = Heads("linear_svm", "binary", x, alone(150), scale="unit")
         if share:
             heads.share(np.arange(150))
         for k in range(3):
@@ -121,10 +123,10 @@ def test_groups_stay_together_where_settings_are_chosen() -> None:
 
 @pytest.mark.parametrize("name", ["svm", "kernel_ridge", "linear_svm", "ridge", "logreg", "knn"])
 def test_beyond_memory_the_answers_stay_close_and_it_is_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    x, y = blobs(400)
-    fit, ask = np.arange(300), np.arange(300, 400)
-    (near,), _ = Heads(name, "binary", x, alone(400)).fit_predict(fit, y[fit], [ask])
-    (far,), _ = Heads(name, "binary", x, alone(400), memory=100_000).fit_predict(fit, y[fit], [ask])
+    x, y = blobs(240)
+    fit, ask = np.arange(160), np.arange(160, 240)
+    (near,), _ = Heads(name, "binary", x, alone(240)).fit_predict(fit, y[fit], [ask])
+    (far,), _ = Heads(name, "binary", x, alone(240), memory=50_000).fit_predict(fit, y[fit], [ask])
     assert np.corrcoef(near[:, 0], far[:, 0])[0, 1] > 0.95
     said = capsys.readouterr().err
     assert ("Nystroem" in said) == (name in {"svm", "kernel_ridge"})
@@ -168,45 +170,63 @@ def test_constant_features_and_a_class_of_one_row() -> None:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """A tiny competition, trained, and its folds' embeddings under a logistic regression."""
-    place = make_tiny(tmp_path_factory.mktemp("embedded"))
-    place.run("01_preprocess.py", "--sizes", 32)
-    place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all", "train.epochs=1")
+def embedded(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A copy of the trained competition, and its folds' embeddings under a logistic regression."""
+    root = tmp_path_factory.mktemp("embedded") / "root"
+    shutil.copytree(trained.root, root)
+    place = Workplace(root, root / trained.competition.name)
     place.run("04_embed.py", "--run", "quick", "--head", "logreg")
     return place
 
 
-def test_each_folds_embeddings_are_kept_and_used_again(embedded: Workplace) -> None:
-    files = sorted((embedded.runs / "quick").glob("fold*_embeddings.npy"))
-    assert len(files) == 3
-    folds = pd.read_csv(embedded.derived / "folds.csv")
-    first, second = np.load(files[0]), np.load(files[1])
-    assert first.dtype == np.float32 and len(first) == len(folds) + 12 and not np.allclose(first, second)
-    broken = len(folds) + int(np.flatnonzero(embedded_test_ids(embedded) == "te0003")[0])
-    assert (first[broken] == 0).all() and (np.delete(first, broken, axis=0) != 0).any(axis=1).all()
-    times = [file.stat().st_mtime_ns for file in files]
-    done = embedded.run("04_embed.py", "--run", "quick", "--head", "knn")
-    assert [file.stat().st_mtime_ns for file in files] == times and "embedded" not in done.stderr
-    info = json.loads((embedded.runs / "quick_knn" / "run.json").read_text())
-    assert set(info["chosen"]) == {"0", "1", "2"} and info["score"] is not None
-    embedded.run("04_embed.py", "--run", "quick", "--head", "knn", "--name", "turned", "predict.tta=flip")
-    assert [file.stat().st_mtime_ns for file in files] != times  # another key: made anew
-
-
-def embedded_test_ids(place: Workplace) -> np.ndarray:
-    table = pd.read_parquet(place.derived / "index.parquet")
-    return table.loc[table["split"] == "test", "id"].to_numpy(str)
-
-
-def test_a_killed_embedding_goes_on_where_it_was(embedded: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def place(embedded: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    """The same, for calls inside this process."""
     monkeypatch.setenv("FOLDWISE_ROOT", str(embedded.root))
-    from foldwise import competition, embeddings, folds, index, oof
+    return embedded
 
+
+def tables(place: Workplace):  # type: ignore[no-untyped-def]
+    """The competition, its index and its folds."""
+    from foldwise import competition, folds, index
+
+    about = competition.load(str(place.competition))
+    return about, index.load(about), folds.load(about)
+
+
+def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None:
+    from foldwise import embeddings, oof
+
+    about, table, fold_table = tables(place)
+    files = sorted((place.runs / "quick").glob("fold*_embeddings.npy"))
+    assert len(files) == 3
+    first, second = np.load(files[0]), np.load(files[1])
+    assert first.dtype == np.float32 and len(first) == len(fold_table) + 12 and not np.allclose(first, second)
+    tests = table.loc[table["split"] == "test", "id"].tolist()
+    broken = len(fold_table) + tests.index("te0003")
+    assert (first[broken] == 0).all() and (np.delete(first, broken, axis=0) != 0).any(axis=1).all()
+    info = json.loads((place.runs / "quick_logreg" / "run.json").read_text())
+    assert set(info["chosen"]) == {"0", "1", "2"} and info["score"] is not None
+    assert (place.runs / "quick_logreg" / "report" / "report.html").exists()
+
+    times = [file.stat().st_mtime_ns for file in files]
+    recipe = oof.recipe_of(about, "quick")
+    made = list(embeddings.fit_heads(about, recipe, "", "quick", "knn", table, fold_table))
+    assert [file.stat().st_mtime_ns for file in files] == times
+    for fold, valid, test, _ in made:
+        assert valid.shape == ((fold_table["fold"] == fold).sum(), 1) and test.shape == (12, 1)
+        assert test[tests.index("te0003")] == pytest.approx(np.delete(test, tests.index("te0003")).mean())
+    turned = oof.recipe_of(about, "quick", ["predict.tta=flip"])
+    list(embeddings.each_fold(about, turned, "", "quick", table, fold_table))
+    assert all(file.stat().st_mtime_ns != time for file, time in zip(files, times, strict=True))
+
+
+def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foldwise import embeddings, oof
+
+    about, table, fold_table = tables(place)
     monkeypatch.setattr(embeddings, "CHUNK", 16)
-    about = competition.load(str(embedded.competition))
-    table, fold_table = index.load(about), folds.load(about)
-    recipe = oof.recipe_of(about, "quick", ["predict.crops=1", "predict.tta=d4"])
+    recipe = oof.recipe_of(about, "quick", ["predict.tta=d4"])
     seen: list[int] = []
     real = embeddings._trained
 
@@ -227,30 +247,28 @@ def test_a_killed_embedding_goes_on_where_it_was(embedded: Workplace, monkeypatc
     assert seen == [16, 16, 16]
     _, whole, rows = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
     readable = int((rows.where >= 0).sum())
-    assert sum(seen[3:]) == readable - 32 and not list((embedded.runs / "quick").glob("*.part"))
+    assert sum(seen[3:]) == readable - 32 and not list((place.runs / "quick").glob("*.part"))
     whole = whole.copy()
-    (embedded.runs / "quick" / "fold0_embeddings.npy").unlink()
+    (place.runs / "quick" / "fold0_embeddings.npy").unlink()
     _, again, _ = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
     assert np.array_equal(whole, again)
 
 
-def test_bad_input_to_step_four_is_one_line(embedded: Workplace) -> None:
-    line = embedded.refused("04_embed.py", "--recipe", "quick.yaml", "--head", "knn")
-    assert "without pretrained weights" in line
-    assert "only predict.*" in embedded.refused("04_embed.py", "--run", "quick", "image_size=64")
-    assert "task binary takes" in embedded.refused("04_embed.py", "--run", "quick", "--head", "svr")
+def test_a_recipes_weights_embed_once_for_all_folds(place: Workplace) -> None:
+    from foldwise import config, embeddings
 
-
-def test_a_recipes_weights_embed_once_for_all_folds(embedded: Workplace) -> None:
-    weights = embedded.runs / "quick" / "fold0.safetensors"
-    recipe = {**QUICK, "model": {"name": "test_resnet", "weights": str(backbone_of(weights)), "mode": "frozen"}}
-    (embedded.root / "given.yaml").write_text(yaml.safe_dump(recipe))
-    embedded.run("04_embed.py", "--recipe", "given.yaml", "--head", "ridge", "--scale", "unit")
-    shared_file = embedded.runs / "given_embeddings" / "embeddings.npy"
-    before = shared_file.stat().st_mtime_ns
-    embedded.run("04_embed.py", "--recipe", "given.yaml", "--head", "linear_svm", "predict.tta=flip")
-    assert shared_file.stat().st_mtime_ns == before  # another recipe, another folder
-    assert len(list(embedded.runs.glob("given-*_embeddings"))) == 1
+    about, table, fold_table = tables(place)
+    with pytest.raises(UserError, match="without pretrained weights"):
+        next(embeddings.each_fold(about, config.load(str(place.root / "quick.yaml")), "quick", None, table, fold_table))
+    model = {"name": "test_resnet", "weights": str(backbone_of(place.runs / "quick" / "fold0.safetensors"))}
+    given = str(place.root / "given.yaml")
+    Path(given).write_text(yaml.safe_dump({**QUICK, "model": model}))
+    for overrides in ([], ["predict.tta=flip"], ["train.lr=0.1"]):
+        recipe = config.load(given, overrides)
+        made = list(embeddings.fit_heads(about, recipe, given, None, "ridge", table, fold_table, "unit"))
+        assert [fold for fold, *_ in made] == [0, 1, 2]
+    assert (place.runs / "given_embeddings" / "embeddings.npy").exists()
+    assert len(list(place.runs.glob("given-*_embeddings"))) == 1  # other views, another folder
 
 
 def backbone_of(weights):  # type: ignore[no-untyped-def]

@@ -38,7 +38,7 @@ TUNE_ROWS = 4000  # settings are chosen on so many rows at most
 INNER = 3  # inner splits
 LANDMARKS = 1000  # of Nystroem features
 MEMORY_SHARE = 0.6  # of the memory that is free now
-BYTES_A_PAIR = 20  # at the peak: distances (4), a copy of the fold's (4), the kernel in float64 (8), libsvm's cache
+BYTES_A_PAIR = 28  # at the peak: distances (4), the kernel in float64 (8), its damped copy (8), blocks
 
 GAMMAS = (1 / 16, 1 / 4, 1.0)  # relative to 1 / (total variance of the features): scikit-learn's gamma="scale"
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -166,6 +166,11 @@ class Method(Protocol):
         """(len(ask), outputs) for each setting; y: of the rows `fit`. One output for two classes or a number."""
 
 
+def _by_gamma(settings: Sequence[Setting]) -> list[list[Setting]]:
+    kernels = dict.fromkeys(setting.get("gamma") for setting in settings)
+    return [[setting for setting in settings if setting.get("gamma") == gamma] for gamma in kernels]
+
+
 @dataclass
 class KernelMethod:
     """SVM, SVR or ridge on a kernel: exp(-gamma d^2), or the inner product, each relative to the total variance."""
@@ -177,8 +182,7 @@ class KernelMethod:
     calibrated: bool = False
 
     def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
-        kernels = dict.fromkeys(setting.get("gamma") for setting in settings)
-        return [[setting for setting in settings if setting.get("gamma") == gamma] for gamma in kernels]
+        return _by_gamma(settings)
 
     def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
         gamma = settings[0].get("gamma")
@@ -227,13 +231,14 @@ def _svr(kernel: Array, y: Array, setting: Setting, _: int) -> Callable[[Array],
 
 
 def _ridge(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[Array], Array]:
-    from scipy.linalg import solve
+    from scipy.linalg import cho_factor, cho_solve
 
     target = _signs(y, classes)
     centre = target.mean(axis=0)
     damped = kernel.copy()
     damped.flat[:: len(damped) + 1] += setting["penalty"]
-    weights = solve(damped, target - centre, assume_a="pos", overwrite_a=True, check_finite=False)
+    factor = cho_factor(damped.T, overwrite_a=True, check_finite=False)  # .T: LAPACK's order, so no copy
+    weights = cho_solve(factor, target - centre, check_finite=False)
     return lambda values: values @ weights + centre
 
 
@@ -353,12 +358,12 @@ class Chunked:
     calibrated: bool = False
 
     def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
-        return [[setting] for setting in settings]
+        return _by_gamma(settings)
 
     def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
         made = []
+        mapped = self._map(settings[0])
         for setting in settings:
-            mapped = self._map(setting)
             target = _signs(y, self.classes)
             weights = np.column_stack([self._newton(mapped, fit, column, setting) for column in target.T])
             made.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
@@ -562,7 +567,7 @@ class Heads:
         loss = losses.get(self.name.removeprefix("linear_"), "ridge")
         variance = features.variance(fit) / (self.source.shape[1] if self.name == "logreg" else 1)
         if self.name not in {"svm", "kernel_ridge"}:
-            self._say(f"{self.name}: {self._need(len(fit))} is too much for {len(fit):,} rows: gathered chunk by chunk")
+            self._say(f"{self.name}: {len(fit):,} rows don't fit in memory: their sums are gathered chunk by chunk")
             return Chunked(features, loss, classes, variance, None, False)
         count = min(LANDMARKS, len(fit))
         self._say(
