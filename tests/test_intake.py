@@ -239,16 +239,6 @@ def test_a_ct_is_windowed_in_hounsfield_units_and_its_header_hides_the_patient()
     assert str(header.PatientName) not in " ".join(fields.values())
 
 
-def test_a_sketch_is_a_png_on_white() -> None:
-    drawing = np.zeros((20, 30, 4), np.uint8)
-    drawing[5:9, 5:9] = (10, 20, 30, 255)
-    upload = intake.sketch(drawing)
-    with intake.receiving([upload]) as received:
-        shown = image.read_image(received.path())
-    assert shown.shape == (20, 30, 3)
-    assert shown[6, 6].tolist() == [10, 20, 30] and shown[0, 0].tolist() == [255, 255, 255]
-
-
 def test_other_options_make_another_cache() -> None:
     values = np.tile(np.arange(0, 60_000, 1000, dtype=np.uint16), (60, 1))
     with intake.receiving([deep(values)]) as received:

@@ -57,7 +57,7 @@ def probabilities(said: Said, top: int) -> alt.LayerChart:
         x=x, y=y, color=colour, tooltip=["source", "class", "fold", "value"], **offset
     )  # fmt: skip
     lines = len(said.best(top)) * len(said.means) if several else len(said.means)
-    return alt.layer(bar, tick).properties(height=40 + 34 * lines)
+    return alt.layer(bar, tick).properties(height=120 + 34 * lines)
 
 
 def numbers(said: Said, top: int) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def numbers(said: Said, top: int) -> pd.DataFrame:
     for source, mean in said.means.items():
         for k in said.best(top):
             row = {"who": source} | ({"class": said.outputs[k]} if len(said.outputs) > 1 else {})
-            row |= {"mean" if source in said.folds else "blend": float(mean[k])}
+            row |= {"mean or blend": float(mean[k])}
             rows.append(row | {fold: float(pred[k]) for fold, pred in said.folds.get(source, {}).items()})
     table = pd.DataFrame(rows)
     shown = table.select_dtypes("number").columns
@@ -96,7 +96,7 @@ def forest(table: pd.DataFrame, metric: str) -> alt.LayerChart:
     dots = alt.Chart(long).mark_point(shape="diamond", size=45, color=VERMILLION).encode(
         x="value:Q", y=y, tooltip=["run", "fold", "value"]
     )  # fmt: skip
-    return alt.layer(bar, dots, point).properties(height=50 + 34 * len(order))
+    return alt.layer(bar, dots, point).properties(height=80 + 34 * len(order))
 
 
 def weights(table: pd.DataFrame) -> alt.Chart:
@@ -105,5 +105,5 @@ def weights(table: pd.DataFrame) -> alt.Chart:
         alt.Chart(table).mark_bar(color=BLUE)
         .encode(x=alt.X("weight:Q", title="weight in the blend"), tooltip=["run", "weight"],
                 y=alt.Y("run:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)))
-        .properties(height=40 + 28 * len(table))
+        .properties(height=80 + 28 * len(table))
     )  # fmt: skip

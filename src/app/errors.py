@@ -58,8 +58,8 @@ def _gallery(run: str, rows: pd.DataFrame) -> None:
         with places[k % 6]:
             if images is not None:
                 st.image(images[k], width="stretch")
-            said = f"said {row.answer} ({row.sure:.2f})"
-            st.caption(frame.plain(f"{row.wrong:.3f} · truth {row.truth} · {said} · fold {row.fold} · {row.id}"))
+            lines = [f"{row.wrong:.3f}, fold {row.fold}", f"truth: {row.truth}", f"said: {row.answer} ({row.sure:.2f})"]
+            st.caption("  \n".join(map(frame.plain, [*lines, row.id])))
     st.caption(
         frame.plain(f"Images as the models see them, {size} x {size}." if size else f"{about.name}: no image cache.")
     )

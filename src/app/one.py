@@ -42,7 +42,7 @@ def _upload() -> Upload | None:
 
 
 def _drawing() -> Upload | None:
-    from streamlit_drawable_canvas import st_canvas
+    from streamlit_drawable_canvas import st_canvas  # it needs a running server
 
     left, right = st.columns([3, 2])
     with right:
@@ -51,12 +51,12 @@ def _drawing() -> Upload | None:
         ground = st.color_picker("Ground", "#FFFFFF")
     with left:
         drawn = st_canvas(
-            stroke_width=width, stroke_color=colour, background_color=ground, height=320, width=480, key="canvas"
-        )
-    pixels = drawn.image_data
-    if pixels is None or not drawn.json_data or not drawn.json_data.get("objects"):
+            stroke_width=width, stroke_color=colour, background_color=ground, height=320, width=480, key="canvas",
+            return_image_data=True,
+        )  # fmt: skip
+    if not (drawn.json_data or {}).get("objects") or not drawn.image_bytes:
         return None
-    return intake.sketch(np.asarray(pixels, np.uint8))
+    return Upload("sketch.png", drawn.image_bytes)  # as it came: it is decoded where every upload is
 
 
 def _examine(received: intake.Intake, digest: str, runs: list[str], blend: str | None) -> None:
@@ -136,8 +136,11 @@ def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None
     means = {run: answer.mean(run)[0] for run in runs}
     if blend is not None:
         try:
-            pred, absent = frame.mixture(blend).predict(answer)
+            mixture = frame.mixture(blend)
+            pred, absent = mixture.predict(answer)
             means[f"blend: {blend}"] = pred[0]
+            if "rank" in mixture.blend.space:
+                st.caption(frame.plain(f"blend: {blend} averages ranks: its value is the rank among the test images."))
             if absent:
                 names = ", ".join(absent)
                 st.caption(
@@ -208,7 +211,7 @@ def _gallery(found: pd.DataFrame, images: np.ndarray, fold: int) -> None:
         words += [f"{name} {getattr(row, name)}" for name in found if name.startswith("target")]
         with places[k % 4]:
             st.image(images[k], width="stretch")
-            st.caption(frame.plain(" · ".join(words)))
+            st.caption("  \n".join(map(frame.plain, words)))
 
 
 def _header(path: Path) -> None:

@@ -54,7 +54,6 @@ _COLUMNS = {
     "fold_mean": st.column_config.NumberColumn("mean of folds", format="%.4f"),
     "fold_std": st.column_config.NumberColumn("sd over folds", format="%.4f"),
     "image_size": "image size",
-    "weights": st.column_config.NumberColumn("weights, MB", format="%.1f"),
     "differs": "differs from the defaults in",
 }
 
@@ -64,9 +63,9 @@ def _gathered(competition_file: str, made: str) -> pd.DataFrame:
     return results.table(results.gather(frame.about()))
 
 
-def _megabytes(folder: Path) -> float | None:
+def _megabytes(folder: Path) -> str:
     sizes = [path.stat().st_size for path in folder.glob("fold*.safetensors")]
-    return sum(sizes) / 1e6 if sizes else None
+    return f"{sum(sizes) / 1e6:.1f} MB" if sizes else "–"
 
 
 def _blends() -> None:

@@ -321,13 +321,3 @@ def fields(path: Path, tags: Sequence[str]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"\s+", " ", words)[:300]
-
-
-def sketch(drawing: np.ndarray) -> Upload:
-    """A drawing, uint8 (H, W, 4) RGBA, laid over white, as the PNG file that an upload would be."""
-    alpha = drawing[..., 3:].astype(np.float32) / 255
-    flat = np.rint(drawing[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    done, data = cv2.imencode(".png", np.ascontiguousarray(flat[..., ::-1]))
-    if not done:
-        raise UserError("the drawing could not be stored")
-    return Upload("sketch.png", data.tobytes())

@@ -18,7 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, blend_report, cache, cases, config, ensemble, explain, folds, index, lineup, oof
+from foldwise import (
+    UserError,
+    atomic,
+    blend_report,
+    cache,
+    cases,
+    config,
+    ensemble,
+    explain,
+    folds,
+    index,
+    lineup,
+    metrics,
+    oof,
+)
 from foldwise.blend import Blend, fit_weights
 from foldwise.competition import Competition
 from foldwise.config import Recipe
@@ -123,10 +137,12 @@ class Service:
     # --- runs and models ----------------------------------------------------------------------------------
 
     def runs(self) -> list[str]:
-        """Runs whose models are here: trained by step 2, or the same weights with other test-time views."""
+        """Runs whose models are here, best score first: trained by step 2, or the same weights with other views."""
         folder = self.competition.runs()
-        found = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-        return [path.name for path in found if self._is_served(path.name)]
+        found = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
+        sign = 1 if metrics.resolve(blend_report.metric_of(self.competition)).greater_is_better else -1
+        scores = {run: oof.read_info(folder / run).get("score") for run in found if self._is_served(run)}
+        return sorted(scores, key=lambda run: (scores[run] is None, -sign * (scores[run] or 0), run))
 
     def _is_served(self, run: str) -> bool:
         try:
