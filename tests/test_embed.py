@@ -259,7 +259,8 @@ def test_a_recipes_weights_embed_once_for_all_folds(place: Workplace) -> None:
 
     about, table, fold_table = tables(place)
     with pytest.raises(UserError, match="without pretrained weights"):
-        next(embeddings.each_fold(about, config.load(str(place.root / "quick.yaml")), "quick", None, table, fold_table))
+        quick = str(place.root / "quick.yaml")
+        next(embeddings.each_fold(about, config.load(quick), quick, None, table, fold_table))
     model = {"name": "test_resnet", "weights": str(backbone_of(place.runs / "quick" / "fold0.safetensors"))}
     given = str(place.root / "given.yaml")
     Path(given).write_text(yaml.safe_dump({**QUICK, "model": model}))
