@@ -12,7 +12,10 @@ pytestmark = pytest.mark.smoke
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PACKAGE = REPOSITORY / "src" / "foldwise"
-TORCH = {"weights", "heads", "models", "infer", "loop", "ensemble", "averaging", "explain", "launch", "detector"}
+TORCH = {
+    "models", "heads", "weights", "losses", "mixing", "averaging", "precision", "checkpoint", "journal", "infer", "loop",
+    "ensemble", "embeddings", "explain", "launch", "roi", "detector", "serve",
+}  # fmt: skip
 
 
 def mapped() -> list[str]:
