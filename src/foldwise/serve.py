@@ -221,7 +221,9 @@ class Service:
         errors = dict(intake.refused)
         if not len(intake.rows):
             raise UserError(_first(errors) or "nothing was sent")
-        for recipe in map(self.recipe, runs):
+        for run, recipe in zip(runs, map(self.recipe, runs), strict=True):
+            if recipe.crop:
+                raise UserError(f"run {run} was trained on crops (01_preprocess.py --crop), and a new image has no box")
             kind = (recipe.image_size, recipe.crop)
             if kind not in seen:
                 images, where, reasons = intake.cached(recipe.image_size, options or self.competition.image)
