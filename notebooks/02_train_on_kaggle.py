@@ -41,7 +41,7 @@ COMPETITION = os.environ.get("FOLDWISE_COMPETITION", "demo")  # a name in src/co
 HOURS = 11.5  # of the 12 that a session has: the rest is for saving the version
 SIZE, RECIPE = 256, ["--recipe", "baseline"]
 if COMPETITION == "demo":
-    SIZE, RECIPE = 64, ["--recipe", "demo", "train.epochs=3"]
+    SIZE, RECIPE = 64, ["--recipe", "demo", "train.epochs=2"]
 
 # %% [markdown]
 # ## The repository

@@ -56,10 +56,10 @@ BASE, LAYER, SIZE = ["--recipe", "baseline", "train.epochs=5"], "blocks.5", 224
 WEIGHTS = Path(os.environ.get("FOLDWISE_SHARED", root.parent / "shared")) / "weights" / "mobilenetv2_100.safetensors"
 if COMPETITION == "demo" and WEIGHTS.exists():
     SIZE = 64
-    BASE = ["--recipe", "mobilenetv2", f"model.weights={WEIGHTS}", "train.epochs=5", "train.batch_size=16"]
+    BASE = ["--recipe", "mobilenetv2", f"model.weights={WEIGHTS}", "train.epochs=4", "train.batch_size=16"]
 elif COMPETITION == "demo":  # no ImageNet weights here: a small network learns on another hospital's images, below
     SIZE, LAYER = 64, "layer3"
-    BASE = ["--recipe", "demo", "model.pretrained=true", "train.epochs=5", "train.batch_size=16", "train.lr=1e-3"]
+    BASE = ["--recipe", "demo", "model.pretrained=true", "train.epochs=4", "train.batch_size=16", "train.lr=1e-3"]
 
 
 # %%

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,16 +29,47 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path: Path, demo: Workplace) -> None:
+def execute(path: Path, demo: Workplace, **env: str) -> None:
+    """Run a notebook as CI does; assert that no cell failed."""
     pytest.importorskip("nbmake")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-q", "--rootdir", REPOSITORY, path],
-        env={**os.environ, "FOLDWISE_ROOT": str(demo.root)},
+        env={**os.environ, "FOLDWISE_ROOT": str(demo.root), **env},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path: Path, demo: Workplace) -> None:
+    execute(path, demo)
+
+
+@pytest.mark.slow
+def test_transfer_learning_runs_without_imagenet_weights(demo: Workplace) -> None:
+    execute(REPOSITORY / "notebooks" / "04_transfer_learning.ipynb", demo, FOLDWISE_SHARED=str(demo.root / "none"))
+    info = json.loads((demo.runs / "transfer_finetune" / "run.json").read_text())
+    assert info["config"]["model"]["name"] == "test_resnet"
+
+
+def test_an_earlier_session_is_taken_over(trained: Workplace, tmp_path: Path) -> None:
+    """The function of 02_train_on_kaggle: finished folds and caches go on, what is there already stays."""
+    cells = json.loads((REPOSITORY / "notebooks" / "02_train_on_kaggle.ipynb").read_text())["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "def take_over" in "".join(cell["source"]))
+    scope: dict = {"Path": Path, "shutil": shutil, "KAGGLE_INPUT": tmp_path / "none", "repository": REPOSITORY}
+    exec(source, scope)
+    place = Workplace(tmp_path / "working", tmp_path / "working" / "tiny.yaml")
+    shutil.copytree(trained.raw, place.root / "input" / "tiny")  # the competition is attached anew
+    for name in ("tiny.yaml", "quick.yaml"):
+        shutil.copy(trained.root / name, place.root / name)
+    copied = scope["take_over"](trained.root, place.root)
+    assert "oof/tiny/quick/fold0.csv" in copied and "input/derived/tiny/folds.csv" in copied
+    assert not scope["take_over"](trained.root, place.root)
+    place.run("01_preprocess.py", "--sizes", 32)
+    done = place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all")
+    assert done.stderr.count("done already") == 3
+    assert (place.runs / "quick" / "oof.csv").read_bytes() == (trained.runs / "quick" / "oof.csv").read_bytes()
 
 
 @pytest.mark.smoke

@@ -191,7 +191,7 @@ def test_the_script_writes_page_table_and_curves(place: Workplace) -> None:
         assert (place.runs / unquote(link)).exists(), link
     assert 'src="quick/report/confusion.png"' in page and 'src="quick/report/calibration.png"' in page
     assert (place.runs / "quick" / "curves.png").exists() and not (place.runs / "lightgbm" / "curves.png").exists()
-    assert place.refused("10_report.py", "--runs", "quik").endswith("no such run (did you mean 'quick'?)")
+    assert place.refused("10_report.py", "--runs", "quik").endswith("no such run; did you mean 'quick'?")
 
 
 def test_nothing_there_is_said(about: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
