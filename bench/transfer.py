@@ -2,10 +2,11 @@
 
     python bench/transfer.py [--out docs/transfer.csv] [--root DIR]
 
-MobileNetV2 (ImageNet weights from a file) on skin1500 at 128 px, whose test truth is known, and on hymenoptera at 160
-px. A row is one run of five folds: the score of the pooled OOF, its spread over folds, and on skin1500 the test score
-of the five models' mean beside that of the single models. Continues where it was: --root keeps the runs. Needs the
-data and weights that the competition and recipe files name; says so and stops where they are absent.
+MobileNetV2 (ImageNet weights from a file) on skin1500 at 96 px, whose test truth is known, and on hymenoptera at 160
+px (frozen also at 224). A row is one run of five folds: the score of the pooled OOF, its spread over folds, and on
+skin1500 the test score of the five models' mean beside that of the single models. Continues where it was: --root
+keeps the runs. Needs the data and weights that the competition and recipe files name; says so and stops where they
+are absent.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
 COMMON = ["train.batch_size=32", "train.cpu_step=plain", "augment.preset=light"]
-EPOCHS = {"skin1500": 5, "hymenoptera": 6}
-SIZES = {"skin1500": 128, "hymenoptera": 160}
+EPOCHS = {"skin1500": 4, "hymenoptera": 6}
+SIZES = {"skin1500": 96, "hymenoptera": 160}
 WAYS = {
     "scratch": ["model.mode=scratch", "train.lr=2e-3"],
     "frozen": ["model.mode=frozen", "train.lr=1e-2"],
@@ -64,9 +65,11 @@ def competition_rows(name: str, seeds: int) -> list[dict[str, object]]:
     except UserError as problem:
         print(f"skipped: {problem}")
         return []
-    size = SIZES[name]
-    launch_script("01_preprocess.py", "--competition", name, "--sizes", str(size))
-    ways = WAYS if name == "skin1500" else {way: WAYS[way] for way in ("scratch", "frozen", "finetune")}
+    launch_script("01_preprocess.py", "--competition", name, "--sizes", str(SIZES[name]), "224")
+    ways = WAYS
+    if name == "hymenoptera":  # it has no metadata
+        ways = {way: WAYS[way] for way in ("scratch", "frozen", "finetune")}
+        ways["frozen at 224"] = [*WAYS["frozen"], "image_size=224"]
     return [run(about, way, options, seed) for seed in range(seeds) for way, options in ways.items()]
 
 
@@ -83,12 +86,13 @@ def run(about, way: str, options: list[str], seed: int) -> dict[str, object]:  #
 
     size = SIZES[about.name]
     overrides = [*COMMON, f"image_size={size}", f"train.epochs={EPOCHS[about.name]}", f"seed={seed}", *options]
-    name = f"{way}_{seed}"
-    info = session.train(about, config.load("mobilenetv2", overrides), name, range(about.folds.n))
+    name = f"{way.replace(' ', '_')}_{seed}"
+    recipe = config.load("mobilenetv2", overrides)
+    info = session.train(about, recipe, name, range(about.folds.n))
     assert info is not None
     seconds = sum(fold["seconds"] for fold in info["folds"].values())
     row: dict[str, object] = {
-        "competition": about.name, "way": way, "seed": seed, "image_size": size, "metric": about.metric,
+        "competition": about.name, "way": way, "seed": seed, "image_size": recipe.image_size, "metric": about.metric,
         "oof": info["score"], "fold_mean": np.mean(list(info["fold_scores"].values())), "fold_sd": info["fold_std"],
         "seconds": round(seconds), "overrides": " ".join(overrides),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal
 
@@ -21,6 +22,11 @@ def tokens(features: Tensor, channels: int, nhwc: bool, prefix: int) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
+def _in_full(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast; the meta device, where large networks are only laid out, knows none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 class Pool(nn.Module):
     """(B, N, C) -> (B, C): the mean, the maximum, GeM, or the mean under learnt attention.
 
@@ -38,7 +44,7 @@ class Pool(nn.Module):
             self.query = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _in_full(x):
             x = x.float()
             if self.kind == "max":
                 return x.amax(dim=1)
@@ -95,7 +101,7 @@ class Classifier(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, D) -> float32 (B, outputs)."""
-        with torch.autocast(input.device.type, enabled=False):
+        with _in_full(input):
             return super().forward(input.float())
 
 

@@ -35,7 +35,8 @@ def match(classes: list[str], names: list[str], label_map: dict[str, list[str]])
         raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: {', '.join(classes)}")
     places: dict[str, list[int]] = {}
     for k, name in enumerate(names):
-        places.setdefault(_plain(name), []).append(k)
+        for one in {_plain(name), *map(_plain, name.split(","))}:  # ImageNet's lists have 'ant, emmet, pismire'
+            places.setdefault(one, []).append(k)
     found: dict[str, list[int]] = {}
     for label in classes:
         wanted = label_map.get(label, [label])

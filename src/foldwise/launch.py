@@ -170,6 +170,22 @@ def _over_dask(
                 done.add(future)
 
 
+def _on_path(source: str) -> Any:
+    """A worker plugin that makes this package importable, also for workers that join later."""
+    from distributed import WorkerPlugin
+
+    class OnPath(WorkerPlugin):  # local, so that it travels whole: the package can't be imported over there yet
+        name = "foldwise"
+
+        def setup(self, worker: Any) -> None:
+            import sys
+
+            if source not in sys.path:
+                sys.path.insert(0, source)
+
+    return OnPath()
+
+
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
     """A Dask client of a scheduler that has workers; they can import this package."""
@@ -183,7 +199,8 @@ def _client(address: str) -> Iterator[Any]:
         if not client.scheduler_info()["workers"]:
             raise UserError(f"--dask {address}: the scheduler has no workers; start some: dask worker {address}")
         source = str(Path(__file__).resolve().parents[1])
-        client.run(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
+        client.run_on_scheduler(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
+        client.register_plugin(_on_path(source))
         yield client
 
 

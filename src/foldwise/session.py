@@ -10,24 +10,26 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foldwise import UserError, config, folds, index, launch, oof
 from foldwise.command import note
-from foldwise.competition import Competition
+from foldwise.competition import Competition, output_root
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
 
 @dataclass(frozen=True)
 class Job:
-    """One fold of one run, as the command that trains it."""
+    """One fold of one run, as the command that trains it, the folder it is given in, and FOLDWISE_ROOT."""
 
     run: str
     fold: int
     command: tuple[str, ...]
+    folder: str
+    root: str
 
 
 def in_turn(
@@ -142,7 +144,7 @@ def spread(
         folder = oof.open_run(competition, run, config.settings(recipe), fold_table, wanted if restart else ())
         for fold in [fold for fold in wanted if fold not in oof.finished_folds(folder)]:
             one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
-            jobs.append(Job(run, fold, (*command, *one, *overrides)))
+            jobs.append(Job(run, fold, (*command, *one, *overrides), str(Path.cwd()), str(output_root().resolve())))
     status = over_cluster(jobs, dask) if dask else side_by_side(jobs, devices, gpus, deadline)
     infos = [
         oof.finish(competition, competition.runs() / run, fold_table, table, {"config": config.settings(recipe)})
@@ -189,7 +191,7 @@ def _run(job: Job, device: int, devices: int, gpus: bool, deadline: float | None
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     mine = cores[device * len(cores) // devices : (device + 1) * len(cores) // devices] or cores
     hours = () if deadline is None else ("--hours", f"{max(0.0, deadline - time.monotonic()) / 3600:.5f}")
-    return _follow(Job(job.run, job.fold, (*job.command, *hours)), env, mine)
+    return _follow(replace(job, command=(*job.command, *hours)), env, mine)
 
 
 def _follow(job: Job, env: dict[str, str], cores: Sequence[int] = ()) -> int:
@@ -225,7 +227,8 @@ def _on_worker(job: Job) -> tuple[int, list[str]]:
     """A job on a cluster's worker: (exit status, its last lines)."""
     for _ in range(120):  # a worker lost from sight may live a while: its lock says so
         done = subprocess.run(
-            job.command, capture_output=True, text=True, check=False,
+            job.command, capture_output=True, text=True, check=False, cwd=job.folder,
+            env={**os.environ, "FOLDWISE_ROOT": job.root},
             preexec_fn=lambda: launch.die_with_parent(()),
         )  # fmt: skip
         lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
