@@ -3,7 +3,7 @@
 reads    input/derived/<competition>/ (index, folds, images of the recipe's size), src/recipes/<recipe>.yaml
 writes   oof/<competition>/<run>/
            fold<K>.csv, fold<K>_test.csv     predictions of validation and test rows
-           fold<K>.safetensors, fold<K>_log.csv, curves.png
+           fold<K>.safetensors, fold<K>_log.csv, curves.png, report/report.html
            oof.csv, test.csv                 after the last fold: all rows; the folds' mean
            run.json                          recipe, hashes, scores, versions, seconds
 
@@ -27,7 +27,7 @@ import sys
 import time
 from pathlib import Path
 
-from foldwise import UserError, command, competition, config, curves, folds, index, launch, oof, session
+from foldwise import UserError, command, competition, config, folds, index, launch, oof, session
 
 
 def main() -> None:
@@ -76,9 +76,12 @@ def main() -> None:
         )  # fmt: skip
     else:
         status, infos = session.in_turn(about, recipes, wanted, args.restart, deadline)
+    from foldwise import curves, run_report  # matplotlib: after the training, not before
+
     for info in infos:
         oof.print_scores(info)
         curves.draw(about.runs() / info["run"])
+        run_report.after(about, info)
     if status:
         sys.exit(status)
 

@@ -103,6 +103,9 @@ def main() -> None:
     }
     info = oof.finish(about, folder, fold_table, table, {"config": settings, **facts})
     oof.print_scores(info)
+    from foldwise import run_report  # matplotlib
+
+    run_report.after(about, info)
     if args.tune:
         print(boosting.tuning_line(info, found))
 

@@ -35,7 +35,7 @@ def main() -> None:
     about = competition.load(args.competition)
     recipe = oof.recipe_of(about, args.run, args.overrides)
     launch.settle()
-    from foldwise import ensemble  # torch
+    from foldwise import ensemble, run_report  # torch, matplotlib
 
     if args.images:
         table, broken = ensemble.predict_folder(about, recipe, args.run, Path(args.images))
@@ -51,7 +51,9 @@ def main() -> None:
     folder = oof.open_run(about, name, settings, fold_table)
     oof.write_folds(about, folder, table, fold_table, preds)
     facts = {"config": settings, "weights_of": args.run, "folds": oof.read_info(folder).get("folds", {})}
-    oof.print_scores(oof.finish(about, folder, fold_table, table, facts))
+    info = oof.finish(about, folder, fold_table, table, facts)
+    oof.print_scores(info)
+    run_report.after(about, info)
 
 
 if __name__ == "__main__":

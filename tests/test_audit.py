@@ -141,8 +141,14 @@ def test_extra_images_join_the_groups_of_their_copies(about: Competition) -> Non
     images = cached(about.derived(), [*photos, photos[1], recoded(photos[2]), photos[3][:, ::-1]], table)
     found = audit.groups(about, table, images)
     assert found.group.tolist() == ["g0", "g1", "g2", "g3", "g1", "g2", "g6"]
-    assert found.pairs["same_label"].isna().tolist() == [pair != ("extra", "train") for pair in zip(
-        found.pairs[["split_a", "split_b"]].min(axis=1), found.pairs[["split_a", "split_b"]].max(axis=1), strict=True)]
+    assert found.pairs["same_label"].isna().tolist() == [
+        pair != ("extra", "train")
+        for pair in zip(
+            found.pairs[["split_a", "split_b"]].min(axis=1),
+            found.pairs[["split_a", "split_b"]].max(axis=1),
+            strict=True,
+        )
+    ]
     assert len(found.across) == 1 and not len(found.astray(pd.DataFrame({"id": list("abcd"), "fold": range(4)})))
 
 

@@ -295,7 +295,8 @@ def test_fusion_of_2020_is_the_winners_layers() -> None:
     assert kinds == ["Linear", "BatchNorm", "SiLU", "Dropout", "Linear", "BatchNorm", "SiLU"]
     widths = [tuple(layer.weight.shape) for layer in network.fusion.layers if isinstance(layer, torch.nn.Linear)]
     assert widths == [(512, 7), (128, 512)]
-    assert network.uses_metadata and network.embed(images(), torch.rand(4, 7)).shape[1] == 128 + network.backbone.num_features
+    width = 128 + network.backbone.num_features
+    assert network.uses_metadata and network.embed(images(), torch.rand(4, 7)).shape[1] == width
     metadata = torch.randn(4, 7, requires_grad=True)
     network(images(), metadata).square().sum().backward()
     assert metadata.grad.abs().sum() > 0

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.smoke
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PACKAGE = REPOSITORY / "src" / "foldwise"
 TORCH = {
-    "models", "heads", "weights", "losses", "mixing", "averaging", "precision", "checkpoint", "journal", "infer", "loop",
-    "ensemble", "embeddings", "explain", "launch", "roi", "detector", "serve",
+    "models", "heads", "weights", "losses", "mixing", "averaging", "precision", "checkpoint", "journal", "infer",
+    "loop", "ensemble", "embeddings", "explain", "launch", "roi", "detector", "serve",
 }  # fmt: skip
 
 

@@ -205,7 +205,7 @@ def test_memory_that_holds_no_two_images_is_said(about: competition.Competition,
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     made.network.forward = never  # type: ignore[method-assign, assignment]
-    with pytest.raises(UserError, match="out of GPU memory at train.batch_size=16; lower it"):
+    with pytest.raises(UserError, match=r"out of GPU memory at train\.batch_size=16; lower it"):
         made.run_epoch()
 
 

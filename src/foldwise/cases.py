@@ -199,7 +199,7 @@ def chosen(found: Answers, ids: Sequence[str]) -> list[Case]:
     """The cases of rows by id, in that order; of a multilabel row, one per label that is true or answered (or all)."""
     made = []
     for row_id in ids:
-        entries = np.flatnonzero((found.table["id"] == row_id).to_numpy())
+        entries = np.flatnonzero((found.table["id"] == row_id).to_numpy()).tolist()
         some = [k for k in entries if found.task != "multilabel" or found.truth[k] or found.decided[k]]
         made += [found.case(k) for k in (some or entries)]
     return made

@@ -161,11 +161,7 @@ def _draw_part(split: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
 
 def probability(cases: pd.DataFrame) -> NDArray[np.float64]:
     """p of each row, 0..1, from what its image and its metadata show."""
-    logit = (
-        INTERCEPT
-        + WEIGHTS["age"] * (cases["age"].to_numpy() - 52)
-        + WEIGHTS["male"] * (cases["sex"] == "male")
-    )
+    logit = INTERCEPT + WEIGHTS["age"] * (cases["age"].to_numpy() - 52) + WEIGHTS["male"] * (cases["sex"] == "male")
     for trait in TRAITS:
         logit = logit + WEIGHTS[trait] * (cases[trait].to_numpy() - 0.5)
     logit = logit + WEIGHTS["freckles"] * (cases["freckles"].to_numpy() - 0.35)

@@ -139,7 +139,8 @@ def stages(network: Network, size: int, most: int = STAGES) -> dict[str, list[st
         listed = [f"{name}.{inner}" for inner in _listed(module)]
         shapes = _shapes(network, size, listed)
         maps = [layer for layer in listed if layer in shapes and _is_map(shapes[layer], module)]
-        keep = np.unique(np.linspace(0, len(maps) - 1, min(most, len(maps))).round().astype(int)) if maps else []
+        spread = np.linspace(0, len(maps) - 1, min(most, len(maps))).round().astype(int)
+        keep: list[int] = np.unique(spread).tolist() if maps else []
         found[name] = [maps[k] for k in keep]
     return found
 

@@ -353,7 +353,7 @@ def _card(
 
 
 def _value(value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return "missing"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from foldwise import launch, precision
-from foldwise.views import tta_views
 from foldwise.cache import Cache
 from foldwise.config import Recipe
 from foldwise.dataset import Batches
 from foldwise.models import Network, to_device
 from foldwise.precision import Precision
 from foldwise.targets import Targets
+from foldwise.views import tta_views
 
 Function = Callable[[Tensor, Tensor | None], Tensor]
 

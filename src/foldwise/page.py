@@ -112,7 +112,7 @@ class Page:
 
 def text(words: str, soft: bool = False) -> str:
     """A paragraph."""
-    return f'<p{" class=soft" if soft else ""}>{escape(words)}</p>'
+    return f"<p{' class=soft' if soft else ''}>{escape(words)}</p>"
 
 
 def counted(count: int, word: str, plural: str = "") -> str:
