@@ -179,7 +179,10 @@ class Trainer:
                 f"test rows; {learn / 1e6:.2f} of {every / 1e6:.2f} M parameters train; {self._where()}"
             )
         if not self._resume():
-            self.state.way = precision.choose(self.network, self.recipe, self.device, self.metadata).name
+            way = self.way  # ranks must compute alike: no probe of their own
+            if self.ranks.size == 1:
+                way = precision.choose(self.network, self.recipe, self.device, self.metadata)
+            self.state.way = way.name
         self.way = precision.named(self.state.way, self.recipe, self.device)
         self.way.lay_out(self.network)
         for other in (self.average.ema, self.average.swa):
@@ -265,7 +268,7 @@ class Trainer:
             self.state.step = step + 1
             bar.set_postfix(loss=f"{self.state.loss / max(1, self.state.rows):.4f}", refresh=False)
             if not last:
-                self._save_inside(begun)
+                self._save_inside((time.monotonic() - begun) / (step + 1 - first))
 
     def _step(self, moving: nn.Module, batch: Batch, epoch: int, step: int, move: bool) -> None:
         """Forward and backward of one batch, in pieces where memory asks for it; the optimizer moves if `move`."""
@@ -489,13 +492,11 @@ class Trainer:
                 f"{len(self.loader)} steps of the next are done and saved"
             )
 
-    def _save_inside(self, begun: float) -> None:
-        """A checkpoint inside the epoch every save_minutes, and before the time is over."""
-        now = time.monotonic()
-        pace = (now - begun) / max(1, self.state.step)
+    def _save_inside(self, pace: float) -> None:
+        """A checkpoint inside the epoch every save_minutes, and before the time is over; pace: seconds a step."""
         if self.deadline is not None:
             self._stop_in_time(pace + self.save_seconds)
-        if now - self.saved_at >= 60 * self.recipe.train.save_minutes:
+        if time.monotonic() - self.saved_at >= 60 * self.recipe.train.save_minutes:
             self._save()
 
     # --- saved and continued ----------------------------------------------------------------------------------
