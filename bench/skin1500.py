@@ -1,6 +1,7 @@
 """Real data, end to end: five folds of MobileNetV2 from ImageNet weights, metadata, blend; OOF beside the test truth.
 
     python bench/skin1500.py
+    python bench/skin1500.py --table RUN RUN ... [--blend NAME]      # of runs that are there already
 
 Needs the images that src/competitions/skin1500.yaml names and the weights that src/recipes/mobilenetv2.yaml names;
 says so and stops where they are absent. Steps that are done already are not done again.
@@ -8,9 +9,13 @@ says so and stops where they are absent. Steps that are done already are not don
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,48 +51,85 @@ def line(name: str, truth: np.ndarray, pred: np.ndarray, groups: np.ndarray) -> 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", nargs="+", metavar="RUN", help="train nothing: a Markdown table of these runs")
+    parser.add_argument("--blend", default="blend", metavar="NAME", help="the submission beside them (default: blend)")
+    args = parser.parse_args()
     about = competition.load("skin1500")
     try:
         raw = about.raw()
     except UserError as problem:
         print(f"skipped: {problem}")
         return
+    if args.table:
+        table(about, Truth.read(about, raw), args.table, args.blend)
+        return
     started = time.perf_counter()
     for script, *arguments in STEPS:
         subprocess.run([sys.executable, SOURCE / script, "--competition", "skin1500", *arguments], check=True)
     print(f"\nall steps: {time.perf_counter() - started:.0f} s (0 to a few where they were done before)")
+    by_fold(about, Truth.read(about, raw), ("mobilenetv2", "lightgbm"))
 
-    folds = pd.read_csv(about.derived() / "folds.csv", dtype=str).set_index("id")["group"]
-    test_table = pd.read_csv(raw / "test.csv").set_index("isic_id")
-    truth = pd.read_csv(raw / "solution.csv").set_index("isic_id")["melanoma"]
-    lesion = test_table["lesion_id"].fillna(pd.Series(test_table.index, index=test_table.index))
+
+@dataclass(frozen=True)
+class Truth:
+    """Groups of the training rows; truth and lesion of the test rows, by id."""
+
+    groups: pd.Series
+    melanoma: pd.Series
+    lesion: pd.Series
+
+    @classmethod
+    def read(cls, about: competition.Competition, raw: Path) -> Truth:
+        """From folds.csv, test.csv and solution.csv."""
+        groups = pd.read_csv(about.derived() / "folds.csv", dtype=str).set_index("id")["group"]
+        test = pd.read_csv(raw / "test.csv").set_index("isic_id")
+        lesion = test["lesion_id"].fillna(pd.Series(test.index, index=test.index))
+        return cls(groups, pd.read_csv(raw / "solution.csv").set_index("isic_id")["melanoma"], lesion)
+
+    def of_oof(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(truth, prediction, group) of an OOF table."""
+        return frame["target"].to_numpy(), frame["pred"].to_numpy(), self.groups.reindex(frame["id"]).to_numpy()
+
+    def of_test(self, ids: pd.Series, pred: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(truth, prediction, lesion) of test rows."""
+        return self.melanoma.reindex(ids).to_numpy(), pred.to_numpy(), self.lesion.reindex(ids).to_numpy()
+
+
+def by_fold(about: competition.Competition, truth: Truth, names: Sequence[str]) -> None:
+    """OOF and test scores of runs and of each fold."""
+    runs = [oof.load_run(about, name) for name in names]
     print(f"\nROC AUC, 95 % interval\n{'':<22} OOF")
-    for name in ("mobilenetv2", "lightgbm"):
-        run = oof.load_run(about, name)
-        groups = folds.reindex(run.oof["id"]).to_numpy()
-        print(line(name, run.oof["target"].to_numpy(), run.oof["pred"].to_numpy(), groups))
+    for run in runs:
+        print(line(run.name, *truth.of_oof(run.oof)))
         for fold, part in run.oof.groupby("fold"):
-            print(
-                line(
-                    f"  fold {fold}",
-                    part["target"].to_numpy(),
-                    part["pred"].to_numpy(),
-                    folds.reindex(part["id"]).to_numpy(),
-                )
-            )
+            print(line(f"  fold {fold}", *truth.of_oof(part)))
     print(f"{'':<22} test")
-    for name in ("mobilenetv2", "lightgbm"):
+    for run in runs:
+        print(line(run.name, *truth.of_test(run.test["id"], run.test["pred"])))
+        for k in oof.finished_folds(run.folder):
+            test = oof.read_table(run.folder / f"fold{k}_test.csv")
+            print(line(f"  fold {k}", *truth.of_test(test["id"], test["pred"])))
+    blend = pd.read_csv(about.submissions() / "blend.csv")
+    print(line("blend", *truth.of_test(blend["isic_id"], blend["melanoma"])))
+
+
+def table(about: competition.Competition, truth: Truth, names: Sequence[str], blend: str) -> None:
+    """One row a run: OOF and test AUC with 95 % intervals; the blend's OOF is nested."""
+
+    def cell(target: np.ndarray, pred: np.ndarray, groups: np.ndarray) -> str:
+        low, high = interval(target, pred, groups)
+        return f"{metrics.score('roc_auc', target, pred):.3f} ({low:.3f} to {high:.3f})"
+
+    print("| run | OOF | test |\n|---|---|---|")
+    for name in names:
         run = oof.load_run(about, name)
-        tables = {name: run.test} | {
-            f"  fold {k}": oof.read_table(run.folder / f"fold{k}_test.csv") for k in oof.finished_folds(run.folder)
-        }
-        for label, table in tables.items():
-            ids = table["id"]
-            print(line(label, truth.reindex(ids).to_numpy(), table["pred"].to_numpy(), lesion.reindex(ids).to_numpy()))
-    blend = pd.read_csv(about.submissions() / "blend.csv").set_index("isic_id")["melanoma"]
-    print(
-        line("blend", truth.reindex(blend.index).to_numpy(), blend.to_numpy(), lesion.reindex(blend.index).to_numpy())
-    )
+        print(f"| {name} | {cell(*truth.of_oof(run.oof))} | {cell(*truth.of_test(run.test['id'], run.test['pred']))} |")
+    facts = json.loads((about.submissions() / f"{blend}.json").read_text(encoding="utf-8"))
+    made = pd.read_csv(about.submissions() / f"{blend}.csv")
+    low, high = facts["interval"]
+    nested = f"{facts['nested_score']:.3f} ({low:.3f} to {high:.3f})"
+    print(f"| {blend} ({facts['method']}) | {nested} | {cell(*truth.of_test(made['isic_id'], made['melanoma']))} |")
 
 
 if __name__ == "__main__":
