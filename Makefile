@@ -16,21 +16,25 @@ demo: $(VENV)/installed
 	$(RUN) src/06_blend.py --name blend
 	$(RUN) src/00_demo.py --score
 
+# files side by side, a process a core
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 app: $(VENV)/installed
 	$(RUN) src/09_app.py
 
 smoke: $(VENV)/installed-tests
-	$(RUN) -m pytest -m smoke
+	$(RUN) -m pytest -n auto --dist loadfile -m smoke
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+LONG := bench/skin1500.py bench/transfer.py bench/speed.py
+
+# the quick ones; those in LONG take half an hour and more each: python bench/NAME.py
 bench: $(VENV)/installed-tests
-	for bench in bench/*.py; do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
+	for bench in $(filter-out $(LONG), $(wildcard bench/*.py)); do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
 
 report: $(VENV)/installed
 	$(RUN) src/10_report.py

@@ -2,7 +2,7 @@
 
     python bench/transfer.py [--out docs/transfer.csv] [--root DIR]
 
-MobileNetV2 (ImageNet weights from a file) on skin1500 at 96 px, whose test truth is known, and on hymenoptera at 128
+MobileNetV2 (ImageNet weights from a file) on skin1500 at 64 px, whose test truth is known, and on hymenoptera at 128
 px (frozen also at 224). A row is one run of five folds: the score of the pooled OOF, its spread over folds, and on
 skin1500 the test score of the five models' mean beside that of the single models. Continues where it was: --root
 keeps the runs. Needs the data and weights that the competition and recipe files name; says so and stops where they
@@ -23,9 +23,9 @@ import pandas as pd
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
-COMMON = ["train.batch_size=32", "train.cpu_step=channels_last", "augment.preset=light"]
+COMMON = ["train.batch_size=32", "train.cpu_step=channels_last", "train.threads=1", "augment.preset=light"]
 EPOCHS = {"skin1500": 3, "hymenoptera": 5}
-SIZES = {"skin1500": 96, "hymenoptera": 128}
+SIZES = {"skin1500": 64, "hymenoptera": 128}
 WAYS = {
     "scratch": ["model.mode=scratch", "train.lr=2e-3"],
     "frozen": ["model.mode=frozen", "train.lr=1e-2"],
@@ -41,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/transfer.csv"), help="default: docs/transfer.csv")
     parser.add_argument("--root", type=Path, help="keep caches and runs here (default: a temporary folder)")
+    parser.add_argument("--only", choices=list(SIZES), nargs="+", default=list(SIZES), help="competitions")
     parser.add_argument("--seeds", type=int, default=3, help="runs a way (default: 3)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as passing:
         root = args.root or Path(passing)
         root.mkdir(parents=True, exist_ok=True)
         os.environ["FOLDWISE_ROOT"] = str(root.resolve())
-        rows = [row for name in SIZES for row in competition_rows(name, args.seeds)]
+        rows = [row for name in args.only for row in competition_rows(name, args.seeds)]
     if rows:
         table = pd.DataFrame(rows)
         table.to_csv(args.out, index=False, float_format="%.4f", lineterminator="\n")
@@ -66,7 +67,7 @@ def competition_rows(name: str, seeds: int) -> list[dict[str, object]]:
         print(f"skipped: {problem}")
         return []
     launch_script("01_preprocess.py", "--competition", name, "--sizes", str(SIZES[name]), "224")
-    ways = WAYS
+    ways = dict(WAYS)
     if name == "hymenoptera":  # it has no metadata
         ways = {way: WAYS[way] for way in ("scratch", "frozen", "finetune")}
         ways["frozen at 224"] = [*WAYS["frozen"], "image_size=224"]

@@ -18,6 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # a core a worker, and so for all it starts: many threads on few cores wait for each other
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
+
 QUICK = {  # a recipe that trains in a second
     "image_size": 32,
     "model": {"name": "test_resnet", "pretrained": False, "mode": "scratch"},
