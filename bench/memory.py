@@ -1,6 +1,8 @@
-"""Peak memory of preprocessing and of one training epoch at 2,000 and at 20,000 generated images: it must not grow.
+"""Peak memory of preprocessing and of training at 2,000 and at 20,000 generated images: it must not grow.
 
     python bench/memory.py [--counts 2000 20000]
+
+Training is one epoch; at the smallest count also four epochs, and one and four loader threads.
 
 Every process of the command is polled; the figures are the largest resident set of any one process and of all
 together, in MiB. Pages of the page cache are not the process's own and do not count.
@@ -87,16 +89,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
     counts = parser.parse_args().counts
-    print(f"{'images':>7}  {'step':<14}  largest MiB  together MiB  seconds")
+    train = ("--recipe", "small.yaml", "--fold", "0")
+    print(f"{'images':>7}  {'step':<36}  largest MiB  together MiB  seconds")
     for count in counts:
         with tempfile.TemporaryDirectory() as room:
             generate(Path(room), count)
-            for script, arguments in (
-                ("01_preprocess.py", ("--sizes", "64")),
-                ("02_train.py", ("--recipe", "small.yaml", "--fold", "0")),
-            ):
+            cases = [("01_preprocess.py", ("--sizes", "64")), ("02_train.py", train)]
+            if count == min(counts):
+                more = ("train.epochs=4", "train.loaders=1", "train.loaders=4")
+                cases += [("02_train.py", (*train, "--name", f"run{k}", knob)) for k, knob in enumerate(more)]
+            for script, arguments in cases:
                 largest, together, seconds = peak(Path(room), script, *arguments)
-                print(f"{count:>7}  {script:<14}  {largest:>11}  {together:>12}  {seconds:>7.1f}", flush=True)
+                step = f"{script} {arguments[-1] if '=' in arguments[-1] else ''}"
+                print(f"{count:>7}  {step:<36}  {largest:>11}  {together:>12}  {seconds:>7.1f}", flush=True)
 
 
 if __name__ == "__main__":
