@@ -163,10 +163,10 @@ def f1_by_epoch(curves: dict[str, list[pd.DataFrame]]) -> figures.Figure:
     figure, (axes,) = figures.panels(1, 3.4, width=7.2)
     for kind, logs in curves.items():
         for log in logs:
-            axes.plot(log["epoch"] + 1, log["score"], color=RUNS[kind], linewidth=0.7, alpha=0.4)
-        mean = pd.concat(logs).groupby("epoch")["score"].mean()
+            axes.plot(log["epoch"], log["f1_macro"], color=RUNS[kind], linewidth=0.7, alpha=0.4)
+        mean = pd.concat(logs).groupby("epoch")["f1_macro"].mean()
         label = {"whole": "whole photos", "crop": "crops"}[kind]
-        axes.plot(mean.index + 1, mean, "o-", color=RUNS[kind], linewidth=2.2, markersize=4, label=label)
+        axes.plot(mean.index, mean, "o-", color=RUNS[kind], linewidth=2.2, markersize=4, label=label)
     axes.set(xlabel="epoch", ylabel="macro F1 on the fold held out", ylim=(0, 1.02))
     axes.set_title(f"a thin line a fold and seed ({len(curves['crop'])} each), and their mean")
     axes.axhline(1 / 3, color=figures.INK, linewidth=1, linestyle=":", label="chance")
