@@ -26,15 +26,15 @@ sys.path.insert(0, str(SOURCE))
 COMMON = ["train.batch_size=32", "train.cpu_step=channels_last", "train.threads=1", "augment.preset=light"]
 EPOCHS = {"skin1500": 3, "hymenoptera": 5}
 SIZES = {"skin1500": 64, "hymenoptera": 128}
+GENTLY = [  # a new head on old features: it may move, they should not be thrown away
+    "train.lr=5e-4", "train.head_lr=5e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last",
+]  # fmt: skip
 WAYS = {
     "scratch": ["model.mode=scratch", "train.lr=2e-3"],
     "frozen": ["model.mode=frozen", "train.lr=1e-2"],
-    "finetune": ["train.lr=1e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last"],
-    "fusion": [
-        "train.lr=1e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last", "model.metadata=true",
-        "model.head.samples=5", "model.head.dropout=0.5",
-    ],
-}  # fmt: skip
+    "finetune": GENTLY,
+    "fusion": [*GENTLY, "model.metadata=true", "model.head.samples=5", "model.head.dropout=0.5"],
+}
 
 
 def main() -> None:
