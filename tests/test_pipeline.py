@@ -220,9 +220,7 @@ def test_hours_stop_in_time_and_the_next_run_continues(trained: Workplace, tmp_p
 )
 def test_bad_training_arguments_are_one_clear_line(trained: Workplace, arguments: list[str], message: str) -> None:
     given = arguments if "--recipe" in arguments else ["--recipe", "quick.yaml", *arguments]
-    started = time.monotonic()
     assert message in trained.refused("02_train.py", *given)
-    assert time.monotonic() - started < 30  # an absent hub is told at once
 
 
 def test_a_run_that_never_began_binds_nobody(trained: Workplace) -> None:
