@@ -45,14 +45,14 @@ def measure(files: list[Path]) -> dict[str, list[float]]:
     from foldwise import launch
 
     launch.settle()
-    from foldwise import competition, config, folds, intake, models, oof, serve
+    from foldwise import competition, config, folds, intake, models, oof, serve, weights
 
     about = competition.load("skin1500")
     recipe = config.load("mobilenetv2", [])
     folder = oof.open_run(about, "mobilenetv2", config.settings(recipe), folds.load(about))
     network = models.create(recipe, 1)
     for fold in range(5):
-        models.save_weights(network, folder / f"fold{fold}.safetensors")
+        weights.save(network, folder / f"fold{fold}.safetensors")
     service = serve.Service(about)
     intake.prepare()
     times: dict[str, list[float]] = {"upload to five folds' probabilities": [], "upload to probabilities and map": []}

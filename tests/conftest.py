@@ -18,6 +18,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from foldwise import competition, config  # noqa: E402
+from foldwise.competition import Competition  # noqa: E402
+
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # a core a worker, and so for all it starts: many threads on few cores wait for each other
     cores = sorted(os.sched_getaffinity(0))
@@ -157,6 +160,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all")
     place.run("03_metadata.py")
     return place
+
+
+@pytest.fixture
+def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Competition:
+    """The competition of the module's own `place`."""
+    monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
+    return competition.load(str(place.competition))
+
+
+def quick_recipe(about: Competition, *overrides: str) -> config.Recipe:
+    """QUICK on one thread, with nothing probed."""
+    return config.load(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
 
 
 def shared(*parts: str) -> Path:

@@ -275,7 +275,7 @@ def test_two_backbones_each_with_its_normalisation(tmp_path: Path) -> None:
         planes = batch.permute(0, 3, 1, 2).float()
         other = network.second((planes - 255 * 0.1) / (255 * 0.9))
         assert torch.allclose(network.embed(batch), torch.cat([first, other], dim=1), atol=1e-4)
-        models.save_weights(network, tmp_path / "fold0.safetensors")
+        weights.save(network, tmp_path / "fold0.safetensors")
         again = made(second, "image_size=64").eval()
         models.load_weights(again, tmp_path / "fold0.safetensors")
         assert torch.equal(network(batch), again(batch))
@@ -310,7 +310,7 @@ def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = made()
-    models.save_weights(trained, tmp_path / "fold0.safetensors")
+    weights.save(trained, tmp_path / "fold0.safetensors")
     fusion = "model.fusion={hidden: [256, 256], activation: relu, dropout: 0.4, joint: 1024, feature_drop: 0.1}"
     network = made("model.metadata=true", "model.mode=frozen", "model.start_from=cnn", fusion, metadata=7)
     models.start_from(network, tmp_path / "fold0.safetensors")
@@ -336,7 +336,7 @@ def test_metadata_features_are_dropped_so_often_and_only_in_training() -> None:
 
 
 def test_start_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    models.save_weights(made("model.name=test_efficientnet"), tmp_path / "fold0.safetensors")
+    weights.save(made("model.name=test_efficientnet"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="it is of another model"):
         models.start_from(made("model.start_from=x"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="train that run's fold first"):

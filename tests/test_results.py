@@ -77,9 +77,11 @@ def test_logs_that_are_none_stop_no_training(tmp_path: Path, capsys: pytest.Capt
 def place(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The trained competition, with runs from elsewhere, half-finished ones and broken ones beside its own."""
     root = tmp_path_factory.mktemp("results")
-    shutil.copytree(trained.root, root, dirs_exist_ok=True)
+    shutil.copytree(trained.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("oof"))
     made = Workplace(root, root / "tiny.yaml")
     runs = made.runs
+    for name in ("quick", "lightgbm"):
+        shutil.copytree(trained.runs / name, runs / name)
     for name in ("torn", "moved", "half", "edited", "bad_json", "begun", "no_log"):
         shutil.copytree(runs / "quick", runs / name)
     (runs / HOSTILE).mkdir()
@@ -100,12 +102,6 @@ def place(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workp
     (runs / "no_log" / "fold0_log.csv").write_text("nothing")
     (runs / "not a run").mkdir()
     return made
-
-
-@pytest.fixture
-def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Competition:
-    monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
-    return competition.load(str(place.competition))
 
 
 @pytest.fixture

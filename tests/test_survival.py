@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, Workplace, make_tiny
+from conftest import quick_recipe as recipe
 
 from foldwise import UserError, checkpoint, competition, config, folds, loop, oof, session
 
@@ -22,16 +23,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = make_tiny(tmp_path_factory.mktemp("survival"))
     made.run("01_preprocess.py", "--sizes", 32)
     return made
-
-
-@pytest.fixture
-def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> competition.Competition:
-    monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
-    return competition.load(str(place.competition))
-
-
-def recipe(about: competition.Competition, *overrides: str) -> config.Recipe:
-    return config.load(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
 
 
 def trainer(about: competition.Competition, made: config.Recipe, folder: Path, **kwargs: float) -> loop.Trainer:
@@ -79,11 +70,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     while not second.done:
         second.run_epoch()
     second.finish()
-    whole = trainer(about, made, tmp_path / "b")
-    whole.start()
-    while not whole.done:
-        whole.run_epoch()
-    whole.finish()
+    trainer(about, made, tmp_path / "b").run()
     assert (tmp_path / "a" / "fold0.csv").read_bytes() == (tmp_path / "b" / "fold0.csv").read_bytes()
 
 
@@ -99,26 +86,39 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("overrides", "over", "stops"),
+    [
+        ([], 4, 5),
+        (["train.accumulate=3"], 4, 6),  # only where the optimizer has moved: summed gradients are not saved
+        (
+            ["train.averaging=swa", "train.swa_start=0", "train.checkpoint=last"],
+            9,
+            10,
+        ),  # before validation: the epoch is averaged in once
+    ],
+    ids=["inside", "accumulating", "before validation"],
+)
 def test_hours_end_inside_an_epoch_and_the_same_command_continues(
-    about: competition.Competition, tmp_path: Path
+    about: competition.Competition, tmp_path: Path, overrides: list[str], over: int, stops: int
 ) -> None:
-    made = recipe(about, "train.epochs=2", "train.batch_size=4", "train.averaging=swa")
+    made = recipe(about, "train.epochs=2", "train.batch_size=4", *overrides)
     slow = trainer(about, made, tmp_path / "a", deadline=time.monotonic() + 1000)
     slow.start()
     step = slow._step
 
     def late(*args: object) -> None:
         step(*args)  # type: ignore[arg-type]
-        if slow.state.step == 4:
+        if slow.state.step == over:
             slow.deadline = time.monotonic()
 
     slow._step = late  # type: ignore[method-assign, assignment]
-    with pytest.raises(loop.OutOfTime, match="0 of 2 epochs and 5 of 10 steps of the next are done and saved"):
+    with pytest.raises(loop.OutOfTime, match=f"0 of 2 epochs and {stops} of 10 steps of the next are done and saved"):
         slow.run_epoch()
     for name in ("a", "b"):
         again = trainer(about, made, tmp_path / name)
         again.start()
-        assert again.state.step == (5 if name == "a" else 0)
+        assert again.state.step == (stops if name == "a" else 0)
         while not again.done:
             again.run_epoch()
         again.finish()

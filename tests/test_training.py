@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Workplace, make_tiny
+from conftest import quick_recipe as recipe
 
 from foldwise import UserError, competition, config, fold_data, folds, index, infer, loop, losses, mixing, oof, schedule
 from foldwise.targets import Targets
@@ -29,24 +30,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return made
 
 
-@pytest.fixture
-def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> competition.Competition:
-    monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
-    return competition.load(str(place.competition))
-
-
-def recipe(about: competition.Competition, *overrides: str) -> config.Recipe:
-    return config.load(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
-
-
 def train(about: competition.Competition, folder: Path, *overrides: str, fold: int = 0) -> loop.Trainer:
     """A fold trained in `folder`."""
     folder.mkdir(exist_ok=True)
     made = loop.Trainer(about, recipe(about, *overrides), fold, folds.load(about), folder)
-    made.start()
-    while not made.done:
-        made.run_epoch()
-    made.finish()
+    made.run()
     return made
 
 

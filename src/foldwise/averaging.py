@@ -33,6 +33,11 @@ class Averaged:
             self.swa.update_parameters(self.network)
 
     @property
+    def kept(self) -> nn.Module | None:
+        """The average, whichever it is."""
+        return self.ema if self.ema is not None else self.swa
+
+    @property
     def current(self) -> nn.Module:
         """The network to predict with now."""
         if self.ema is not None:
@@ -41,11 +46,9 @@ class Averaged:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        kept = self.ema if self.ema is not None else self.swa
-        return {} if kept is None else kept.state_dict()
+        return {} if self.kept is None else self.kept.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        kept = self.ema if self.ema is not None else self.swa
-        if kept is not None:
-            kept.load_state_dict(state)
+        if self.kept is not None:
+            self.kept.load_state_dict(state)

@@ -44,9 +44,9 @@ def exists(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Take it away, with the one before."""
-    path.unlink(missing_ok=True)
-    _before(path).unlink(missing_ok=True)
+    """Take it away, with the one before and what a kill left half written."""
+    for left in path.parent.glob(f"{path.name}*"):
+        left.unlink(missing_ok=True)
 
 
 def _before(path: Path) -> Path:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from foldwise import UserError, atomic, config, dicom, launch, roi, weights
+from foldwise import UserError, atomic, checkpoint, config, dicom, launch, roi, weights
 from foldwise.command import note
 from foldwise.competition import Competition, output_root
 from foldwise.config import digest
@@ -41,6 +41,7 @@ MOST, FLOOR = 20, 0.05  # detections kept of an image, and their lowest score: w
 SAVE_SECONDS = 30.0
 HELD_OUT = 0.25  # of the images with boxes, where the number is not given
 EPOCHS, BATCH, RATE = 24, 8, 1e-3
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -379,12 +380,9 @@ def finetune(
     else:
         _start_backbone(network, backbone, weights_path)
     _train(network, competition, index, plan, folder, facts)
-    from safetensors.torch import save_file
-
-    with atomic.replacing(folder / "detector.safetensors") as part:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, part)
+    weights.save(network, folder / "detector.safetensors")
     atomic.write_json(done, facts)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    checkpoint.remove(folder / CHECKPOINT)
     return Detector(_on_device(network), plan.classes, size, facts)
 
 
@@ -419,8 +417,7 @@ def _train(
     groups = [{"params": slow, "scale": 0.3}, {"params": [p for n, p in learns if ".body." not in n], "scale": 1.0}]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=facts["rate"], weight_decay=1e-4)
     steps = -(-len(plan.train) // BATCH)
-    checkpoint = folder / "checkpoint.pt"
-    begin, log = _resume(checkpoint, network, optimizer, facts, device)
+    begin, log = _resume(folder / CHECKPOINT, network, optimizer, facts)
     millions = sum(parameter.numel() for _, parameter in learns) / 1e6
     note(f"fine-tuning {facts['detector']} at {facts['size']} on {len(plan.train)} images ({len(plan.held_out)} held "
          f"out), {millions:.1f} M parameters learn")  # fmt: skip
@@ -444,9 +441,8 @@ def _train(
                 raise UserError(f"{folder}: the loss of epoch {epoch} is not finite; choose a lower --finetune-rate")
             log.append({"epoch": epoch, "loss": round(float(np.mean(losses)), 4),
                         "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
-            with atomic.replacing(checkpoint) as part:
-                torch.save({"facts": json.dumps(facts), "network": network.state_dict(),
-                            "optimizer": optimizer.state_dict(), "log": log}, part)  # fmt: skip
+            state = {"facts": json.dumps(facts), "network": network.state_dict(), "log": log}
+            checkpoint.save({**state, "optimizer": optimizer.state_dict()}, folder / CHECKPOINT)
             atomic.write_csv(folder / "log.csv", pd.DataFrame(log))
             bar.set_postfix(loss=log[-1]["loss"])
             bar.update(1)
@@ -459,17 +455,11 @@ def _schedule(share: float) -> float:
 
 
 def _resume(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any], device: torch.device
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> tuple[int, list[dict[str, Any]]]:
     """(next epoch, log so far) of a killed run with the same facts; anything else starts anew."""
-    if not path.exists():
-        return 0, []
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception:  # damaged: a checkpoint only saves time
-        note(f"warning: {path}: damaged; fine-tuning begins anew")
-        return 0, []
-    if state["facts"] != json.dumps(facts):
+    state = checkpoint.load(path)
+    if state is None or state["facts"] != json.dumps(facts):
         return 0, []
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])

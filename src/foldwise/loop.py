@@ -41,6 +41,7 @@ from foldwise import (
     oof,
     precision,
     schedule,
+    weights,
 )  # fmt: skip
 from foldwise.command import note
 from foldwise.competition import Competition
@@ -82,34 +83,18 @@ class State:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
-def train_fold(
-    competition: Competition,
-    recipe: Recipe,
-    fold: int,
-    fold_table: pd.DataFrame,
-    folder: Path,
-    deadline: float | None = None,
-) -> dict[str, Any]:
-    """Train, validate and predict one fold into `folder`; returns facts for run.json.
-
-    Writes fold<K>.csv, fold<K>_test.csv, fold<K>.safetensors, fold<K>_log.csv. Continues from fold<K>.ckpt where one
-    of the same recipe lies there, also inside an epoch. `deadline` (time.monotonic seconds): everything is saved and
-    OutOfTime raised before it.
-    """
-    trainer = Trainer(competition, recipe, fold, fold_table, folder, deadline)
-    trainer.start()
-    while not trainer.done:
-        trainer.run_epoch()
-    return trainer.finish()
-
-
 def rehearse(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> None:
     """Make everything that a fold needs and throw it away: UserError now, rather than after old results are cleared."""
     Trainer(competition, recipe, fold, fold_table, Path())
 
 
 class Trainer:
-    """One fold's network, optimizer and state: `start`, `run_epoch` until `done`, then `finish`."""
+    """One fold's network, optimizer and state, to be `run`.
+
+    It writes fold<K>.csv, fold<K>_test.csv, fold<K>.safetensors, fold<K>_log.csv and fold<K>.json into `folder`, and
+    continues from fold<K>.ckpt where one of the same recipe lies there, also inside an epoch. `deadline`
+    (time.monotonic seconds): everything is saved and OutOfTime raised before it.
+    """
 
     def __init__(
         self,
@@ -148,10 +133,11 @@ class Trainer:
         self.target = torch.from_numpy(data.train_target).to(self.device)
         self.taught = None if data.teacher is None else torch.from_numpy(data.teacher).to(self.device)
         self.trust = None if data.trust is None else torch.from_numpy(data.trust).to(self.device)
-        weights = losses.class_weights(t, data.targets, data.train_target)
-        self.loss = losses.make(t, data.targets, weights, float(self.network.scale))
+        of_class = losses.class_weights(t, data.targets, data.train_target)
+        self.loss = losses.make(t, data.targets, of_class, float(self.network.scale))
         self.draw = data.draw_weights(t.sampling)
-        self.loader = self._batches(0)
+        self.size = 0  # pixels a side of the loader's images
+        self._load(0)
         self.schedule = schedule.make(t, len(self.loader))
         self.average = averaging.Averaged(self.network, t)
         self.state = State(threads=torch.get_num_threads())
@@ -170,6 +156,13 @@ class Trainer:
 
     # --- start ------------------------------------------------------------------------------------------------
 
+    def run(self) -> dict[str, Any]:
+        """Train, validate and predict the fold, from where it was left; its facts."""
+        self.start()
+        while not self.done:
+            self.run_epoch()
+        return self.finish()
+
     def start(self) -> None:
         """Continue from a checkpoint, or choose how to compute and save the beginning."""
         learn, every = models.count_parameters(self.network)
@@ -185,9 +178,8 @@ class Trainer:
             self.state.way = way.name
         self.way = precision.named(self.state.way, self.recipe, self.device)
         self.way.lay_out(self.network)
-        for other in (self.average.ema, self.average.swa):
-            if other is not None:
-                self.way.lay_out(other)
+        if self.average.kept is not None:
+            self.way.lay_out(self.average.kept)
         if not learn:  # mode as_is: there is nothing to train
             self.state.epoch, self.best_weights = self.recipe.train.epochs, _copy(self.network)
         self.journal = journal.Journal(self.recipe, self.folder, self.fold) if not self.ranks.rank else None
@@ -210,11 +202,11 @@ class Trainer:
         """What is left of one pass over the training rows, then validation; then everything is saved."""
         started, epoch = time.monotonic(), self.state.epoch
         first = self.state.step
-        self._thaw(epoch)
+        models.thaw(self.network, self.recipe, epoch)
         self._train(epoch)
         trained = time.monotonic()
-        self.average.after_epoch(epoch)
         self._stop_in_time(self.state.predict_seconds * len(self.data.valid))
+        self.average.after_epoch(epoch)  # no save lies between this and the epoch's count: none is averaged twice
         pred = self._predict("valid")
         now = time.monotonic()
         self.state.predict_seconds = (now - trained) / max(1, len(self.data.valid))
@@ -252,7 +244,7 @@ class Trainer:
     def _train(self, epoch: int) -> None:
         """Steps of one epoch, from state.step on."""
         self.network.train()
-        self.loader = self._batches(epoch)
+        self._load(epoch)
         moving = self._wrapped()
         bar = tqdm(
             self.loader.epoch(epoch, self.state.step), total=len(self.loader), initial=self.state.step,
@@ -264,10 +256,11 @@ class Trainer:
             torch.manual_seed(self._seed(epoch, step))  # dropout, the same after a restart
             self._set_lr(epoch, step)
             last = step + 1 == len(self.loader)
-            self._step(moving, batch, epoch, step, (step + 1) % self.recipe.train.accumulate == 0 or last)
+            move = (step + 1) % self.recipe.train.accumulate == 0 or last
+            self._step(moving, batch, epoch, step, move)
             self.state.step = step + 1
             bar.set_postfix(loss=f"{self.state.loss / max(1, self.state.rows):.4f}", refresh=False)
-            if not last:
+            if move and not last:  # a checkpoint holds no gradients
                 self._save_inside((time.monotonic() - begun) / (step + 1 - first))
 
     def _step(self, moving: nn.Module, batch: Batch, epoch: int, step: int, move: bool) -> None:
@@ -393,10 +386,6 @@ class Trainer:
             group.setdefault("peak", group["lr"] * group.get("lr_scale", 1.0))
             group["lr"] = group["peak"] * share
 
-    def _thaw(self, epoch: int) -> None:
-        if self.recipe.model.thaw_epochs:
-            models.thaw(self.network, self.recipe, epoch)
-
     def _wrapped(self) -> nn.Module:
         """The network as steps call it: compiled, or averaging gradients over ranks."""
         moving: nn.Module = self.network
@@ -407,13 +396,17 @@ class Trainer:
             moving = DistributedDataParallel(moving, device_ids=devices, find_unused_parameters=False)
         return moving
 
-    def _batches(self, epoch: int) -> Batches:
+    def _load(self, epoch: int) -> None:
+        """The training rows in batches, at the epoch's image size."""
         t, a, recipe = self.recipe.train, self.recipe.augment, self.recipe
         size = t.sizes[min(epoch * len(t.sizes) // t.epochs, len(t.sizes) - 1)] if t.sizes else recipe.image_size
+        if size == self.size:
+            return
+        self.size = size
         images = self.data.images if size == recipe.image_size else cache.load(self.competition, size, recipe.crop)
         ops = augment.train_ops(a.preset, size, a.flips, a.randaugment)
         where = fold_data.where(images, self.data.train)
-        return Batches(
+        self.loader = Batches(
             images, where, t.batch_size, ops, (recipe.seed, self.fold), t.loaders, self.draw,
             (self.ranks.rank, self.ranks.size),
         )  # fmt: skip
@@ -495,7 +488,7 @@ class Trainer:
     def _save_inside(self, pace: float) -> None:
         """A checkpoint inside the epoch every save_minutes, and before the time is over; pace: seconds a step."""
         if self.deadline is not None:
-            self._stop_in_time(pace + self.save_seconds)
+            self._stop_in_time(pace * self.recipe.train.accumulate + self.save_seconds)
         if time.monotonic() - self.saved_at >= 60 * self.recipe.train.save_minutes:
             self._save()
 
@@ -533,8 +526,6 @@ class Trainer:
             note(f"fold {self.fold}: the checkpoint is of another recipe; the fold starts anew")
             return False
         self.state = State(**saved["state"])
-        for epoch in range(self.state.epoch + 1):
-            self._thaw(epoch)
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -559,7 +550,7 @@ class Trainer:
             "pieces": self.state.pieces, "snapshots": len(self.snapshots), "unreadable_test": missing,
         }  # fmt: skip
         if not self.ranks.rank:
-            self._write(chosen, valid, test, facts)
+            self._write(valid, test, facts)
             if missing:
                 note(
                     f"fold {self.fold}: {len(missing)} of {len(where)} test images can't be read ({missing[0]}"
@@ -570,23 +561,20 @@ class Trainer:
     def _predict_with(self, chosen: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
         """(valid, test) predictions, the mean over the chosen weights."""
         made = []
-        for weights in chosen:
-            self.network.load_state_dict(weights)
+        for one in chosen:
+            self.network.load_state_dict(one)
             made.append((self._predict("valid", [self.network]), self._predict("test", [self.network])))
         valid, test = (np.mean(part, axis=0) for part in zip(*made, strict=True))
         return valid, test
 
-    def _write(
-        self, chosen: list[dict[str, Tensor]], valid: np.ndarray, test: np.ndarray, facts: dict[str, Any]
-    ) -> None:
+    def _write(self, valid: np.ndarray, test: np.ndarray, facts: dict[str, Any]) -> None:
         names, stem = self.data.targets.names, self.folder / f"fold{self.fold}"
         if self.data.encoder is not None:
             atomic.write_json(stem.with_name(f"{stem.name}_metadata.json"), self.data.encoder.state())
-        for number, weights in enumerate(chosen, start=1):
-            self.network.load_state_dict(weights)
-            if len(chosen) > 1:
-                models.save_weights(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"))
-        models.save_weights(self.network, stem.with_suffix(".safetensors"))
+        for number, snapshot in enumerate(self.snapshots, start=1):
+            self.network.load_state_dict(snapshot)
+            weights.save(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"))
+        weights.save(self.network, stem.with_suffix(".safetensors"))  # loaded last by _predict_with, or above
         oof.write_table(
             oof.table(self.competition, names, self.data.test, test), stem.with_name(f"{stem.name}_test.csv")
         )

@@ -15,7 +15,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from foldwise import UserError, atomic, config, heads, labels, weights
+from foldwise import UserError, config, heads, labels, weights
 from foldwise.command import note
 from foldwise.competition import output_root
 from foldwise.schema import nearest
@@ -411,16 +411,8 @@ def start_from(network: Network, path: Path) -> None:
     note(f"{len(fits)} of {len(wanted)} tensors from {path}" + (f"; new: {', '.join(rest[:6])}" if rest else ""))
 
 
-def save_weights(network: Network, path: Path) -> None:
-    """fold<K>.safetensors, written whole."""
-    from safetensors.torch import save_file
-
-    with atomic.replacing(path) as part:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, part)
-
-
 def load_weights(network: Network, path: Path) -> None:
-    """Weights written by save_weights, strictly."""
+    """Weights written by weights.save, strictly."""
     from safetensors.torch import load_file
 
     try:

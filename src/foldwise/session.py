@@ -63,7 +63,7 @@ def train(
     """
     table, fold_table = index.load(competition), folds.load(competition)
     launch.settle()
-    from foldwise import loop  # torch takes seconds: only now that everything named is known to exist
+    from foldwise import checkpoint, loop  # torch takes seconds: only now that everything named is known to exist
 
     with launch.joined_ranks() as rank:
         if restart:
@@ -77,11 +77,11 @@ def train(
             if fold in oof.finished_folds(folder):
                 if not rank:
                     note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
-                    _tidy(folder, fold)
+                    checkpoint.remove(folder / f"fold{fold}.ckpt")  # left by a kill just before the fold's end
                 continue
             try:
                 with _alone(folder, fold, rank):
-                    loop.train_fold(competition, recipe, fold, fold_table, folder, deadline)
+                    loop.Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
             except loop.OutOfTime as stop:
                 if not rank:
                     note(f"--hours are nearly over. {stop}; run the same command to continue")
@@ -90,12 +90,6 @@ def train(
             if not rank and fold != wanted[-1]:
                 oof.finish(competition, folder, fold_table, table, facts)
         return oof.finish(competition, folder, fold_table, table, facts) if not rank else {}
-
-
-def _tidy(folder: Path, fold: int) -> None:
-    """What a kill between the fold's last table and the end of its training left."""
-    for path in folder.glob(f"fold{fold}.ckpt*"):
-        path.unlink()
 
 
 @contextmanager

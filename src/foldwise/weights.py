@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foldwise import UserError, config
+from foldwise import UserError, atomic, config
 from foldwise.command import note
 from foldwise.competition import KAGGLE_INPUT, REPOSITORY, output_root
 
@@ -20,6 +20,14 @@ def named(path: str, key: str) -> Path:
         if (base / path).is_file():
             return base / path
     raise UserError(f"{key}={path}: no such file (looked here, in {REPOSITORY} and in {output_root()})")
+
+
+def save(network: nn.Module, path: Path) -> None:
+    """All weights and buffers as safetensors, written whole."""
+    from safetensors.torch import save_file
+
+    with atomic.replacing(path) as part:
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, part)
 
 
 def of_backbone(settings: config.Backbone) -> Path | None:
