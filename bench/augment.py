@@ -22,7 +22,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from foldwise import augment, demo, operations, previews, warps  # noqa: E402
+from foldwise import augment, demo, figures, operations, previews, warps  # noqa: E402
 
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPOSITORY.parent / "shared"))
 
@@ -126,11 +126,11 @@ def models(seeds: int, size: int = 96, rows: int = 500) -> None:
     print(f"trained on ours, scored on twin minus ours: {gap.mean():+.4f}, spread {gap.std(ddof=1):.4f}")
 
 
-def figures(folder: Path) -> None:
+def draw(folder: Path) -> None:
     """One picture of the presets, and one of melanoma2020's operations one by one."""
     images = demo_images(2, 224)
     versions = 5
-    previews.save(previews.augmentation_grid(images, ["melanoma2020"], versions=versions),
+    figures.save(previews.augmentation_grid(images, ["melanoma2020"], versions=versions),
                   folder / "melanoma2020.jpg", dpi=75)  # fmt: skip
     named = {
         "shift, scale,\nrotate": operations.Affine(0.1, 0.1, 15, warps.BLACK),
@@ -142,12 +142,12 @@ def figures(folder: Path) -> None:
         "noise": operations.GaussNoise(5**0.5, 30**0.5), "cutout": operations.CutOut(0.375),
     }  # fmt: skip
     lists = {name: (operation,) for name, operation in named.items()}
-    previews.save(previews.operation_grid(images[:1], lists, versions), folder / "operations.jpg", dpi=75)
+    figures.save(previews.operation_grid(images[:1], lists, versions), folder / "operations.jpg", dpi=75)
     others = ["light", "medium", "heavy"]
-    previews.save(previews.augmentation_grid(images[:1], others, versions=versions), folder / "presets.jpg", dpi=75)
-    previews.save(previews.augmentation_grid(images[:1], ["none"], flips="none", randaugment=12, versions=10),
+    figures.save(previews.augmentation_grid(images[:1], others, versions=versions), folder / "presets.jpg", dpi=75)
+    figures.save(previews.augmentation_grid(images[:1], ["none"], flips="none", randaugment=12, versions=10),
                   folder / "randaugment.jpg", dpi=75)  # fmt: skip
-    previews.save(previews.augmentation_grid(_sketch(224)[None], ["sketch"], versions=versions),
+    figures.save(previews.augmentation_grid(_sketch(224)[None], ["sketch"], versions=versions),
                   folder / "sketch.jpg", dpi=75)  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     if arguments.figures:
-        figures(arguments.figures)
+        draw(arguments.figures)
     elif arguments.models:
         models(arguments.seeds)
     else:

@@ -88,14 +88,14 @@ def main() -> None:
 
 def preview(about: competition.Competition, recipe: config.Recipe, path: Path) -> None:
     """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
-    from foldwise import cache, previews
+    from foldwise import cache, figures, previews
 
     images = cache.load(about, recipe.image_size, recipe.crop)
     rows = images.rows("train", folds.load(about)["id"].tolist())
     some = rows[:: max(1, len(rows) // 4)][:4]
     a = recipe.augment
     figure = previews.augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
-    previews.save(figure, path)
+    figures.save(figure, path)
     print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
 
 

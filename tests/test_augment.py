@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torchvision.transforms.v2 import functional as tv
 
-from foldwise import UserError, augment, previews, randaugment, views, warps
+from foldwise import UserError, augment, figures, previews, randaugment, views, warps
 from foldwise.config import Augment, Predict
 from foldwise.operations import (
     Affine,
@@ -413,6 +413,6 @@ def test_preview_shows_a_row_a_preset_and_the_twin_beside(tmp_path) -> None:  # 
     assert [axis.get_ylabel() for axis in drawn[::6]] == ["light", "melanoma2020"]
     assert (drawn[0].images[0].get_array() == images[0]).all()
     assert len(previews.augmentation_grid(images, ["light"], randaugment=9).axes) == 2 * 2
-    previews.save(figure, tmp_path / "grid.png", dpi=40)
+    figures.save(figure, tmp_path / "grid.png", dpi=40)
     assert cv2.imread(str(tmp_path / "grid.png")) is not None
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]

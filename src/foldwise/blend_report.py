@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, atomic, blend_figures, metrics, submission_log, trust
+from foldwise import UserError, atomic, blend_figures, figures, metrics, submission_log, trust
 from foldwise.blend import Blend, fit_weights
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
@@ -206,7 +206,7 @@ def page(competition: Competition, name: str, runs: Lineup, blend: Blend, facts:
     cells = "".join(f"<div><span class=muted>{_e(a)}</span><b>{b}</b><span class=muted>{_e(c)}</span></div>"
                     for a, b, c in numbers)  # fmt: skip
     warned = "".join(f"<li>{_e(one)}</li>" for one in facts["warnings"])
-    figures = "".join(
+    drawn = "".join(
         f"<h2>{_e(title)}</h2><p class=muted>{_e(caption)}</p>"
         f"<img alt='{_e(title)}' src='data:image/png;base64,{data}'>"
         for title, caption, data in blend_figures.draw(competition, runs, blend, facts)
@@ -219,7 +219,7 @@ def page(competition: Competition, name: str, runs: Lineup, blend: Blend, facts:
         f"(method {facts['method']}, space {facts['space']}), {facts['rows']} rows, {len(runs.names)} runs</p>"
         f"<p class=lead>{_e(facts['verdict'])}</p>{note}<div class=numbers>{cells}</div>"
         + (f"<ul class=warn>{warned}</ul>" if warned else "")
-        + _runs_table(facts) + _methods_table(facts) + figures + "</html>\n"
+        + _runs_table(facts) + _methods_table(facts) + drawn + "</html>\n"
     )  # fmt: skip
 
 
@@ -314,8 +314,7 @@ def note_scores(competition: Competition, name: str, scores: Sequence[float]) ->
     figure = blend_figures.leaderboard(lines)
     if figure is not None:
         path = competition.submissions() / "cv_against_lb.png"
-        with atomic.replacing(path) as part:
-            figure.savefig(part, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+        figures.save(figure, path, dpi=130, tight=True)
         print(f"wrote {path}")
     elif len(lines) < 3:
         print(f"{3 - len(lines)} more scored submissions until CV can be drawn against the leaderboard")

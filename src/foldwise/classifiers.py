@@ -10,7 +10,7 @@ gathered chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -166,6 +166,11 @@ class Method(Protocol):
         """(len(ask), outputs) for each setting; y: of the rows `fit`. One output for two classes or a number."""
 
 
+def _gathered(blocks: Iterable[Array], scores: Callable[[Array], list[Array]]) -> list[Array]:
+    """For each setting the scores of all blocks; `scores` gives those of a block, an array a setting."""
+    return [np.concatenate(parts) for parts in zip(*map(scores, blocks), strict=True)]
+
+
 def _by_gamma(settings: Sequence[Setting]) -> list[list[Setting]]:
     kernels = dict.fromkeys(setting.get("gamma") for setting in settings)
     return [[setting for setting in settings if setting.get("gamma") == gamma] for gamma in kernels]
@@ -191,12 +196,12 @@ class KernelMethod:
             kernel[start * CHUNK : (start + 1) * CHUNK] = self._kernel(block, gamma)
         models = [self.solve(kernel, y, setting, self.classes) for setting in settings]
         del kernel
-        made: list[list[Array]] = [[] for _ in models]
-        for block in self.pairs.blocks(ask, fit):
+
+        def of_block(block: Array) -> list[Array]:
             values = self._kernel(block, gamma)
-            for parts, model in zip(made, models, strict=True):
-                parts.append(model(values))
-        return [np.concatenate(parts) for parts in made]
+            return [model(values) for model in models]
+
+        return _gathered(self.pairs.blocks(ask, fit), of_block)
 
     def _kernel(self, block: Array, gamma: float | None) -> Array:
         """float64, from `block`, which is overwritten; its digits are float32's, as libsvm's own kernel values are."""
@@ -265,20 +270,23 @@ class Neighbours:
     def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
         votes = np.eye(self.classes)[y] if self.classes else y.astype(np.float64)[:, None]
         base = votes.mean(axis=0)
-        made: list[list[Array]] = [[] for _ in settings]
         most = min(len(fit), int(max(setting["neighbours"] for setting in settings)))
-        for block in self.pairs.blocks(ask, fit):
+
+        def of_block(block: Array) -> list[Array]:
+            made = []
             near = np.argpartition(block, most - 1, axis=1)[:, :most]
             near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
             distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
             weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)
-            for parts, setting in zip(made, settings, strict=True):
+            for setting in settings:
                 k = min(most, int(setting["neighbours"]))
                 one = weight[:, :k].mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
                 total = np.einsum("nk,nkc->nc", weight[:, :k], votes[near[:, :k]]) + one * base
                 found = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
-                parts.append(found[:, 1:] if self.classes == 2 else found)
-        return [np.concatenate(parts) for parts in made]
+                made.append(found[:, 1:] if self.classes == 2 else found)
+            return made
+
+        return _gathered(self.pairs.blocks(ask, fit), of_block)
 
 
 @dataclass
@@ -298,14 +306,15 @@ class Logistic:
 
         x = self.features.take(fit) / np.float32(self.spread)
         models = [LogisticRegression(C=setting["C"], max_iter=2000).fit(x, y) for setting in settings]
-        made: list[list[Array]] = [[] for _ in models]
-        for part in _chunks(ask):
+
+        def of_rows(part: Array) -> list[Array]:
             values = self.features.take(part) / np.float32(self.spread)
-            for parts, model in zip(made, models, strict=True):
-                found = np.zeros((len(part), self.classes))
-                found[:, model.classes_] = model.predict_proba(values)
-                parts.append(found[:, 1:] if self.classes == 2 else found)
-        return [np.concatenate(parts) for parts in made]
+            found = np.zeros((len(models), len(part), self.classes))
+            for of_model, model in zip(found, models, strict=True):
+                of_model[:, model.classes_] = model.predict_proba(values)
+            return list(found[..., 1:] if self.classes == 2 else found)
+
+        return _gathered(_chunks(ask), of_rows)
 
 
 @dataclass
@@ -329,13 +338,13 @@ class Boosting:
             options["num_class"] = self.classes
         data = lightgbm.Dataset(self.features.take(fit), y, free_raw_data=True)
         model = lightgbm.train(options, data, int(max(setting["rounds"] for setting in settings)))
-        made: list[list[Array]] = [[] for _ in settings]
-        for part in _chunks(ask):
+
+        def of_rows(part: Array) -> list[Array]:
             values = self.features.take(part)
-            for parts, setting in zip(made, settings, strict=True):
-                found = np.asarray(model.predict(values, num_iteration=int(setting["rounds"])))
-                parts.append(found.reshape(len(part), -1))
-        return [np.concatenate(parts) for parts in made]
+            made = [model.predict(values, num_iteration=int(setting["rounds"])) for setting in settings]
+            return [np.asarray(found).reshape(len(part), -1) for found in made]
+
+        return _gathered(_chunks(ask), of_rows)
 
 
 # --- beyond memory ----------------------------------------------------------------------------------------

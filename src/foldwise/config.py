@@ -212,7 +212,7 @@ def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
 def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
     """Plain data under `key=value` overrides as a checked recipe; complaints name `source`."""
     for text in overrides:
-        data = _merge(data, _override(text))
+        data = merge(data, _override(text))
     recipe = validate(Recipe, data, source)
     _consistent(recipe, source)
     return recipe
@@ -291,14 +291,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return data
     beside = path.parent / f"{base}.yaml"
-    return _merge(_with_bases(beside if beside.exists() else _find(str(base)), (*seen, path)), data)
+    return merge(_with_bases(beside if beside.exists() else _find(str(base)), (*seen, path)), data)
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`, section by section; kwargs are replaced whole."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "kwargs"
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

@@ -54,28 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "augmentation (default: 0)")  # fmt: skip
 
 
-def share(text: str) -> float:
-    """An argparse type: 0..1."""
+def share(text: str, most: float = 1.0, wrong: str = "not a share, 0 to 1") -> float:
+    """An argparse type: 0..most."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a share, 0 to 1")
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is {wrong}")
     return value
 
 
 def margin(text: str) -> float | None:
     """An argparse type: 'auto' (None), or a share of the box's side, 0..2."""
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a share of the box's side, 0 to 2")
-    return value
+    return None if text == "auto" else share(text, 2.0, "neither auto nor a share of the box's side, 0 to 2")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from foldwise import UserError, atomic, figures
+from foldwise import UserError, figures
 from foldwise.command import note
 
 NEEDED = ("epoch", "lr", "train_loss", "valid_loss", "best")
@@ -106,8 +106,7 @@ def draw(folder: Path, metric: str | None = None) -> Path | None:
         logs = {fold: log for fold, log in read(folder).items() if len(log)}
         if not logs:
             return None
-        with atomic.replacing(path) as part:
-            figure(logs, metric).savefig(part, format="png", dpi=120, facecolor="white")
+        figures.save(figure(logs, metric), path, dpi=120)
     except (UserError, OSError, ValueError) as error:
         note(f"warning: {path}: not drawn ({error})")
         return None

@@ -225,7 +225,5 @@ def fit_heads(
         fit = np.flatnonzero((fold_of != fold) & (rows.where[: rows.train] >= 0))
         (of_valid, of_test), chosen = heads.fit_predict(fit, target[fit], [valid, test])
         for pred, places in ((of_valid, valid), (of_test, test)):
-            missing = rows.where[places] < 0
-            if missing.any() and not missing.all():
-                pred[missing] = pred[~missing].mean(axis=0)
+            infer.with_fallback(pred, rows.where[places] >= 0)
         yield fold, of_valid, of_test, chosen

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from foldwise import UserError, __version__, atomic, cache, cases, ensemble, explain, folds, index, oof, page
+from foldwise import UserError, __version__, atomic, cache, cases, ensemble, explain, figures, folds, index, oof, page
 from foldwise import explain_figures as pictures
 from foldwise.cases import Case, Sheet
 from foldwise.command import note
@@ -101,7 +100,7 @@ def _material(competition: Competition, recipe: Recipe, run: str) -> tuple[Mater
     trained = [fold for fold in oof.finished_folds(folder) if fold in with_weights]
     if not trained:
         raise UserError(f"{folder}: no finished fold with weights; train one with 02_train.py --fold 0")
-    preds = pd.concat([oof.read_table(folder / f"fold{fold}.csv") for fold in trained], ignore_index=True)
+    preds = oof.read_folds(folder, trained)
     today = fold_table.set_index("id")["fold"].reindex(preds["id"])
     if (today.to_numpy() != preds["fold"].to_numpy()).any():
         row = int(np.argmax(today.to_numpy() != preds["fold"].to_numpy()))
@@ -319,7 +318,7 @@ def _cards(material: Material, sheet: Sheet, found: Found, folder: Path) -> str:
         strips.append(strip)
         words.append(f"{case.id}, fold {case.fold}\n{_said(case)}")
         cards.append(_card(material, case, panels, _file(sheet, k), found))
-    _save(pictures.sheet(sheet.title, strips, words), folder / f"{sheet.key}.png")
+    figures.save(pictures.sheet(sheet.title, strips, words), folder / f"{sheet.key}.png")
     whole = f'<p class=soft>{escape(sheet.lead)} <a href="{sheet.key}.png">{sheet.key}.png</a></p>'
     wide = 110 * max(1 + len(case.views) * len(found.layers) for case in sheet.cases)
     style = f"grid-template-columns: repeat(auto-fill, minmax(min(100%, {max(258, wide)}px), 1fr))"
@@ -369,7 +368,7 @@ def _deletion_section(material: Material, found: Found, sheet: Page, folder: Pat
     areas = {order: explain.area(values) for order, values in curves.items()}
     saved = {order: areas[order] - areas["map"] for order in ("random", "centre")}
     figure = pictures.deletion(curves, quantity, saved)
-    _save(figure, folder / "deletion.png")
+    figures.save(figure, folder / "deletion.png")
     pd.DataFrame(areas).to_csv(folder / "deletion.csv", index=False)
     words = (
         f"Parts of {page.counted(len(areas['map']), 'image')} (drawn at random among rows whose answer is a class that "
@@ -411,7 +410,7 @@ def _metadata_section(sheets: Sequence[Sheet], found: Found, sheet: Page, folder
         return ""
     values = pd.DataFrame(np.stack(list(found.metadata.values())), columns=found.features)
     figure = pictures.contributions(values)
-    _save(figure, folder / "metadata.png")
+    figures.save(figure, folder / "metadata.png")
     values.insert(0, "id", [case.id for case in found.metadata])
     atomic.write_csv(folder / "metadata.csv", values)
     words = (
@@ -439,7 +438,7 @@ def _stages_section(material: Material, found: Found, sheet: Page, folder: Path)
             f"{layer}: {first.channels} channels of {side}", images, [case.id for case in shown],
             [s.mean for s in each], [s.maps for s in each], [s.weights for s in each],
         )  # fmt: skip
-        _save(figure, folder / f"stage_{k + 1}.png")
+        figures.save(figure, folder / f"stage_{k + 1}.png")
         body += sheet.figure(figure, f"feature maps of {first.layer}")
     return body
 
@@ -448,7 +447,7 @@ def _filters_section(found: Found, sheet: Page, folder: Path) -> str:
     body = ""
     for name, weights in found.filters.items():
         figure = pictures.filters(weights)
-        _save(figure, folder / f"filters_{name}.png")
+        figures.save(figure, folder / f"filters_{name}.png")
         words = f"{name}: the {len(weights)} strongest filters of the first convolution, {weights.shape[1]} x "
         words += f"{weights.shape[2]} pixels, each around gray. Noise here means too little training or too much rate."
         body += page.text(words, soft=True) + sheet.figure(figure, "first-layer filters")
@@ -471,7 +470,3 @@ def _inputs_section(material: Material, found: Found, folder: Path) -> str:
         "Made by gradient ascent from noise, at every scale at once: what the network would like to see, not what is."
     )
     return page.text(words, soft=True) + f'<div class="pairs">{"".join(cells)}</div>'
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, facecolor="white")

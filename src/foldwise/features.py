@@ -226,7 +226,7 @@ def _finite(values: pd.Series) -> dict[str, float | None]:
 
 def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
     ids = table.loc[table["split"] == "test", "id"]
-    run = oof.load_run(competition, name) if len(ids) else _without_test(competition, name)
+    run = oof.load_run(competition, name, tests=len(ids) > 0)
     if run.info:
         oof.check_folds(competition, name, fold_table)
     columns = [f"pred_{each}" for each in index.classes(competition, table)] or ["pred"]
@@ -247,15 +247,6 @@ def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table:
         _same_rows(own if own.exists() else run.folder / "test.csv", found, ids)
         tests[fold] = _as_columns(competition, name, found.loc[ids, columns])
     return Stack(name, _as_columns(competition, name, train[columns]), tests)
-
-
-def _without_test(competition: Competition, name: str) -> oof.Run:
-    """A run of a competition that has no test rows."""
-    folder = competition.runs() / name
-    if not (folder / "oof.csv").exists():
-        raise UserError(f"{folder}: no oof.csv; finish the run first")
-    found = oof.read_table(folder / "oof.csv")
-    return oof.Run(name, folder, found, found.iloc[:0], oof.read_info(folder))
 
 
 def _same_rows(path: Path, found: pd.DataFrame, ids: pd.Series) -> None:

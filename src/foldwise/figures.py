@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -21,6 +22,8 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from foldwise import atomic
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
@@ -54,6 +57,14 @@ def panels(columns: int, height: float, rows: int = 1, width: float = WIDTH) -> 
     """A figure of `rows` x `columns` axes, row by row; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(np.ravel(np.array(figure.subplots(rows, columns))))
+
+
+def save(figure: Figure, path: Path, dpi: int = 110, tight: bool = False) -> None:
+    """A PNG or JPEG on white, written whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as part, matplotlib.rc_context(STYLE):
+        box = "tight" if tight else None
+        figure.savefig(part, format=path.suffix[1:], dpi=dpi, facecolor="white", bbox_inches=box)
 
 
 def svg(figure: Figure, number: int, alt: str) -> str:

@@ -26,9 +26,9 @@ def write(folder: Path, problem: Problem, folds: Sequence[Fold]) -> None:
     shares, contributions = importance(problem, folds), contributed(problem, folds)
     atomic.write_csv(folder / "importance.csv", shares, "%.6g")
     atomic.write_csv(folder / "contributions.csv", contributions, "%.6g")
-    _save(importance_figure(shares), folder / "importance.png")
+    figures.save(importance_figure(shares), folder / "importance.png")
     made = beeswarm(problem, folds, shares) if problem.outputs == 1 else heatmap(problem, contributions, shares)
-    _save(made, folder / "contributions.png")
+    figures.save(made, folder / "contributions.png")
 
 
 def importance(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def importance_figure(shares: pd.DataFrame) -> Figure:
             right.plot(top[name], heights, "o", color=figures.INK, markersize=3)
         right.set(title="To the fit (a dot a fold)", xlabel="share of the model's importance")
         right.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-        left.set_yticks(heights, [_short(name) for name in top["column"]])
+        left.set_yticks(heights, [figures.short(name) for name in top["column"]])
     return figure
 
 
@@ -127,13 +127,13 @@ def _lines(
     for name in shares["column"]:
         mine = added[:, problem.inputs.sources.index(name)]
         if name not in frame:  # embeddings: many numbers at once
-            made.append((_short(name), mine, None))
+            made.append((figures.short(name), mine, None))
         elif is_number(frame[name]):
-            made.append((_short(name), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
+            made.append((figures.short(name), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
         else:
             values = pd.Series(texts(frame[name]), dtype=object).fillna("missing")
             for value in values.value_counts().index[:VALUES]:
-                made.append((_short(f"{name}: {value}"), mine[(values == value).to_numpy()], None))
+                made.append((figures.short(f"{name}: {value}"), mine[(values == value).to_numpy()], None))
     return made
 
 
@@ -155,21 +155,11 @@ def heatmap(problem: Problem, contributions: pd.DataFrame, shares: pd.DataFrame)
         figure = Figure(figsize=(10.7, 1.6 + 0.32 * len(found)), layout="constrained")
         axes = figure.subplots()
         shown = axes.imshow(found, cmap=COLOURS, aspect="auto", vmin=0)
-        axes.set_xticks(range(found.shape[1]), [_short(name, 14) for name in found], rotation=30, ha="right")
-        axes.set_yticks(range(len(found)), [_short(name) for name in found.index])
+        axes.set_xticks(range(found.shape[1]), [figures.short(name, 14) for name in found], rotation=30, ha="right")
+        axes.set_yticks(range(len(found)), [figures.short(name) for name in found.index])
         for (row, column), value in np.ndenumerate(found.to_numpy()):
             colour = "black" if value > 0.6 * found.to_numpy().max() else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
         figure.colorbar(shown, ax=axes, pad=0.01)
         axes.set_title("mean |contribution| to rows out of fold, log-odds")
     return figure
-
-
-def _short(name: object, most: int = 44) -> str:
-    text = str(name)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic.replacing(path) as part, matplotlib.rc_context(figures.STYLE):
-        figure.savefig(part, format="png", dpi=110, facecolor="white")

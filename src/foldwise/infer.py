@@ -83,10 +83,14 @@ def predict(
     made = np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
-    readable = where >= 0
+    return with_fallback(made, where >= 0)
+
+
+def with_fallback(pred: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one."""
     if not readable.all() and readable.any():
-        made[~readable] = made[readable].mean(axis=0)
-    return made
+        pred[~readable] = pred[readable].mean(axis=0)
+    return pred
 
 
 def embed(

@@ -75,13 +75,7 @@ def look(competition: Competition, name: str) -> Lineup:
     """One run by itself, to look at and not to blend: one finished fold will do, and so will a competition without
     test rows. UserError says what is wrong with the run."""
     table = index.load(competition)
-    folder = competition.runs() / name
-    if (table["split"] == "test").any() or not (folder / "oof.csv").exists():
-        run = _load(competition, name)
-    else:
-        found = oof.read_table(folder / "oof.csv")
-        nothing = found.iloc[:0][["id", *oof.pred_columns(found)]]
-        run = oof.Run(name, folder, found, nothing, oof.read_info(folder))
+    run = _load(competition, name, bool((table["split"] == "test").any()))
     return _checked(competition, [run], table, 1)
 
 
@@ -95,15 +89,13 @@ def _checked(competition: Competition, runs: list[oof.Run], table: pd.DataFrame,
     return _line_up(competition, runs, rows, table, columns, least)
 
 
-def _load(competition: Competition, name: str) -> oof.Run:
+def _load(competition: Competition, name: str, tests: bool = True) -> oof.Run:
     """A run, or what there is of an unfinished one."""
     folder = competition.runs() / name
     done = oof.finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
     if not done:
-        return oof.load_run(competition, name)
-    parts = pd.concat([oof.read_table(folder / f"fold{fold}.csv") for fold in done])
-    test = oof.mean_test(folder, done)
-    return oof.Run(name, folder, parts.reset_index(drop=True), test, oof.read_info(folder))
+        return oof.load_run(competition, name, tests)
+    return oof.Run(name, folder, oof.read_folds(folder, done), oof.mean_test(folder, done), oof.read_info(folder))
 
 
 def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> oof.Run:

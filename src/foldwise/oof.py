@@ -122,15 +122,19 @@ def list_runs(competition: Competition) -> list[str]:
     return sorted(run.name for run in found if (run / "test.csv").exists())
 
 
-def load_run(competition: Competition, name: str) -> Run:
-    """One run; UserError where it is not there, not finished, or its tables are damaged."""
+def load_run(competition: Competition, name: str, tests: bool = True) -> Run:
+    """One run; UserError where it is not there, not finished, or its tables are damaged.
+
+    tests: False for a competition without test rows, whose runs have no test.csv.
+    """
     folder = competition.runs() / name
-    missing = [file for file in ("oof.csv", "test.csv") if not (folder / file).exists()]
+    missing = [file for file in ("oof.csv", "test.csv")[: 1 + tests] if not (folder / file).exists()]
     if missing:
         if folder.is_dir() and sorted(folder.glob("fold*.csv")):
             raise UserError(f"{folder}: no {missing[0]} yet, only some folds; finish it with 02_train.py --fold all")
         raise UserError(f"{folder}: no {missing[0]}{nearest(name, list_runs(competition))}")
-    oof, test = read_table(folder / "oof.csv"), read_table(folder / "test.csv")
+    oof = read_table(folder / "oof.csv")
+    test = read_table(folder / "test.csv") if tests else oof.iloc[:0][["id", *pred_columns(oof)]]
     absent = set(pred_columns(oof)) ^ set(pred_columns(test))
     if absent:
         raise UserError(f"{folder}: oof.csv and test.csv differ in column {sorted(absent)[0]}")
@@ -247,6 +251,11 @@ def finished_folds(folder: Path) -> list[int]:
     """Numbers of the folds whose OOF and test tables are both written."""
     done = (int(path.stem.removeprefix("fold")) for path in folder.glob("fold*.csv") if path.stem[4:].isdigit())
     return sorted(fold for fold in done if (folder / f"fold{fold}_test.csv").exists())
+
+
+def read_folds(folder: Path, wanted: Sequence[int]) -> pd.DataFrame:
+    """The OOF rows of some finished folds, one after the other."""
+    return pd.concat([read_table(folder / f"fold{fold}.csv") for fold in wanted], ignore_index=True)
 
 
 def finish(

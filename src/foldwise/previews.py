@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from foldwise import atomic, augment
+from foldwise import augment
 from foldwise.figures import STYLE
 from foldwise.operations import Operation
 
@@ -49,13 +48,6 @@ def operation_grid(images: np.ndarray, lists: Mapping[str, Sequence[Operation]],
         makers = [augment.pipeline(ops, size), augment.reference_pipeline(ops, size)]
         rows += _rows(name, images, makers, versions, 0)
     return _figure(rows)
-
-
-def save(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a PNG or JPEG on white, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as part, rc_context(STYLE):
-        figure.savefig(part, dpi=dpi, facecolor="white", format=path.suffix[1:])
 
 
 def _rows(

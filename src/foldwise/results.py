@@ -205,18 +205,11 @@ def differs(settings: dict[str, Any]) -> dict[str, str]:
     """{dotted key: value} of a run's settings that are not the recipe's defaults (all of them for another step's)."""
     base = config.settings(config.Recipe()) if "image_size" in settings else {}
     found = {}
-    for line in config.differences(base, _over(base, settings)):  # a run from before a knob was there has its default
+    merged = config.merge(base, settings)  # a run from before a knob was there has its default
+    for line in config.differences(base, merged):
         key, _, change = line.partition(": ")
         found[key] = change.partition(" -> ")[2]
     return found
-
-
-def _over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in settings.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _over(base[key], value) if both else value
-    return merged
 
 
 def varying(found: list[Result]) -> set[str]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from foldwise import atomic, figures
+from foldwise import figures
 from foldwise.figures import BLUE, INK, PALETTE, SKY, VERMILLION, panels, short, styled, wilson
 
 SHOWN = 40  # classes in a confusion matrix, the most confused first to stay
 BINS = 10
 EDGES = [k / 25 for k in range(26)]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """A PNG on white."""
-    with atomic.replacing(path) as part, matplotlib.rc_context(figures.STYLE):
-        figure.savefig(part, format="png", dpi=110, facecolor="white")
-    figure.set_layout_engine("none")  # laid out; not once more for the page
 
 
 @styled

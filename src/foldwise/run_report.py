@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from foldwise import UserError, atomic, cache, cases, oof, page, run_figures
+from foldwise import UserError, atomic, cache, cases, figures, oof, page, run_figures
 from foldwise.cache import Cache
 from foldwise.cases import Answers, Sheet
 from foldwise.competition import Competition
@@ -274,7 +274,8 @@ def _regression(made: Page, place: Path, found: Answers) -> list[Sheet]:
 
 def _both(made: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     """The figure as <name>.png and for the page."""
-    run_figures.save(figure, place / f"{name}.png")
+    figures.save(figure, place / f"{name}.png")
+    figure.set_layout_engine("none")  # laid out; not once more for the page
     return made.figure(figure, alt)
 
 

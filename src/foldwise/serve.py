@@ -301,8 +301,8 @@ class Service:
         """
         recipe = self.recipe(run)
         images = cache.load(self.competition, recipe.image_size, recipe.crop)
-        rows = folds.rows(self.table, folds.load(self.competition))
-        fold_of = folds.load(self.competition)["fold"].to_numpy()
+        fold_table = folds.load(self.competition)
+        rows, fold_of = folds.rows(self.table, fold_table), fold_table["fold"].to_numpy()
         where = images.rows("train", rows["id"].tolist())
         rows, fold_of, where = rows[where >= 0], fold_of[where >= 0], where[where >= 0]
         path = self.competition.derived() / "neighbours" / f"{run}_fold{fold}.npy"
@@ -366,10 +366,10 @@ class Service:
         if file.exists():
             table = oof.read_table(file)
         else:
-            parts = [oof.read_table(path / f"fold{fold}.csv") for fold in oof.finished_folds(path)]
-            if not parts:
+            done = oof.finished_folds(path)
+            if not done:
                 raise UserError(f"{path}: no fold is finished yet")
-            table = pd.concat(parts, ignore_index=True)
+            table = oof.read_folds(path, done)
         found = cases.answers(self.competition, table)
         words = [[found.case(k).truth, found.case(k).answer] for k in range(len(found.table))]
         truth, said = map(list, zip(*words, strict=True))
