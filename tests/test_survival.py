@@ -91,11 +91,8 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
     [
         ([], 4, 5),
         (["train.accumulate=3"], 4, 6),  # only where the optimizer has moved: summed gradients are not saved
-        (
-            ["train.averaging=swa", "train.swa_start=0", "train.checkpoint=last"],
-            9,
-            10,
-        ),  # before validation: the epoch is averaged in once
+        # before validation: the epoch is averaged in once
+        (["train.averaging=swa", "train.swa_start=0", "train.checkpoint=last"], 9, 10),
     ],
     ids=["inside", "accumulating", "before validation"],
 )
