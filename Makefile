@@ -18,13 +18,13 @@ demo: $(VENV)/installed
 
 # files side by side, a process a core
 test: lint
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 app: $(VENV)/installed
 	$(RUN) src/09_app.py
 
 smoke: $(VENV)/installed-tests
-	$(RUN) -m pytest -n auto --dist loadfile -m smoke
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m smoke
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

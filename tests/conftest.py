@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from warm import Warm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
@@ -25,6 +27,10 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # a core a worker, and so for all it starts: many threads on few cores wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
+
+warm = cache(Warm)
+
+LONG = ("test_notebooks.py", "test_survival.py", "test_pipeline.py")  # first: none is left alone at the end
 
 QUICK = {  # a recipe that trains in a second
     "image_size": 32,
@@ -42,17 +48,18 @@ class Workplace:
     competition: Path = field(default_factory=Path)
 
     def run(self, *arguments: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-        """`python src/<arguments>` as a user types it; the output comes back."""
+        """`python src/<arguments>` as a user types it; the output comes back. In a fork of a process with warm
+        libraries where no `env` is given."""
         script, *rest = map(str, arguments)
         chosen = [] if script.startswith("00") or "--competition" in rest else ["--competition", str(self.competition)]
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "src" / script), *chosen, *rest],
-            cwd=self.root,
-            env={**os.environ, "FOLDWISE_ROOT": str(self.root), **env},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        command = [str(REPOSITORY / "src" / script), *chosen, *rest]
+        all_env = {**os.environ, "FOLDWISE_ROOT": str(self.root), **env}
+        if sys.platform == "linux" and not env:
+            done = warm().run(command, self.root, all_env)
+        else:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=self.root, env=all_env, capture_output=True, text=True, timeout=600
+            )
         if check:
             assert done.returncode == 0, f"{script} {rest}\n{done.stdout}\n{done.stderr}"
         return done
@@ -144,6 +151,11 @@ def make_tiny(root: Path, rows: int = 60, test_rows: int = 12, seed: int = 0) ->
     (place.raw / "train" / "tr0007.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     (place.raw / "test" / "te0003.png").write_bytes(b"not an image")
     return place
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first (with --no-loadscope-reorder)."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture
