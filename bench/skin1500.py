@@ -127,7 +127,7 @@ def table(about: competition.Competition, truth: Truth, names: Sequence[str], bl
         print(f"| {name} | {cell(*truth.of_oof(run.oof))} | {cell(*truth.of_test(run.test['id'], run.test['pred']))} |")
     facts = json.loads((about.submissions() / f"{blend}.json").read_text(encoding="utf-8"))
     made = pd.read_csv(about.submissions() / f"{blend}.csv")
-    low, high = facts["interval"]
+    low, high = facts["interval_95"]
     nested = f"{facts['nested_score']:.3f} ({low:.3f} to {high:.3f})"
     print(f"| {blend} ({facts['method']}) | {nested} | {cell(*truth.of_test(made['isic_id'], made['melanoma']))} |")
 
