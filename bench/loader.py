@@ -1,6 +1,6 @@
 """Does the loader keep the device busy? The 2020 winner's augmentation, beside the usual practice, in one run.
 
-    python bench/loader.py [--steps 12] [--rounds 3]
+    python bench/loader.py [--steps 24] [--rounds 5]
 
 First loaders alone (images a second of wall time): the cache with threads, beside PIL + torchvision and cv2 +
 albumentations in DataLoaders from 1024-pixel JPEGs. Then training: the rate with the real loader over the rate with
@@ -180,7 +180,7 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="steps a turn (default: 12)")
+    parser.add_argument("--steps", type=int, default=24, help="steps a turn (default: 24)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: 5)")
     args = parser.parse_args()
     cv2.setNumThreads(0)

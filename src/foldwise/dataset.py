@@ -60,7 +60,7 @@ class Batches:
         rank, ranks = self.share
         threads = self.threads or min(8, max(1, launch.cores() - 1))
         pending: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        pool = ThreadPoolExecutor(threads, "loader", launch.stand_back)
         try:
             for batch in range(start, len(self)):
                 step = self.batch_size * ranks
