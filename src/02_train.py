@@ -75,6 +75,9 @@ def main() -> None:
             dask=args.dask, devices=devices, gpus=gpus > 0,
         )  # fmt: skip
     else:
+        abreast = min(launch.cores(), len(recipes) * len(wanted))
+        if args.devices is None and not gpus and abreast > 1 and launch.ranks().size == 1:
+            command.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
         status, infos = session.in_turn(about, recipes, wanted, args.restart, deadline)
     from foldwise import curves, run_report  # matplotlib: after the training, not before
 
