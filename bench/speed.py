@@ -92,6 +92,8 @@ def preprocess(task: Task) -> None:
 
 def ours(task: Task) -> pd.DataFrame:
     """Steps 01 and 02 in a fresh root; on a CPU as many folds at once as there are cores."""
+    from foldwise import launch
+
     preprocess(task)
     fold = "all" if len(task.folds) > 1 else str(task.folds[0])
     knobs = {
@@ -99,7 +101,7 @@ def ours(task: Task) -> pd.DataFrame:
         "train.epochs": task.epochs, "train.lr": LR, "train.batch_size": BATCH, "train.weight_decay": DECAY,
         "train.checkpoint": "last",
     }  # fmt: skip
-    abreast = [] if task.gpu or len(task.folds) == 1 else ["--devices", len(os.sched_getaffinity(0))]
+    abreast = [] if task.gpu or len(task.folds) == 1 else ["--devices", launch.cores()]
     call(
         [sys.executable, SOURCE / "02_train.py", "--competition", task.competition, "--recipe", "mobilenetv2",
          "--fold", fold, *abreast, *(f"{key}={value}" for key, value in knobs.items())], task,
@@ -309,7 +311,7 @@ def others(options: argparse.Namespace, env: dict[str, str], suffix: str) -> dic
 
 
 def run(options: argparse.Namespace) -> None:
-    from foldwise import UserError, competition
+    from foldwise import UserError, competition, launch
 
     weights = (REPOSITORY.parent / "shared/weights/mobilenetv2_100.safetensors").resolve()
     try:
@@ -332,7 +334,7 @@ def run(options: argparse.Namespace) -> None:
                     pd.DataFrame(rows).to_csv(options.csv, index=False)
     table = pd.concat([pd.DataFrame(rows).query("side == @name") for name in sides])
     print(f"\nskin1500, {MODEL} at {options.size}, batch {BATCH}, {options.epochs} epochs, "
-          f"{'GPU' if base.gpu else 'CPU'}, {len(os.sched_getaffinity(0))} cores")  # fmt: skip
+          f"{'GPU' if base.gpu else 'CPU'}, {launch.cores()} cores")  # fmt: skip
     print(summary(table))
 
 

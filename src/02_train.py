@@ -98,7 +98,7 @@ def preview(about: competition.Competition, recipe: config.Recipe, path: Path) -
     some = rows[:: max(1, len(rows) // 4)][:4]
     a = recipe.augment
     figure = previews.augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
-    figures.save(figure, path)
+    figures.save(figure, path, dpi=100)
     print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
 
 

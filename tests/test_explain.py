@@ -465,6 +465,7 @@ def test_rows_by_id_unreadable_ones_are_named(explained: Workplace, tmp_path: Pa
     assert not (explained.runs / "quick" / "explain" / "worst.png").exists(), "nothing of before stays"
     html = (explained.runs / "quick" / "explain" / "index.html").read_text()
     assert "Completeness" in html
+    assert "did you mean" in explained.refused("07_explain.py", "--run", "quick", "--rows", "tr000")
     assert "did you mean 'layer4'" in explained.refused("07_explain.py", "--run", "quick", "--layer", "layer_4")
     assert "nothing to explain" in explained.refused("07_explain.py", "--run", "quick", "--rows", "tr0007")
     info = json.loads((explained.runs / "quick" / "run.json").read_text())

@@ -89,7 +89,7 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
 @pytest.mark.parametrize(
     ("overrides", "over", "stops"),
     [
-        ([], 4, 5),
+        (["train.averaging=swa"], 4, 5),
         (["train.accumulate=3"], 4, 6),  # only where the optimizer has moved: summed gradients are not saved
         # before validation: the epoch is averaged in once
         (["train.averaging=swa", "train.swa_start=0", "train.checkpoint=last"], 9, 10),

@@ -70,7 +70,7 @@ def serve() -> None:
 
 
 def collect(pipes: list[int], child: int, limit: float = 600) -> list[str]:
-    """What comes through the pipes until the child has ended; it is killed after `limit` seconds."""
+    """What comes through the pipes until the child has ended; it is killed after `limit` seconds of silence."""
     parts: dict[int, bytes] = dict.fromkeys(pipes, b"")
     left = set(pipes)
     while left:

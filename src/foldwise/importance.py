@@ -16,6 +16,7 @@ from foldwise.boosting import Fold, Problem
 from foldwise.tabular import is_number, numbers, texts
 
 SHOWN = 20  # columns in a figure
+NAME = 44  # letters of a column's name
 VALUES = 6  # of a category that get a row of their own
 POINTS = 2000  # of a column in the figure, drawn at random
 COLOURS = "viridis"  # told apart by colour-blind readers; grey is free for missing
@@ -80,7 +81,7 @@ def importance_figure(shares: pd.DataFrame) -> Figure:
             right.plot(top[name], heights, "o", color=figures.INK, markersize=3)
         right.set(title="To the fit (a dot a fold)", xlabel="share of the model's importance")
         right.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-        left.set_yticks(heights, [figures.short(name) for name in top["column"]])
+        left.set_yticks(heights, [figures.short(name, NAME) for name in top["column"]])
     return figure
 
 
@@ -127,13 +128,13 @@ def _lines(
     for name in shares["column"]:
         mine = added[:, problem.inputs.sources.index(name)]
         if name not in frame:  # embeddings: many numbers at once
-            made.append((figures.short(name), mine, None))
+            made.append((figures.short(name, NAME), mine, None))
         elif is_number(frame[name]):
-            made.append((figures.short(name), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
+            made.append((figures.short(name, NAME), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
         else:
             values = pd.Series(texts(frame[name]), dtype=object).fillna("missing")
             for value in values.value_counts().index[:VALUES]:
-                made.append((figures.short(f"{name}: {value}"), mine[(values == value).to_numpy()], None))
+                made.append((figures.short(f"{name}: {value}", NAME), mine[(values == value).to_numpy()], None))
     return made
 
 
@@ -156,7 +157,7 @@ def heatmap(problem: Problem, contributions: pd.DataFrame, shares: pd.DataFrame)
         axes = figure.subplots()
         shown = axes.imshow(found, cmap=COLOURS, aspect="auto", vmin=0)
         axes.set_xticks(range(found.shape[1]), [figures.short(name, 14) for name in found], rotation=30, ha="right")
-        axes.set_yticks(range(len(found)), [figures.short(name) for name in found.index])
+        axes.set_yticks(range(len(found)), [figures.short(name, NAME) for name in found.index])
         for (row, column), value in np.ndenumerate(found.to_numpy()):
             colour = "black" if value > 0.6 * found.to_numpy().max() else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)

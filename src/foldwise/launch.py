@@ -108,13 +108,13 @@ def settle() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
 def stand_back() -> None:
     """Let this thread run where the others leave a core idle: loaders work in the gaps of a training step."""
     if sys.platform == "linux":  # elsewhere a nice value is a process's, not a thread's
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def map_rows(
