@@ -69,9 +69,9 @@ def main() -> None:
     gpus = launch.gpus() if several and not args.dask and args.devices is None else 0
     devices = args.devices or max(1, gpus)
     if args.dask or (several and devices > 1):
-        command_line = (sys.executable, str(Path(__file__).resolve()), "--competition", str(about.file))
+        script = (sys.executable, str(Path(__file__).resolve()), "--competition", str(about.file))
         status, infos = session.spread(
-            about, recipes, wanted, command_line, args.overrides, restart=args.restart, deadline=deadline,
+            about, recipes, wanted, script, args.overrides, restart=args.restart, deadline=deadline,
             dask=args.dask, devices=devices, gpus=gpus > 0,
         )  # fmt: skip
     else:

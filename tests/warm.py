@@ -34,7 +34,7 @@ class Warm:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false"},
+            env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def run(self, arguments: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,12 @@ CRASH = "the decoder crashed its process on this file"
 
 
 def cores() -> int:
-    """Cores this process may use (a container's share, not the machine's)."""
+    """Cores this process may use: as many as FOLDWISE_CORES says, or all of its container's (not the machine's)."""
+    asked = os.environ.get("FOLDWISE_CORES")
+    if asked is not None:
+        if not asked.isdecimal() or not int(asked):
+            raise UserError(f"FOLDWISE_CORES={asked}: a number of cores, 1 or more")
+        return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -85,12 +90,22 @@ def gpus() -> int:
         return 0
 
 
-def die_with_parent(cores: Sequence[int]) -> None:
-    """In a fresh child: take these cores, and be killed when the thread that started it is gone (Linux)."""
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+def die_with_parent() -> None:
+    """In a fresh child: be killed when the thread that started it is gone (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing started: end at once when the process that asked for it is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def settle() -> None:
@@ -236,10 +251,19 @@ def _take(waiting: list[Sequence[T]], count: int) -> list[Sequence[T]]:
     return [waiting.pop() for _ in range(min(count, len(waiting)))]
 
 
+def context(*modules: str) -> Any:
+    """How processes start: as forks of a server that has imported `modules`.
+
+    Not as forks of this process: one that has threads (BLAS, OpenCV, torch) can deadlock.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    made = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    made.set_forkserver_preload(list(modules))
+    return made
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # forkserver: a fork of a process that has threads (BLAS, OpenCV, torch) can deadlock
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_one_thread)
+    return ProcessPoolExecutor(workers, context(), initializer=_one_thread)
 
 
 def _one_thread() -> None:

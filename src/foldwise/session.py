@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import queue
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from foldwise import UserError, config, folds, index, launch, oof
+from foldwise import UserError, command, config, folds, index, launch, oof
 from foldwise.command import note
 from foldwise.competition import Competition, output_root
 
@@ -23,10 +24,11 @@ OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
 @dataclass(frozen=True)
 class Job:
-    """One fold of one run, as the command that trains it, the folder it is given in, and FOLDWISE_ROOT."""
+    """One fold of one run; for a cluster the command that trains it, the folder it is given in, and FOLDWISE_ROOT."""
 
     run: str
     fold: int
+    recipe: config.Recipe
     command: tuple[str, ...]
     folder: str
     root: str
@@ -119,7 +121,7 @@ def spread(
     competition: Competition,
     recipes: dict[str, tuple[str, config.Recipe]],
     wanted: Sequence[int],
-    command: Sequence[str],
+    script: Sequence[str],
     overrides: Sequence[str],
     *,
     restart: bool = False,
@@ -128,9 +130,9 @@ def spread(
     devices: int = 1,
     gpus: bool = False,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Train recipes x folds, each by the command that trains one fold: (exit status, the runs' run.json).
+    """Train recipes x folds, each in a process of its own: (exit status, the runs' run.json).
 
-    recipes: {run: (recipe's name, recipe)}. command: this script with its competition.
+    recipes: {run: (recipe's name, recipe)}. script: this script with its competition, as a cluster's workers call it.
     """
     table, fold_table = index.load(competition), folds.load(competition)
     jobs = []
@@ -138,8 +140,9 @@ def spread(
         folder = oof.open_run(competition, run, config.settings(recipe), fold_table, wanted if restart else ())
         for fold in [fold for fold in wanted if fold not in oof.finished_folds(folder)]:
             one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
-            jobs.append(Job(run, fold, (*command, *one, *overrides), str(Path.cwd()), str(output_root().resolve())))
-    status = over_cluster(jobs, dask) if dask else side_by_side(jobs, devices, gpus, deadline)
+            line = (*script, *one, *overrides)
+            jobs.append(Job(run, fold, recipe, line, str(Path.cwd()), str(output_root().resolve())))
+    status = over_cluster(jobs, dask) if dask else side_by_side(competition, jobs, devices, gpus, deadline)
     infos = [
         oof.finish(competition, competition.runs() / run, fold_table, table, {"config": config.settings(recipe)})
         for run, (_, recipe) in recipes.items()
@@ -147,57 +150,93 @@ def spread(
     return status, infos
 
 
-def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None) -> int:
-    """Run jobs as processes, one a device at once; lines of output come with the run and fold before them.
+def side_by_side(
+    competition: Competition, jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None
+) -> int:
+    """Train folds in processes of their own, one a device at once; run and fold stand before each line they say.
 
-    Returns the exit status: 0, 75 where hours ended, else that of the first job that failed. A job sees its own GPU
-    alone (CUDA_VISIBLE_DEVICES), and an equal share of the cores.
+    Returns the exit status: 0, 75 where hours ended, else that of the first one that failed. A process sees its own
+    GPU alone (CUDA_VISIBLE_DEVICES) and computes on an equal share of the cores (FOLDWISE_CORES). On a CPU an odd rest
+    starts with the first ones: five folds on two cores are two turns and a half, not three.
     """
-    free: queue.Queue[int] = queue.Queue()
-    for device in range(devices):
-        free.put(device)
-    statuses: list[int] = []
-    threads: list[threading.Thread] = []
-
-    def work(job: Job, device: int) -> None:
-        try:
-            statuses.append(_run(job, device, devices, gpus, deadline))
-        finally:
-            free.put(device)
-
-    for job in jobs:
-        device = free.get()
-        if any(statuses):
-            break
-        threads.append(threading.Thread(target=work, args=(job, device), daemon=True))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
+    odd = len(jobs) % devices if len(jobs) > devices and not gpus else 0
+    free: list[int | None] = [*range(devices), *[None] * odd]
+    share = str(max(1, launch.cores() // devices))
+    launch.settle()
+    waiting, statuses = list(jobs), list[int]()
+    running: dict[Any, Child] = {}
+    while running or (waiting and not any(statuses)):
+        while waiting and free and not any(statuses):
+            child = _start(competition, waiting.pop(0), free.pop(0), share, gpus, deadline)
+            running[child.said] = child
+        for said in wait(running):
+            child = running[said]
+            if not child.pass_on():
+                del running[said]
+                statuses.append(child.status())
+                free += [] if child.device is None else [child.device]
     failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
     return failed[0] if failed else max(statuses, default=0)
 
 
-def _run(job: Job, device: int, devices: int, gpus: bool, deadline: float | None) -> int:
-    env = dict(os.environ)
-    if gpus:
-        seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+@dataclass
+class Child:
+    """A fold that is trained in a process of its own, and the pipe that its lines come through."""
+
+    job: Job
+    device: int | None
+    process: Any
+    said: Connection
+    rest: bytes = b""
+
+    def pass_on(self) -> bool:
+        """Print the lines that are whole, run and fold before each; False at the end."""
+        data = os.read(self.said.fileno(), 1 << 16)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines if data else filter(None, [self.rest]):
+            note(f"{self.job.run} {self.job.fold} | {line.decode(errors='replace').rstrip()}")
+        return bool(data)
+
+    def status(self) -> int:
+        """The exit status of a process that has ended."""
+        self.process.join()
+        status = int(self.process.exitcode)
+        if status < 0:
+            killed = f"killed by signal {-status}{', perhaps for lack of memory' if status == -signal.SIGKILL else ''}"
+            note(f"{self.job.run} {self.job.fold} | {killed}; run the same command to continue")
+        return status
+
+
+def _start(
+    competition: Competition, job: Job, device: int | None, cores: str, gpus: bool, deadline: float | None
+) -> Child:
+    env = {"FOLDWISE_CORES": cores}
+    if gpus and device is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         env["CUDA_VISIBLE_DEVICES"] = seen[device] if len(seen) > device and seen[0] else str(device)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    mine = cores[device * len(cores) // devices : (device + 1) * len(cores) // devices] or cores
-    hours = () if deadline is None else ("--hours", f"{max(0.0, deadline - time.monotonic()) / 3600:.5f}")
-    return _follow(replace(job, command=(*job.command, *hours)), env, mine)
+    # CUDA may not live on in a fork: a fresh interpreter; on a CPU a fork of one that has imported torch
+    context = multiprocessing.get_context("spawn") if gpus else launch.context("torch", "timm")
+    said, says = context.Pipe(duplex=False)
+    process = context.Process(target=_train_one, args=(says, env, competition, job, deadline), daemon=True)
+    process.start()
+    says.close()
+    return Child(job, device, process, said)
 
 
-def _follow(job: Job, env: dict[str, str], cores: Sequence[int] = ()) -> int:
-    """Run a job to its end and pass its lines on; it is killed if this process is."""
-    with subprocess.Popen(
-        job.command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: launch.die_with_parent(cores),
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            note(f"{job.run} {job.fold} | {line.rstrip()}")
-    return process.returncode
+def _train_one(
+    says: Connection, env: dict[str, str], competition: Competition, job: Job, deadline: float | None
+) -> None:
+    """In a process of its own: train one fold; what would go to the terminal goes to `says`."""
+    for stream in (1, 2):
+        os.dup2(says.fileno(), stream)
+    launch.end_with_parent()
+    os.environ.update(env)
+
+    def main() -> None:
+        if train(competition, job.recipe, job.run, [job.fold], deadline=deadline) is None:
+            sys.exit(OUT_OF_TIME)
+
+    command.run(main)
 
 
 def over_cluster(jobs: Sequence[Job], address: str) -> int:
@@ -223,7 +262,7 @@ def _on_worker(job: Job) -> tuple[int, list[str]]:
         done = subprocess.run(
             job.command, capture_output=True, text=True, check=False, cwd=job.folder,
             env={**os.environ, "FOLDWISE_ROOT": job.root},
-            preexec_fn=lambda: launch.die_with_parent(()),
+            preexec_fn=launch.die_with_parent,
         )  # fmt: skip
         lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
         if not (done.returncode == 2 and lines and "being trained by another process" in lines[-1]):
