@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Workplace, make_tiny
 
-from foldwise import launch
+from foldwise import UserError, launch
 
 
 def _square(rows: Sequence[int]) -> list[int]:
@@ -34,6 +34,18 @@ def test_a_crashed_process_costs_one_row() -> None:
     assert set(found) == set(range(40))
     assert isinstance(found.pop(7), RuntimeError)
     assert all(found[k] == k for k in found)
+
+
+@pytest.mark.smoke
+def test_cores_are_those_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOLDWISE_CORES", raising=False)
+    assert launch.cores() >= 1
+    monkeypatch.setenv("FOLDWISE_CORES", "3")
+    assert launch.cores() == 3
+    for odd in ("0", "two", "-1", ""):
+        monkeypatch.setenv("FOLDWISE_CORES", odd)
+        with pytest.raises(UserError, match=f"FOLDWISE_CORES={odd}: a number of cores"):
+            launch.cores()
 
 
 def test_no_rows_no_work() -> None:

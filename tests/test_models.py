@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import shared
+from torch import nn
+from torch.profiler import profile
 
 from foldwise import UserError, config, heads, models, weights
 
@@ -31,6 +35,28 @@ def test_uint8_batch_to_logits_equals_plain_normalisation() -> None:
         assert torch.allclose(network(batch), network.backbone(plain), atol=1e-4)
         assert network(batch).shape == (4, 3)
         assert network.embed(batch).ndim == 2
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "efficientnet_b0", "mobilenetv3_small_050"])
+def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: str) -> None:
+    """timm's in-place ReLU6, SiLU and Hardswish keep a copy of what they overwrite."""
+
+    def step(network: nn.Module) -> tuple[list[torch.Tensor], int, float]:
+        torch.manual_seed(0)
+        with profile() as seen:
+            loss = network(batch).square().sum()
+            loss.backward()
+        copies = sum(event.count for event in seen.key_averages() if event.key == "aten::clone")
+        return [p.grad for p in network.parameters() if p.grad is not None], copies, float(loss.detach())
+
+    torch.manual_seed(1)
+    batch = torch.randn(4, 3, 64, 64)
+    network = timm.create_model(name, num_classes=2, drop_rate=0.2).train()
+    theirs, copied, loss = step(copy.deepcopy(network))
+    ours, left, same = step(models._without_copies(network))
+    assert same == loss and len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert copied > 10 and not left
 
 
 @pytest.mark.smoke

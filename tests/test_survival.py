@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -229,6 +233,83 @@ def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competi
         assert (place.runs / "one" / file).read_bytes() == (place.runs / "two" / file).read_bytes(), file
     facts = oof.read_info(place.runs / "two")["folds"]
     assert sorted(facts) == ["0", "1", "2"] and all(fold["epochs"] == 2 for fold in facts.values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_folds_side_by_side_end_with_the_process_that_started_them(
+    about: competition.Competition, place: Workplace
+) -> None:
+    """kill -9 of the command; its children let go of their folds, and the same command writes the undisturbed bytes."""
+    quick = about.file.with_name("quick.yaml")
+    fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.cpu_step=plain", "train.epochs=4")
+    place.run("02_train.py", *fixed, "--name", "whole")
+    line = [
+        sys.executable,
+        REPOSITORY / "src" / "02_train.py",
+        "--competition",
+        about.file,
+        *fixed,
+        "--name",
+        "orphaned",
+    ]
+    with subprocess.Popen(list(map(str, line)), cwd=place.root, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = list(itertools.takewhile(lambda line: "epoch   1/4" not in line, process.stderr))
+        assert process.poll() is None, said
+        process.kill()
+        process.stderr.read()  # ends when the children do: they write to it too
+    again = place.run("02_train.py", *fixed, "--name", "orphaned")
+    assert "continues after epoch" in again.stderr
+    for file in ("oof.csv", "test.csv", "fold2.safetensors"):
+        assert (place.runs / "whole" / file).read_bytes() == (place.runs / "orphaned" / file).read_bytes(), file
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("count", "devices", "most"), [(5, 2, 3), (14, 4, 6), (5, 4, 5), (6, 2, 2), (3, 4, 3), (1, 2, 1)]
+)
+def test_an_odd_rest_of_folds_starts_with_the_first_ones(
+    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, count: int, devices: int, most: int
+) -> None:
+    """Each fold once; at most `most` at once, and never more than the devices after the first turn."""
+    alive: list[int] = []
+    seen: list[int] = []
+
+    def start(_: object, job: session.Job, device: int | None, *__: object) -> session.Child:
+        alive.append(job.fold)
+        seen.append(len(alive))
+        said, says = multiprocessing.Pipe(duplex=False)
+        says.close()
+        ended = SimpleNamespace(join=lambda: alive.remove(job.fold), exitcode=0)
+        return session.Child(job, device, ended, said)
+
+    monkeypatch.setattr(session, "_start", start)
+    jobs = [session.Job("run", fold, config.load("baseline"), (), "", "") for fold in range(count)]
+    assert session.side_by_side(about, jobs, devices, gpus=False) == 0
+    assert len(seen) == count and not alive and max(seen) == most
+    assert seen[:most] == list(range(1, most + 1)) and max(seen[most:], default=0) <= devices
+
+
+@pytest.mark.smoke
+def test_a_killed_fold_is_said_and_no_other_is_started(
+    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[int] = []
+
+    def start(_: object, job: session.Job, device: int | None, *__: object) -> session.Child:
+        started.append(job.fold)
+        said, says = multiprocessing.Pipe(duplex=False)
+        os.write(says.fileno(), b"a line\nand half a li")
+        says.close()
+        return session.Child(job, device, SimpleNamespace(join=lambda: None, exitcode=-9), said)
+
+    monkeypatch.setattr(session, "_start", start)
+    jobs = [session.Job("run", fold, config.load("baseline"), (), "", "") for fold in range(4)]
+    assert session.side_by_side(about, jobs, 1, gpus=False) == 137
+    said = capsys.readouterr().err
+    assert started == [0]
+    assert "run 0 | a line\nrun 0 | and half a li\n" in said
+    assert "run 0 | killed by signal 9, perhaps for lack of memory; run the same command to continue" in said
 
 
 def test_torchrun_trains_one_fold_as_one_process_does(about: competition.Competition, place: Workplace) -> None:

@@ -198,13 +198,14 @@ class Child:
         return bool(data)
 
     def status(self) -> int:
-        """The exit status of a process that has ended."""
+        """The exit status of a process that has ended; 128 + the signal that killed it, as a shell has it."""
         self.process.join()
         status = int(self.process.exitcode)
-        if status < 0:
-            killed = f"killed by signal {-status}{', perhaps for lack of memory' if status == -signal.SIGKILL else ''}"
-            note(f"{self.job.run} {self.job.fold} | {killed}; run the same command to continue")
-        return status
+        if status >= 0:
+            return status
+        why = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
+        note(f"{self.job.run} {self.job.fold} | killed by signal {-status}{why}; run the same command to continue")
+        return 128 - status
 
 
 def _start(
