@@ -83,8 +83,10 @@ def main() -> None:
 
     for info in infos:
         oof.print_scores(info)
-        curves.draw(about.runs() / info["run"])
-        run_report.after(about, info)
+        folder = about.runs() / info["run"]
+        with oof.writing(folder):
+            curves.draw(folder)
+            run_report.after(about, info)
     if status:
         sys.exit(status)
 

@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ import torch
 from conftest import REPOSITORY, Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
-from foldwise import UserError, checkpoint, competition, config, folds, loop, oof, session
+from foldwise import UserError, checkpoint, competition, config, folds, index, loop, oof, session
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +237,19 @@ def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competi
     assert sorted(facts) == ["0", "1", "2"] and all(fold["epochs"] == 2 for fold in facts.values())
 
 
+def test_folds_that_end_together_take_turns_at_the_tables_of_the_run(
+    about: competition.Competition, place: Workplace
+) -> None:
+    """Two folds once ended within a hundredth of a second, and one took the other's half-written oof.csv away."""
+    place.run("02_train.py", "--recipe", about.file.with_name("quick.yaml"), "--name", "together", "train.epochs=1")
+    folder, table, fold_table = about.runs() / "together", index.load(about), folds.load(about)
+    before = [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")]
+    with ThreadPoolExecutor(4) as pool:
+        ended = [pool.submit(oof.finish, about, folder, fold_table, table, {}) for _ in range(40)]
+    assert all(end.result()["folds_done"] == [0, 1, 2] for end in ended)
+    assert [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")] == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_folds_side_by_side_end_with_the_process_that_started_them(
     about: competition.Competition, place: Workplace
@@ -262,6 +277,30 @@ def test_folds_side_by_side_end_with_the_process_that_started_them(
     assert "continues after epoch" in again.stderr
     for file in ("oof.csv", "test.csv", "fold2.safetensors"):
         assert (place.runs / "whole" / file).read_bytes() == (place.runs / "orphaned" / file).read_bytes(), file
+
+
+def test_folds_in_fresh_interpreters_as_gpus_ask_for(
+    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process a GPU, which sees its own alone; without any GPU it computes the bits of a fork."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    given: list[str] = []
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Process
+
+    def process(*, args: tuple[Any, ...], **rest: Any) -> Any:
+        given.append(args[1]["CUDA_VISIBLE_DEVICES"])
+        return start(args=args, **rest)
+
+    monkeypatch.setattr(spawn, "Process", process)
+    made = recipe(about, "train.epochs=1")
+    for name, gpus in (("fresh", True), ("forked", False)):
+        status, infos = session.spread(about, {name: (name, made)}, [0, 1], (), (), devices=2, gpus=gpus)
+        assert status == 0 and sorted(infos[0]["folds"]) == ["0", "1"]
+        assert f"{name} 1 | fold 1  epoch   1/1" in capsys.readouterr().err
+    assert given == ["5", "7"]
+    for file in ("fold0.csv", "fold1_test.csv", "fold1.safetensors"):
+        assert (about.runs() / "fresh" / file).read_bytes() == (about.runs() / "forked" / file).read_bytes(), file
 
 
 @pytest.mark.smoke

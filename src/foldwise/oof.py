@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +213,19 @@ def open_run(
     """
     folder = competition.runs() / name
     folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        _open(folder, competition, config, fold_table, restart)
+    return folder
+
+
+def writing(folder: Path) -> AbstractContextManager[None]:
+    """To be held while files of the whole run are written: folds may end in several processes at once."""
+    return atomic.locked(folder / ".run.lock")
+
+
+def _open(
+    folder: Path, competition: Competition, config: dict[str, Any], fold_table: pd.DataFrame, restart: Sequence[int]
+) -> None:
     info, folds_hash = read_info(folder), folds.digest(fold_table)
     changed = differences(info["config"], config) if "config" in info else []
     if info and info.get("folds_hash") not in {None, folds_hash}:
@@ -238,13 +252,15 @@ def open_run(
         + [f"snapshots/fold{fold}_*" for fold in restart]
     )
     for path in [path for pattern in stale for path in folder.glob(pattern) if path.is_file()]:
-        path.unlink()
+        if path.suffix != ".lock":
+            path.unlink()
     if restart or changed or not info:
-        write_info(folder, {"run": name, "competition": competition.name, "config": config, "folds_hash": folds_hash})
+        write_info(
+            folder, {"run": folder.name, "competition": competition.name, "config": config, "folds_hash": folds_hash}
+        )
     for table in ("oof.csv", "test.csv"):
         if restart:
             (folder / table).unlink(missing_ok=True)
-    return folder
 
 
 def finished_folds(folder: Path) -> list[int]:
@@ -265,6 +281,13 @@ def finish(
 
     With folds missing, only run.json is written, and says which. `facts` (config, hash, seconds...) join it.
     """
+    with writing(folder):
+        return _gather(competition, folder, fold_table, table_index, facts)
+
+
+def _gather(
+    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, facts: dict[str, Any]
+) -> dict[str, Any]:
     wanted = sorted(fold_table["fold"].unique().tolist())
     done = [fold for fold in finished_folds(folder) if fold in wanted]
     parts = [read_table(folder / f"fold{fold}.csv") for fold in done]

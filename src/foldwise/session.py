@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from foldwise import UserError, command, config, folds, index, launch, oof
+from foldwise import UserError, atomic, command, config, folds, index, launch, oof
 from foldwise.command import note
 from foldwise.competition import Competition, output_root
 
@@ -96,24 +96,15 @@ def train(
 
 @contextmanager
 def _alone(folder: Path, fold: int, rank: int) -> Iterator[None]:
-    """Two processes that trained one fold would take each other's checkpoints: the second is refused.
-
-    The lock is the kernel's, and goes with the process however that ends.
-    """
-    if rank or sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder / f".fold{fold}.lock").open("w") as lock:
+    """Two processes that trained one fold would take each other's checkpoints: the second is refused."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not rank:
+                held.enter_context(atomic.locked(folder / f".fold{fold}.lock", wait=False))
         except BlockingIOError:
             raise UserError(
                 f"{folder}: fold {fold} is being trained by another process; wait for it or stop it"
             ) from None
-        except OSError:
-            pass  # a file system without locks
         yield
 
 
