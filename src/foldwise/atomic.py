@@ -1,4 +1,4 @@
-"""Files written whole: under a temporary name, then renamed, so that a killed run leaves nothing half-written."""
+"""Files written whole, under a temporary name, then renamed: a kill leaves nothing half-written. Locks."""
 
 from __future__ import annotations
 
