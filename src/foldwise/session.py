@@ -153,7 +153,7 @@ def side_by_side(
     odd = len(jobs) % devices if len(jobs) > devices and not gpus else 0
     free: list[int | None] = [*range(devices), *[None] * odd]
     share = str(max(1, launch.cores() // devices))
-    launch.settle()
+    launch.settle()  # here too: a server of forks loads torch in this environment
     waiting, statuses = list(jobs), list[int]()
     running: dict[Any, Child] = {}
     while running or (waiting and not any(statuses)):
@@ -165,7 +165,8 @@ def side_by_side(
             if not child.pass_on():
                 del running[said]
                 statuses.append(child.status())
-                free += [] if child.device is None else [child.device]
+                if child.device is not None:
+                    free.append(child.device)
     failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
     return failed[0] if failed else max(statuses, default=0)
 
@@ -181,11 +182,11 @@ class Child:
     rest: bytes = b""
 
     def pass_on(self) -> bool:
-        """Print the lines that are whole, run and fold before each; False at the end."""
+        """Print the lines that are whole; False at the end."""
         data = os.read(self.said.fileno(), 1 << 16)
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines if data else filter(None, [self.rest]):
-            note(f"{self.job.run} {self.job.fold} | {line.decode(errors='replace').rstrip()}")
+            self._say(line.decode(errors="replace").rstrip())
         return bool(data)
 
     def status(self) -> int:
@@ -195,8 +196,11 @@ class Child:
         if status >= 0:
             return status
         why = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
-        note(f"{self.job.run} {self.job.fold} | killed by signal {-status}{why}; run the same command to continue")
+        self._say(f"killed by signal {-status}{why}; run the same command to continue")
         return 128 - status
+
+    def _say(self, line: str) -> None:
+        note(f"{self.job.run} {self.job.fold} | {line}")
 
 
 def _start(
