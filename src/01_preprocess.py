@@ -27,6 +27,8 @@ Killed? Run the same command again: it continues.
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from foldwise import audit, cache, command, competition, cropping, folds, image, index, report
 from foldwise.command import note
 
@@ -57,9 +59,16 @@ def main() -> None:
         return
 
     about = competition.load(args.competition)
+    with index.alone(about):
+        preprocess(about, args)
+
+
+def preprocess(about: competition.Competition, args: Namespace) -> None:
     table = index.build(about, args.workers, args.dask)
+    if not args.new_folds:
+        folds.check_saved(about, table)
     table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
-    found = audit.groups(about, table, cache.load(about, args.sizes[0]), turned=about.turned_copies)
+    found = audit.groups(about, table, cache.load(about, args.sizes[0], table=table), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=found.group)
     if args.crop:
         crops = cropping.make(about, table, args)

@@ -91,17 +91,15 @@ def main() -> None:
     plan = boosting.Plan(learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components,
                          args.tune, args.trials)  # fmt: skip
     found = boosting.fit(problem, plan, command.note)
-    everything = sorted(fold_table["fold"].unique().tolist())
-    folder = oof.open_run(about, args.name, settings, fold_table, everything)  # an older run stays until this is ready
-    oof.write_folds(about, folder, table, fold_table, {part.fold: (part.valid, part.test) for part in found})
-    importance.write(folder, problem, found)
     facts = {
         **boosting.facts(found),
         **inputs.facts,
         "library": learner.version,
         "seconds": round(time.monotonic() - started, 1),
     }
-    info = oof.finish(about, folder, fold_table, table, {"config": settings, **facts})
+    preds = {part.fold: (part.valid, part.test) for part in found}
+    info = oof.write_run(about, args.name, settings, fold_table, table, preds, facts)
+    importance.write(about.runs() / args.name, problem, found)
     oof.print_scores(info)
     from foldwise import run_report  # matplotlib
 

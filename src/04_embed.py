@@ -58,10 +58,8 @@ def main() -> None:
         about, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
     ):
         preds[fold], chosen[str(fold)] = (valid, test), best
-    folder = oof.open_run(about, name, settings, fold_table, sorted(preds))
-    oof.write_folds(about, folder, table, fold_table, preds)
-    facts = {"config": settings, "chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
-    info = oof.finish(about, folder, fold_table, table, facts)
+    facts = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
+    info = oof.write_run(about, name, settings, fold_table, table, preds, facts)
     oof.print_scores(info)
     run_report.after(about, info)
 

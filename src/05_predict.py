@@ -47,11 +47,8 @@ def main() -> None:
     table, fold_table = index.load(about), folds.load(about)
     preds = ensemble.predict_folds(about, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
-    settings = config.settings(recipe)
-    folder = oof.open_run(about, name, settings, fold_table)
-    oof.write_folds(about, folder, table, fold_table, preds)
-    facts = {"config": settings, "weights_of": args.run, "folds": oof.read_info(folder).get("folds", {})}
-    info = oof.finish(about, folder, fold_table, table, facts)
+    facts = {"weights_of": args.run}
+    info = oof.write_run(about, name, config.settings(recipe), fold_table, table, preds, facts, anew=False)
     oof.print_scores(info)
     run_report.after(about, info)
 

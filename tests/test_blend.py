@@ -246,7 +246,10 @@ def place(root: Path, names: list[str], preds: np.ndarray, target: np.ndarray, i
         frame[f"target_{label}"] = np.where(np.arange(len(ids)) < n, target[:, c], np.nan)
     frame.assign(path=ids, error=None).to_parquet(made.derived / "index.parquet", index=False)
     fold = make_folds(target[:n], "multilabel", None, 0)
-    folds.save(pd.DataFrame({"id": ids[:n], "group": ids[:n], "fold": fold}), made.derived)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDWISE_ROOT", str(root))
+        own = pd.DataFrame({"id": ids[:n], "group": ids[:n], "fold": fold})
+        folds.save(own, competition.load(str(made.competition)))
     for m, name in enumerate(names):
         (made.runs / name).mkdir(parents=True)
         columns = [f"pred_{label}" for label in (LABELS if m % 2 else LABELS[::-1])]

@@ -80,7 +80,7 @@ def written(about: Competition, with_audit: bool = True) -> Path:
     """01's steps up to the report."""
     table = index.build(about, 1)
     table["error"] = cache.build(about, table, [SIZE], 1)
-    found = audit.groups(about, table, cache.load(about, SIZE)) if with_audit else None
+    found = audit.groups(about, table, cache.load(about, SIZE, table=table)) if with_audit else None
     if found is not None:
         table["group"] = found.group
     index.save(table, about)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import platform
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -28,22 +37,81 @@ def replacing(path: Path) -> Iterator[Path]:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file `path`: one process at a time; BlockingIOError where another holds it and `wait` is False.
 
-    The lock is the kernel's, and goes with the process however that ends. Without one where the system or the file
-    system knows none.
+    The lock is the kernel's, and goes with the process however that ends. A file system that knows none (some network
+    mounts) gets a file beside it that names the holder; one left by a process that is gone counts for nothing.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
+        if _kernel_lock(file, wait):
+            yield
+            return
+    holder = path.with_name(path.name + ".holder")
+    while not _claim(holder):
+        if not wait:
+            raise BlockingIOError(f"{holder}: held by {holder.read_text(encoding='utf-8')}")
+        time.sleep(0.2)
+    try:
         yield
+    finally:
+        holder.unlink(missing_ok=True)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file `path` now."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path, wait=False):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _kernel_lock(file: IO[str], wait: bool) -> bool:
+    """Whether the kernel gave the lock; False where system or file system knows none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _claim(holder: Path) -> bool:
+    """Create the file that names this process as the holder, unless one that lives (or may, elsewhere) has it."""
+    own = f"{platform.node()} {os.getpid()}"
+    try:
+        with holder.open("x", encoding="utf-8") as file:
+            file.write(own)
+        return True
+    except FileExistsError:
+        node, _, process = holder.read_text(encoding="utf-8").partition(" ")
+    if node == platform.node() and process.isdigit() and not _lives(int(process)):
+        holder.unlink(missing_ok=True)
+    return False
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder that is gone after the block; those that killed processes left under the same prefix go with it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{prefix}*"):
+        if (left / ".lock").exists() and not is_locked(left / ".lock"):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as folder, locked(Path(folder) / ".lock"):
+        yield Path(folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, image, launch, roi
+from foldwise import UserError, atomic, image, index, launch, roi
 from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.image import ImageOptions
@@ -82,8 +82,11 @@ class Cache:
         return rows.to_numpy(np.int64, copy=True)
 
 
-def load(competition: Competition, size: int, crop: bool = False) -> Cache:
-    """The finished cache of one size, of whole images or of crops; UserError says what to run where there is none."""
+def load(competition: Competition, size: int, crop: bool = False, table: pd.DataFrame | None = None) -> Cache:
+    """The finished cache of one size, of whole images or of crops; UserError says what to run where there is none.
+
+    table: the index whose rows it must hold (default: the saved one).
+    """
     path = competition.derived() / f"{_stem(size, crop)}.npy"
     how = f"run python src/01_preprocess.py --competition {competition.name} --sizes {size}"
     how += " --crop ... (see its --help)" if crop else ""
@@ -99,7 +102,16 @@ def load(competition: Competition, size: int, crop: bool = False) -> Cache:
     facts = roi.load_facts(competition) if crop else None
     if crop and (facts is None or facts["key"] != known.get("crop")):
         raise UserError(f"{path}: made from other boxes than boxes.csv and crop.json beside it hold now; {how} again")
-    return open_size(path.parent, size, crop)
+    images = open_size(path.parent, size, crop)
+    _check_rows(images, index.load(competition) if table is None else table, how)
+    return images
+
+
+def _check_rows(images: Cache, table: pd.DataFrame, how: str) -> None:
+    """A run of step 1 that was refused or killed may have left the pixels of other rows."""
+    same = len(table) == len(images.ids) and (table["id"].to_numpy() == images.ids["id"].to_numpy()).all()
+    if not same or (table["error"].isna().to_numpy() & (images.ids["ok"].to_numpy() == 0)).any():
+        raise UserError(f"{images.path}: made for other rows than index.parquet beside it holds; {how} again")
 
 
 def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
@@ -140,17 +152,17 @@ def passing(
 
 def build(
     competition: Competition,
-    index: pd.DataFrame,
+    table: pd.DataFrame,
     sizes: Sequence[int],
     workers: int | None = None,
     dask: str | None = None,
     crops: roi.Crops | None = None,
 ) -> pd.Series:
     """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
-    errors = index["error"].astype(object).where(index["error"].notna(), None)
+    errors = table["error"].astype(object).where(table["error"].notna(), None)
     for size in sizes:
         found = build_size(
-            competition.raw(), competition.derived(), index, size, competition.image, workers, dask, crops
+            competition.raw(), competition.derived(), table, size, competition.image, workers, dask, crops
         )
         errors = errors.combine_first(found)
     return errors
@@ -159,7 +171,7 @@ def build(
 def build_size(
     raw: Path,
     folder: Path,
-    index: pd.DataFrame,
+    table: pd.DataFrame,
     size: int,
     options: ImageOptions,
     workers: int | None = None,
@@ -170,31 +182,31 @@ def build_size(
 
     crops: the window of each row that is cut out, and their key.
     """
-    path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(index, size, options, crops)
+    path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
     facts = path.with_suffix(".json")
     if path.exists() and facts.exists():
         known = json.loads(facts.read_text(encoding="utf-8"))
         if known["key"] == key:
             reasons = {int(row): reason for row, reason in known["errors"].items()}
-            return pd.Series(reasons, dtype=object).reindex(index.index)
+            return pd.Series(reasons, dtype=object).reindex(table.index)
     started = time.perf_counter()
     pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
     folder.mkdir(parents=True, exist_ok=True)
-    _allocate(pixels, state, path.with_suffix(".key.part"), key, len(index), size)
+    _allocate(pixels, state, path.with_suffix(".key.part"), key, len(table), size)
 
     done = np.fromfile(state, np.uint8) == 1
-    todo = index.index[index["error"].isna() & ~done]
+    todo = table.index[table["error"].isna() & ~done]
     job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
     reasons = {}
-    frames = index["frame"] if "frame" in index else pd.Series(pd.NA, index=index.index)
-    cut = [None] * len(index) if crops is None else [w if w[0] >= 0 else None for w in crops.windows.tolist()]
-    cut = [cut[place] for place in index.index.get_indexer(todo)]
-    rows = list(zip(todo.tolist(), index.loc[todo, "path"], frames.loc[todo], cut, strict=True))
+    frames = table["frame"] if "frame" in table else pd.Series(pd.NA, index=table.index)
+    cut = [None] * len(table) if crops is None else [w if w[0] >= 0 else None for w in crops.windows.tolist()]
+    cut = [cut[place] for place in table.index.get_indexer(todo)]
+    rows = list(zip(todo.tolist(), table.loc[todo, "path"], frames.loc[todo], cut, strict=True))
     for (row, *_), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
         if result is not None:
             reasons[row] = str(result)
     ok = np.fromfile(state, np.uint8) == 1
-    ids = index[["split", "id"]].assign(ok=ok.astype(int))
+    ids = table[["split", "id"]].assign(ok=ok.astype(int))
     facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
     atomic.write_csv(_ids_file(path), ids)
     pixels.replace(path)
@@ -205,7 +217,7 @@ def build_size(
             "size": size,
             "image": _options_digest(options),
             **({} if crops is None else {"crop": crops.key, "margin": crops.margin, "square": crops.square}),
-            "images": len(index),
+            "images": len(table),
             "unreadable": int((~ok).sum()),
             "seconds": round(time.perf_counter() - started, 2),
             "errors": reasons,
@@ -213,15 +225,15 @@ def build_size(
     )
     for part in (state, path.with_suffix(".key.part")):
         part.unlink()
-    return pd.Series(reasons, dtype=object).reindex(index.index)
+    return pd.Series(reasons, dtype=object).reindex(table.index)
 
 
 def _options_digest(options: ImageOptions) -> str:
     return digest(options.model_dump(mode="json"))
 
 
-def _key(index: pd.DataFrame, size: int, options: ImageOptions, crops: roi.Crops | None = None) -> str:
-    files = index[["split", "id", "path", "bytes"]].astype(str).to_numpy().tolist()
+def _key(table: pd.DataFrame, size: int, options: ImageOptions, crops: roi.Crops | None = None) -> str:
+    files = index.identity(table).to_numpy().tolist()
     what = {"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files}
     return digest(what if crops is None else {**what, "crop": crops.key})
 

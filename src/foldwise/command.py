@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from foldwise import UserError
 from foldwise.schema import nearest
@@ -67,9 +70,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `| head` closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+        if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
+            os._exit(128 + signal.SIGPIPE)  # what was printed is not whole: `| head` must not turn it into a success
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            print(
+                f"error: {error.filename or 'the disk'}: no space left; what was finished is saved: make room (or set "
+                "FOLDWISE_ROOT to another disk) and run the same command again to continue",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -78,6 +87,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether the reader of a pipe that we write to is gone."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLERR)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def note(message: str) -> None:

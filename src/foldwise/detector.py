@@ -42,6 +42,7 @@ SAVE_SECONDS = 30.0
 HELD_OUT = 0.25  # of the images with boxes, where the number is not given
 EPOCHS, BATCH, RATE = 24, 8, 1e-3
 CHECKPOINT = "checkpoint.pt"
+NAMED = ["split", "id", "content"]  # what tells whether a saved detection is of this file
 
 
 @dataclass
@@ -293,18 +294,22 @@ def _known(path: Path | None, key: str, index: pd.DataFrame) -> pd.DataFrame:
     none = pd.DataFrame(columns=["row", *numbers, "class"]).astype({"row": "int64", **dict.fromkeys(numbers, float)})
     if path is None or not path.exists():
         return none
-    text = {"id": str, "split": str, "class": str, "key": str}
+    text = dict.fromkeys([*NAMED, "class", "key"], str)
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: [""] for name in numbers})
-    table = table[table["key"] == key]
-    here = index[["split", "id", "bytes"]].assign(row=np.arange(len(index)), bytes=index["bytes"].fillna(0).astype(int))
-    found = table.merge(here, on=["split", "id", "bytes"])
+    if "content" not in table:
+        return none
+    found = table[table["key"] == key].merge(_named(index).assign(row=np.arange(len(index))), on=NAMED)
     return found[list(none)] if len(found) else none
+
+
+def _named(index: pd.DataFrame) -> pd.DataFrame:
+    return index.reindex(columns=NAMED).fillna("").astype(str)
 
 
 def _save(path: Path, key: str, index: pd.DataFrame, parts: list[pd.DataFrame]) -> None:
     made = _joined(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = index[["split", "id", "bytes"]].iloc[made["row"].to_numpy()].reset_index(drop=True)
+    named = _named(index).iloc[made["row"].to_numpy()].reset_index(drop=True)
     atomic.write_csv(path, pd.concat([named, made.drop(columns="row")], axis=1).assign(key=key))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from foldwise import UserError, cache, cropping, fold_data, folds, index, infer, models, oof, precision, targets
+from foldwise import (
+    UserError,
+    atomic,
+    cache,
+    cropping,
+    fold_data,
+    folds,
+    index,
+    infer,
+    models,
+    oof,
+    precision,
+    targets,
+    weights,
+)
 from foldwise.competition import Competition, output_root
 from foldwise.config import Recipe
 from foldwise.models import Network
@@ -87,6 +100,7 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
             raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
         features = 0 if encoder is None else len(encoder.names)
         made = models.create(recipe, plan.outputs, features, plan.learnt, pretrained=False)
+        weights.check_classes(path, plan.learnt)
         models.load_weights(made, path)
         networks.append(way.lay_out(made.to(device)).eval())
     return Trained(competition, recipe, fold, plan, networks, encoder, way)
@@ -137,9 +151,9 @@ def predict_folder(
     )
     table = index.load(competition)
     crops = cropping.again(competition, folder, rows) if recipe.crop else None
-    with tempfile.TemporaryDirectory(dir=output_root()) as room:
+    with atomic.temporary_folder(output_root(), "images.") as room:
         images, where, broken = cache.passing(
-            folder, Path(room), rows, recipe.image_size, competition.image, workers, crops
+            folder, room, rows, recipe.image_size, competition.image, workers, crops
         )
         if (where < 0).all():
             raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {broken[ids[0]]}")

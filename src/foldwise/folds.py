@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from foldwise import UserError, atomic
 from foldwise.competition import Competition
+from foldwise.config import differences
 
 
 def stratify(strata: np.ndarray, groups: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -52,17 +54,38 @@ def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False)
     if anew or not _saved(folder):
         made = make(competition, train)
         check(competition, made, train)
-        save(made, folder)
-    found = load(competition)
-    astray = set(found["id"]) ^ set(train["id"])
-    if astray:
-        some = sorted(astray)[0]
-        where = "only in folds.csv" if some in set(found["id"]) else "not in folds.csv"
+        save(made, competition)
+    saved = load(competition)
+    _same_rows(folder, saved, set(train["id"]))
+    check(competition, saved, train)
+    return saved
+
+
+def check_saved(competition: Competition, table: pd.DataFrame) -> None:
+    """UserError, before anything is replaced, where folds.csv no longer fits the competition file or the raw rows.
+
+    table: an index with its files' headers read. Rows that an earlier run set aside while decoding may be missing.
+    """
+    folder = competition.derived()
+    if not _saved(folder):
+        return
+    saved = load(competition)
+    aside = folder / "unreadable.csv"
+    broken = set(pd.read_csv(aside, dtype=str, keep_default_na=False)["id"]) if aside.exists() else set()
+    train = table[(table["split"] == "train") & table["error"].isna()]
+    _same_rows(folder, saved, set(train["id"]) - (broken - set(saved["id"])))
+    check(competition, saved, train)
+
+
+def _same_rows(folder: Path, saved: pd.DataFrame, ids: set[str]) -> None:
+    mismatched = set(saved["id"]) ^ ids
+    if mismatched:
+        some = sorted(mismatched)[0]
+        where = "only in folds.csv" if some in set(saved["id"]) else "not in folds.csv"
         raise UserError(
-            f"{folder / 'folds.csv'}: made for other rows ({len(astray)} differ; id '{some}' is {where}); "
-            "run 01_preprocess.py --new-folds, then train anew"
+            f"{folder / 'folds.csv'}: made for other rows ({len(mismatched)} differ; id '{some}' is {where}); "
+            "bring the files back, or run 01_preprocess.py --new-folds, then train anew"
         )
-    return found
 
 
 def choose(folds: pd.DataFrame, text: str) -> list[int]:
@@ -98,11 +121,16 @@ def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
 
 
 def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) -> list[str]:
-    """Warnings (a class missing from a fold); UserError where a group lies in two folds or ids do not match."""
-    spread = folds.groupby("group")["fold"].nunique()
-    if (spread > 1).any():
-        group = spread.index[spread > 1][0]
-        raise UserError(f"folds.csv: group '{group}' lies in {spread[group]} folds; delete the file to make it anew")
+    """Warnings (a class missing from a fold); UserError where a group, of the folds or of the host, lies in two."""
+    host = train.set_index("id")["host_group" if "host_group" in train else "group"]
+    for groups in (folds["group"], folds["id"].map(host)):
+        spread = folds.groupby(groups.to_numpy())["fold"].nunique()
+        if (spread > 1).any():
+            group = spread.index[spread > 1][0]
+            raise UserError(
+                f"folds.csv: group '{group}' ({competition.group or 'copies'}) lies in {spread[group]} folds; run "
+                "01_preprocess.py --new-folds, then train anew"
+            )
     if competition.task == "regression":
         return []
     joined = folds.merge(train, on="id", validate="one_to_one", suffixes=("", "_index"))
@@ -135,9 +163,13 @@ def _saved(folder: Path) -> bool:
     return (folder / "folds.csv").exists() and (folder / "folds.json").exists()
 
 
-def save(folds: pd.DataFrame, folder: Path) -> None:
-    """folds.csv and folds.json (hash, rows a fold), each written whole."""
-    facts = {"hash": digest(folds), "n": int(folds["fold"].nunique()), "rows": len(folds)}
+def save(folds: pd.DataFrame, competition: Competition) -> None:
+    """folds.csv and folds.json (hashes, rows, the keys of the competition file they rest on), each written whole."""
+    folder = competition.derived()
+    facts = {
+        "hash": digest(folds), "groups": digest(folds, "group"), "n": int(folds["fold"].nunique()),
+        "rows": len(folds), "made_of": _made_of(competition),
+    }  # fmt: skip
     (folder / "folds.json").unlink(missing_ok=True)
     atomic.write_csv(folder / "folds.csv", folds)
     atomic.write_json(folder / "folds.json", facts)  # last: it vouches for the other
@@ -149,23 +181,43 @@ def load(competition: Competition) -> pd.DataFrame:
     if not _saved(path.parent):
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
     folds = pd.read_csv(path, dtype={"id": str, "group": str}, keep_default_na=False)
-    expected = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))["hash"]
-    if digest(folds) != expected:
+    facts = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))
+    if digest(folds) != facts["hash"] or digest(folds, "group") != facts.get("groups", digest(folds, "group")):
         raise UserError(
-            f"{path}: edited since it was made (hash {digest(folds)}, was {expected}); to use other "
+            f"{path}: edited since it was made (hash {digest(folds)}, was {facts['hash']}); to use other "
             "folds, set `folds: {file: ...}` in the competition and run 01_preprocess.py --new-folds"
+        )
+    changed = differences(facts.get("made_of", {}), _made_of(competition)) if "made_of" in facts else []
+    if changed:
+        raise UserError(
+            f"{path}: {competition.file} has changed since it was made ({'; '.join(changed)}); change it back, or run "
+            "01_preprocess.py --new-folds, then train anew"
         )
     return folds
 
 
-def digest(folds: pd.DataFrame) -> str:
-    """A hash of who is in which fold, whatever the row order."""
-    lines = sorted(f"{row_id}\t{fold}" for row_id, fold in zip(folds["id"], folds["fold"], strict=True))
+def _made_of(competition: Competition) -> dict[str, Any]:
+    """What of the competition file decides who is in which fold."""
+    given = competition.folds
+    if given.file is None:
+        return {"group": competition.group, "folds": {"n": given.n, "seed": given.seed, "file": None}}
+    path = _file(competition)
+    contents = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "missing"
+    return {"group": competition.group, "folds": {"file": f"{given.file} ({contents})"}}
+
+
+def digest(folds: pd.DataFrame, column: str = "fold") -> str:
+    """A hash of who is in which fold (or group), whatever the row order."""
+    lines = sorted(f"{row_id}\t{value}" for row_id, value in zip(folds["id"], folds[column], strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
+def _file(competition: Competition) -> Path:
+    return competition.raw() / str(competition.folds.file)
+
+
 def _from_file(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
-    path = competition.raw() / str(competition.folds.file)
+    path = _file(competition)
     if not path.exists():
         raise UserError(f"{path}: no such file, named by folds.file in {competition.file}")
     given = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)

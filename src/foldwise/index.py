@@ -9,7 +9,8 @@ Columns of index.parquet, one row per image:
     host_group str, the same before the audit
     path       str, below the competition's raw folder (or absolute: an extra with its own root)
     target     binary 0/1, multiclass the class's name, regression a number; multilabel: target_<column>...
-    width, height, bytes, format      of the image file
+    width, height, format             of the image
+    bytes, modified, content          of its file: size, time in ns, a hash of head, middle and tail
     frame      where the competition makes each frame a row: its number, null in a file with one
     error      str, why the file can't be used; null where it can
     (metadata columns and dicom_tags under their own names: float64 or str)
@@ -17,8 +18,10 @@ Columns of index.parquet, one row per image:
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from foldwise import UserError, atomic, dicom, image, launch, metrics
 from foldwise.competition import Competition, Split, template_columns
 from foldwise.schema import nearest
 
+SAMPLE = 1 << 14  # bytes of a file hashed at its head, middle and tail
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ""}
 
 
@@ -53,6 +57,24 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
                 f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
             )
     return _typed(competition, index)
+
+
+def identity(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of an index, as text, that tell whether its rows are still the same files."""
+    columns = ["split", "id", "path", "bytes", "modified", "content"]
+    return table[[column for column in columns if column in table]].astype(str)
+
+
+@contextmanager
+def alone(competition: Competition) -> Iterator[None]:
+    """Hold input/derived/<competition>/: UserError where another process makes its files now."""
+    folder = competition.derived()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic.locked(folder / ".lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another 01_preprocess.py works on it; wait for it or stop it") from None
 
 
 def save(index: pd.DataFrame, competition: Competition) -> None:
@@ -314,7 +336,7 @@ def _headers(competition: Competition, index: pd.DataFrame, workers: int | None,
     rows = list(enumerate(index["path"]))
     for (row, _), result in launch.map_rows(job, rows, workers=workers, label="headers", dask=dask):
         found[row] = {"error": str(result)} if isinstance(result, Exception) else result
-    columns = ["format", "width", "height", "frames", "bytes", "error", *competition.dicom_tags]
+    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *competition.dicom_tags]
     return pd.DataFrame(found, columns=columns)
 
 
@@ -336,14 +358,25 @@ def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         return {"error": "missing file"}
     try:
-        found: dict[str, Any] = dict(image.probe(path))
+        found: dict[str, Any] = {**image.probe(path), **_identity(path)}
         if tags and found["format"] == "DICOM":
             found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
         return found
     except UserError as error:
-        return {"error": str(error).removeprefix(f"{path}: "), "bytes": path.stat().st_size}
+        return {"error": str(error).removeprefix(f"{path}: "), **_identity(path)}
     except Exception as error:  # whatever a damaged file does to a parser, the other files go on
-        return {"error": f"{type(error).__name__}: {error}", "bytes": path.stat().st_size}
+        return {"error": f"{type(error).__name__}: {error}", **_identity(path)}
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What tells a file from another under the same name, without reading all of it."""
+    facts = path.stat()
+    hashed = hashlib.blake2b(digest_size=8)
+    with path.open("rb", buffering=0) as file:
+        for start in (0, facts.st_size // 2, facts.st_size - SAMPLE):
+            file.seek(max(0, start))
+            hashed.update(file.read(SAMPLE))
+    return {"bytes": facts.st_size, "modified": facts.st_mtime_ns, "content": hashed.hexdigest()}
 
 
 def _scalar(value: Any) -> Any:
@@ -357,9 +390,9 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
         index[column] = _text(index[column])
     for column in competition.dicom_tags:
         index[column] = typed(index[column])
-    for column in ("width", "height", "bytes"):
+    for column in ("width", "height", "bytes", "modified"):
         index[column] = index[column].astype("Int64")
-    for column in ("format", "error"):
+    for column in ("format", "content", "error"):
         index[column] = _text(index[column])
     return index
 

@@ -10,7 +10,6 @@ import io
 import multiprocessing
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, cache, dicom, image, launch
+from foldwise import UserError, atomic, cache, dicom, image, launch
 from foldwise.cache import Cache
 from foldwise.competition import output_root
 from foldwise.image import ImageOptions
@@ -87,8 +86,8 @@ def receiving(files: Sequence[Upload], limits: Limits | None = None) -> Iterator
     TooMuch where all together pass the limits; a single file that does is refused by name.
     """
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory(dir=output_root(), prefix="upload.") as room:
-        yield _received(files, Path(room), limits)
+    with atomic.temporary_folder(output_root(), "upload.") as room:
+        yield _received(files, room, limits)
 
 
 def _received(files: Sequence[Upload], folder: Path, limits: Limits) -> Intake:

@@ -263,12 +263,13 @@ def context(*modules: str) -> Any:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, context(), initializer=_one_thread)
+    return ProcessPoolExecutor(workers, context(), initializer=_start_worker)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     import cv2
 
+    end_with_parent()
     cv2.setNumThreads(0)  # the processes are the parallelism; threads inside them only contend
 
 

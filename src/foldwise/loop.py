@@ -571,11 +571,12 @@ class Trainer:
         names, stem = self.data.targets.names, self.folder / f"fold{self.fold}"
         if self.data.encoder is not None:
             atomic.write_json(stem.with_name(f"{stem.name}_metadata.json"), self.data.encoder.state())
+        classes = self.data.targets.learnt
         several = self.snapshots if len(self.snapshots) > 1 else []  # one is the fold's weights
         for number, snapshot in enumerate(several, start=1):
             self.network.load_state_dict(snapshot)
-            weights.save(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"))
-        weights.save(self.network, stem.with_suffix(".safetensors"))  # loaded last by _predict_with, or above
+            weights.save(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"), classes)
+        weights.save(self.network, stem.with_suffix(".safetensors"), classes)  # loaded last by _predict_with, or above
         oof.write_table(
             oof.table(self.competition, names, self.data.test, test), stem.with_name(f"{stem.name}_test.csv")
         )

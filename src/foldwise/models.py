@@ -445,10 +445,9 @@ def start_from(network: Network, path: Path) -> None:
 
 def load_weights(network: Network, path: Path) -> None:
     """Weights written by weights.save, strictly."""
-    from safetensors.torch import load_file
-
+    state = weights.read_state(path)
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(state)
     except Exception as error:
         raise UserError(f"{path}: does not fit the recipe's network: {' '.join(str(error).split())[:200]}") from error
 

@@ -156,12 +156,19 @@ def read_info(folder: Path) -> dict[str, Any]:
 def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe a trained run was made with, under `predict.*` overrides."""
     folder = competition.runs() / run
-    config = read_info(folder).get("config")
+    info = read_info(folder)
+    config = info.get("config")
     if not folder.is_dir():
         trained = sorted(path.parent.name for path in competition.runs().glob("*/fold*.safetensors"))
         raise UserError(f"{folder}: no such run{nearest(run, trained)}")
     if config is None or "image_size" not in config:
         raise UserError(f"{folder}: not a run of 02_train.py: run.json holds no recipe")
+    changed = _other_pixels(info, competition)
+    if changed:
+        raise UserError(
+            f"{folder}: trained on images made with other `image` options ({'; '.join(changed)}) than "
+            f"{competition.file} has now; change them back, or train it anew"
+        )
     other = [text for text in overrides if not text.startswith("predict.")]
     if other:
         raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
@@ -226,14 +233,21 @@ def writing(folder: Path) -> AbstractContextManager[None]:
 def _open(
     folder: Path, competition: Competition, config: dict[str, Any], fold_table: pd.DataFrame, restart: Sequence[int]
 ) -> None:
-    info, folds_hash = read_info(folder), folds.digest(fold_table)
+    info, rests_on = read_info(folder), _rests_on(competition, config, fold_table)
     changed = differences(info["config"], config) if "config" in info else []
-    if info and info.get("folds_hash") not in {None, folds_hash}:
-        changed.append(f"folds: {info['folds_hash']} -> {folds_hash}")
-    begun = any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
+    if info.get("folds_hash") not in {None, rests_on["folds_hash"]}:
+        changed.append(f"folds: {info['folds_hash']} -> {rests_on['folds_hash']}")
+    changed += _other_pixels(info, competition) if "image" in rests_on else []
+    training = [int(lock.name[5:-5]) for lock in folder.glob(".fold*.lock") if atomic.is_locked(lock)]
+    begun = bool(training) or any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
+    if set(training) & set(restart):
+        raise UserError(
+            f"{folder}: fold {min(set(training) & set(restart))} is being trained by another process; wait for it or "
+            "stop it before --restart"
+        )
     if begun and ("image_size" in info.get("config", {})) != ("image_size" in config):
         raise UserError(f"{folder}: is a run of another step; give this one another name with --name")
-    kept = sorted(set(finished_folds(folder)) - set(restart))
+    kept = sorted({*finished_folds(folder), *training} - set(restart))
     if changed and restart and kept:
         raise UserError(
             f"{folder}: another recipe or other folds ({'; '.join(changed[:3])}) would clear fold "
@@ -256,11 +270,59 @@ def _open(
             path.unlink()
     if restart or changed or not info:
         write_info(
-            folder, {"run": folder.name, "competition": competition.name, "config": config, "folds_hash": folds_hash}
+            folder, {"run": folder.name, "competition": competition.name, "config": config, **rests_on}
         )
     for table in ("oof.csv", "test.csv"):
         if restart:
             (folder / table).unlink(missing_ok=True)
+
+
+def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.DataFrame) -> dict[str, Any]:
+    """What a run stands on beside its settings, and may not change under it: folds, and how its pixels were made."""
+    looks = "image_size" in config or "embed" in config
+    return {
+        "folds_hash": folds.digest(fold_table),
+        **({"image": competition.image.model_dump(mode="json", exclude_defaults=True)} if looks else {}),
+    }
+
+
+def _other_pixels(info: dict[str, Any], competition: Competition) -> list[str]:
+    """What of the competition's `image` options has changed since the run was made."""
+    if info.get("image") is None:
+        return []
+    made, now = type(competition.image)(**info["image"]), competition.image
+    return differences({"image": made.model_dump(mode="json")}, {"image": now.model_dump(mode="json")})
+
+
+def write_run(
+    competition: Competition,
+    name: str,
+    config: dict[str, Any],
+    fold_table: pd.DataFrame,
+    table_index: pd.DataFrame,
+    preds: dict[int, tuple[np.ndarray, np.ndarray]],
+    facts: dict[str, Any],
+    anew: bool = True,
+) -> dict[str, Any]:
+    """A run that was computed as a whole: its folder opened, its tables written, its run.json, under one lock.
+
+    preds: {fold: (valid, test)}, as write_folds takes them. anew: an older run of that name is cleared. Back comes
+    run.json.
+    """
+    folder = competition.runs() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        _open(folder, competition, config, fold_table, sorted(preds) if anew else ())
+        write_folds(competition, folder, table_index, fold_table, preds)
+        kept = {} if anew else {"folds": read_info(folder).get("folds", {})}
+        return _gather(competition, folder, fold_table, table_index, {"config": config, **kept, **facts})
+
+
+def check_settings(folder: Path, config: dict[str, Any]) -> None:
+    """UserError where another process has opened the run with other settings since this one did."""
+    changed = differences(read_info(folder).get("config", {}), config)
+    if changed:
+        raise UserError(f"{folder}: another process made it its own ({'; '.join(changed[:3])}); choose another --name")
 
 
 def finished_folds(folder: Path) -> list[int]:
@@ -298,7 +360,7 @@ def _gather(
         "metric": competition.metric,
         "folds": {str(fold): fold_facts(folder, fold) for fold in done},
         **facts,
-        "folds_hash": folds.digest(fold_table),
+        **_rests_on(competition, facts.get("config", {}), fold_table),
         "folds_done": done,
         "folds_wanted": wanted,
         "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},

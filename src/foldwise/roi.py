@@ -30,7 +30,7 @@ from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.image import ImageOptions
-from foldwise.index import read_table
+from foldwise.index import identity, read_table
 from foldwise.schema import nearest
 
 XYXY = ["xmin", "ymin", "xmax", "ymax"]
@@ -373,7 +373,7 @@ def save(
 
 def files_digest(index: pd.DataFrame) -> str:
     """A digest of which files, of how many bytes, the boxes are of."""
-    return digest(index[["split", "id", "path", "bytes"]].astype(str).to_numpy().tolist())
+    return digest(identity(index).to_numpy().tolist())
 
 
 def load_facts(competition: Competition) -> dict[str, Any] | None:

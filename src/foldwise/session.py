@@ -83,6 +83,7 @@ def train(
                 continue
             try:
                 with _alone(folder, fold, rank):
+                    oof.check_settings(folder, settings)
                     loop.Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
             except loop.OutOfTime as stop:
                 if not rank:

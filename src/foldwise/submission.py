@@ -30,7 +30,7 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
     facts_path = path.with_suffix(".json")
-    with atomic.replacing(path) as part:
+    with atomic.locked(folder / f".{name}.lock"), atomic.replacing(path) as part:
         frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
         text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
         validate(competition, index.read_table(part, text), sample, str(path))  # what the host will read

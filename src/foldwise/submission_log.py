@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,32 +37,41 @@ def read(competition: Competition) -> pd.DataFrame:
 
 def add(competition: Competition, name: str, facts: dict[str, Any]) -> None:
     """A line for a submission just written; one of that name before it is replaced, as its file is."""
-    log = read(competition)
-    mine = (log["competition"] == competition.name) & (log["name"] == name)
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"), "competition": competition.name, "name": name,
         "method": f"{facts['method']}:{facts['space']}", "runs": " ".join(row["run"] for row in facts["runs"]),
         "metric": facts["metric"], "in_sample": facts["in_sample_score"], "nested": facts["nested_score"],
         "low": facts["interval_95"][0], "high": facts["interval_95"][1], "public": None, "private": None,
     }  # fmt: skip
-    lines = [*log[~mine].to_dict("records"), line]
-    atomic.write_csv(path_of(competition), pd.DataFrame(lines, columns=COLUMNS))
+    with _writing(competition):
+        log = read(competition)
+        mine = (log["competition"] == competition.name) & (log["name"] == name)
+        lines = [*log[~mine].to_dict("records"), line]
+        atomic.write_csv(path_of(competition), pd.DataFrame(lines, columns=COLUMNS))
 
 
 def note(competition: Competition, name: str, scores: Sequence[float]) -> pd.DataFrame:
     """Public (and private) score of a submission; the competition's lines that have a public score come back."""
     if len(scores) > 2:
         raise UserError(f"--lb takes a public and a private score, found {len(scores)} numbers")
-    log = read(competition)
-    mine = (log["competition"] == competition.name) & (log["name"] == name)
-    if not mine.any():
-        known = nearest(name, log.loc[log["competition"] == competition.name, "name"])
-        raise UserError(f"{path_of(competition)}: no submission '{name}' of {competition.name}{known}")
-    log = log.astype({"public": float, "private": float})
-    for column, value in zip(("public", "private"), scores, strict=False):
-        log.loc[mine, column] = value
-    atomic.write_csv(path_of(competition), log)
+    with _writing(competition):
+        log = read(competition)
+        mine = (log["competition"] == competition.name) & (log["name"] == name)
+        if not mine.any():
+            known = nearest(name, log.loc[log["competition"] == competition.name, "name"])
+            raise UserError(f"{path_of(competition)}: no submission '{name}' of {competition.name}{known}")
+        log = log.astype({"public": float, "private": float})
+        for column, value in zip(("public", "private"), scores, strict=False):
+            log.loc[mine, column] = value
+        atomic.write_csv(path_of(competition), log)
     return scored(log, competition)
+
+
+def _writing(competition: Competition) -> AbstractContextManager[None]:
+    """The log is one file for all: read and written by one process at a time."""
+    folder = path_of(competition).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return atomic.locked(folder / ".log.lock")
 
 
 def scored(log: pd.DataFrame, competition: Competition) -> pd.DataFrame:

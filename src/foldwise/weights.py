@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,12 +25,39 @@ def named(path: str, key: str) -> Path:
     raise UserError(f"{key}={path}: no such file (looked here, in {REPOSITORY} and in {output_root()})")
 
 
-def save(network: nn.Module, path: Path) -> None:
-    """All weights and buffers as safetensors, written whole."""
+def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
+    """All weights and buffers as safetensors, written whole, with the names of what the outputs mean."""
     from safetensors.torch import save_file
 
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
     with atomic.replacing(path) as part:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, part)
+        save_file(state, part, {"classes": json.dumps(list(classes)), "checksum": _checksum(state)})
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    """Of all bytes: safetensors has none, and a flipped bit loads without a word."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for key in sorted(state):
+        hashed.update(state[key].contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def check_classes(path: Path, classes: Sequence[str]) -> None:
+    """UserError where weights that `save` wrote tell other classes apart, or the same ones in another order."""
+    made = json.loads(_metadata(path).get("classes", "null"))
+    if made is not None and made != list(classes):
+        other = [f"'{old}', now '{new}'" for old, new in zip(made, classes, strict=False) if old != new]
+        raise UserError(
+            f"{path}: trained on other classes ({other[0] if other else f'{len(made)}, now {len(classes)}'}): its "
+            "outputs would stand under wrong names; name the class back, or train it anew"
+        )
 
 
 def of_backbone(settings: config.Backbone) -> Path | None:
@@ -52,7 +82,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            tensors = load_file(path)
+            if _metadata(path).get("checksum") not in {None, _checksum(tensors)}:
+                raise ValueError("its checksum does not fit: the file is damaged")
+            return tensors
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,257 @@
+"""What may change between two steps, and what two processes may do at once: refused by name, or harmless."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY, Workplace, make_tiny
+
+from foldwise import UserError, atomic, competition, folds, index, oof, weights
+
+QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.cpu_step=plain", "train.epochs=1")
+
+
+@pytest.fixture
+def prepared(tiny: Workplace) -> Workplace:
+    """The tiny competition after 01, without a group."""
+    tiny.describe(group=None)
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    return tiny
+
+
+def pixels(place: Workplace) -> bytes:
+    return (place.derived / "images_32.npy").read_bytes()
+
+
+# --- between steps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"group": "patient"}, "group: None -> patient"), ({"folds": {"n": 4, "seed": 0}}, "folds.n: 3 -> 4")],
+)
+def test_a_changed_competition_file_is_refused_once_folds_exist(
+    prepared: Workplace, change: dict, named: str
+) -> None:
+    prepared.describe(**change)
+    for step in (("01_preprocess.py", "--sizes", 32), QUICK, ("03_metadata.py",)):
+        line = prepared.refused(*step)
+        assert named in line and "--new-folds" in line
+    prepared.run("01_preprocess.py", "--sizes", 32, "--new-folds")
+    if "group" in change:
+        split = pd.read_csv(prepared.derived / "folds.csv")
+        table = pd.read_csv(prepared.raw / "train.csv").set_index("image_id")["patient"]
+        assert split.groupby(split["id"].map(table))["fold"].nunique().max() == 1
+
+
+def test_groups_of_the_index_are_checked_against_folds_made_without_them(prepared: Workplace) -> None:
+    about = competition.load(str(prepared.competition))
+    rows = pd.DataFrame({"id": ["a", "b", "c"], "host_group": ["p", "p", "q"], "group": ["a", "b", "c"], "target": 1.0})
+    split = pd.DataFrame({"id": ["a", "b", "c"], "group": ["a", "b", "c"], "fold": [0, 1, 1]})
+    with pytest.raises(UserError, match=r"group 'p' .*lies in 2 folds.*--new-folds"):
+        folds.check(about, split, rows)
+
+
+def test_a_folds_file_that_changes_is_refused(tiny: Workplace) -> None:
+    table = pd.read_csv(tiny.raw / "train.csv")
+    given = pd.DataFrame({"id": table["image_id"], "fold": np.arange(len(table)) // 2 % 3})
+    given.to_csv(tiny.raw / "folds.csv", index=False)
+    tiny.describe(folds={"file": "folds.csv"})
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    given.assign(fold=(given["fold"] + 1) % 3).to_csv(tiny.raw / "folds.csv", index=False)
+    assert "folds.file: folds.csv" in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+def test_a_refused_01_leaves_the_caches_as_they_were(prepared: Workplace, tmp_path: Path) -> None:
+    before = pixels(prepared)
+    (away := tmp_path / "away").mkdir()
+    for path in sorted((prepared.raw / "train").glob("*.png"))[10:20]:
+        shutil.move(path, away)
+    assert "bring the files back" in prepared.refused("01_preprocess.py", "--sizes", 32)
+    assert pixels(prepared) == before
+    for path in away.iterdir():
+        shutil.move(path, prepared.raw / "train")
+    prepared.run("01_preprocess.py", "--sizes", 32)
+    assert pixels(prepared) == before
+
+
+def test_a_cache_of_other_rows_than_the_index_is_refused(prepared: Workplace) -> None:
+    ids = pd.read_csv(prepared.derived / "images_32_ids.csv")
+    ids.assign(ok=ids["ok"].where(ids["id"] != "tr0001", 0)).to_csv(prepared.derived / "images_32_ids.csv", index=False)
+    assert "other rows than index.parquet" in prepared.refused(*QUICK, "--fold", 0)
+
+
+def test_an_image_replaced_by_one_of_the_same_size_is_read_again(tmp_path: Path) -> None:
+    place = make_tiny(tmp_path, rows=12, test_rows=3)
+    place.describe(train={"table": "train.csv", "images": "train/{image_id}.bmp"}, folds={"n": 2}, group=None)
+    noise = np.random.default_rng(0)
+    for path in sorted((place.raw / "train").glob("*.png")):
+        cv2.imwrite(str(path.with_suffix(".bmp")), noise.integers(0, 255, (40, 48, 3)).astype(np.uint8))
+    place.run("01_preprocess.py", "--sizes", 32)
+    before = pixels(place)
+    one = place.raw / "train" / "tr0000.bmp"
+    kept = one.stat()
+    cv2.imwrite(str(one), np.full((40, 48, 3), 200, np.uint8))
+    os.utime(one, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # even where the time says nothing
+    assert one.stat().st_size == kept.st_size
+    place.run("01_preprocess.py", "--sizes", 32)
+    after = np.load(place.derived / "images_32.npy")
+    assert pixels(place) != before and (after[0] == 200).all()
+
+
+def test_other_image_options_are_never_mixed_into_a_run(prepared: Workplace) -> None:
+    prepared.run(*QUICK, "--fold", 0)
+    prepared.describe(image={"grayscale": True})
+    assert "image.grayscale: False -> True" in prepared.refused(*QUICK)
+    prepared.run("01_preprocess.py", "--sizes", 32)
+    for step in (QUICK, ("05_predict.py", "--run", "quick")):
+        assert "grayscale" in prepared.refused(*step)
+
+
+def test_a_renamed_class_never_takes_another_ones_column(tmp_path: Path) -> None:
+    place = make_tiny(tmp_path, rows=30, test_rows=4)
+    table = pd.read_csv(place.raw / "train.csv")
+    table["sick"] = np.array(["cat", "dog", "fox"])[np.arange(len(table)) % 3]
+    table.to_csv(place.raw / "train.csv", index=False)
+    place.describe(task="multiclass", metric="accuracy", sample_submission=None, group=None, folds={"n": 2, "seed": 0})
+    place.run("01_preprocess.py", "--sizes", 32)
+    place.run(*QUICK)
+    table.assign(sick=table["sick"].replace("cat", "zebra")).to_csv(place.raw / "train.csv", index=False)
+    place.run("01_preprocess.py", "--sizes", 32)
+    line = place.refused("05_predict.py", "--run", "quick", "--name", "again")
+    assert "'cat', now 'dog'" in line and "train it anew" in line
+
+
+@pytest.mark.smoke
+def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "w.safetensors"
+    weights.save(torch.nn.Linear(40, 30), path, ["a", "b"])
+    assert weights.read_state(path)["weight"].shape == (30, 40)
+    damaged = bytearray(path.read_bytes())
+    damaged[-100] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="checksum"):
+        weights.read_state(path)
+
+
+# --- at once ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_01_is_refused_while_one_works(prepared: Workplace) -> None:
+    with atomic.locked(prepared.derived / ".lock"):
+        assert "another 01_preprocess.py" in prepared.refused("01_preprocess.py", "--sizes", 32)
+
+
+def test_restart_and_other_settings_are_refused_while_a_fold_trains(prepared: Workplace) -> None:
+    prepared.run(*QUICK, "--fold", 0, "--hours", 1e-9, check=False)
+    folder = prepared.runs / "quick"
+    (folder / "fold0.ckpt").write_bytes(b"of the process that trains it")
+    with atomic.locked(folder / ".fold0.lock"):
+        assert "being trained by another process" in prepared.refused(*QUICK, "--fold", 0, "--restart")
+        assert (folder / "fold0.ckpt").exists(), "a refused --restart deletes nothing"
+        (folder / "fold0.ckpt").unlink()
+        assert "train.lr" in prepared.refused(*QUICK, "--fold", 1, "train.lr=0.5")
+
+
+def test_two_writers_of_one_run_never_mix(prepared: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(prepared.root))
+    about = competition.load(str(prepared.competition))
+    table, fold_table = index.load(about), folds.load(about)
+    sizes = fold_table["fold"].value_counts()
+    together = threading.Barrier(4)
+
+    def write(value: float) -> None:
+        preds = {k: (np.full((sizes[k], 1), value), np.full((12, 1), value)) for k in range(3)}
+        together.wait()
+        oof.write_run(about, "shared", {"value": value}, fold_table, table, preds, {})
+
+    writers = [threading.Thread(target=write, args=(k / 4,)) for k in range(4)]
+    for one in writers:
+        one.start()
+    for one in writers:
+        one.join()
+    run = oof.load_run(about, "shared")
+    assert run.oof["pred"].nunique() == 1 and run.oof["pred"].iloc[0] == run.info["config"]["value"]
+
+
+@pytest.mark.smoke
+def test_a_lock_holds_where_the_kernel_knows_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "fcntl", None)
+    path = tmp_path / ".lock"
+    with atomic.locked(path):
+        assert atomic.is_locked(path)
+        with pytest.raises(BlockingIOError), atomic.locked(path, wait=False):
+            pass
+    assert not atomic.is_locked(path)
+    (tmp_path / ".lock.holder").write_text(f"{atomic.platform.node()} 4194304")  # beyond any process number
+    with atomic.locked(path):
+        assert atomic.is_locked(path), "a holder that is gone counts for nothing"
+
+
+# --- ends -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_a_closed_pipe_is_no_success(tmp_path: Path) -> None:
+    command = f"{sys.executable} {REPOSITORY / 'src/02_train.py'} --help-recipe; echo $? >&2"
+    process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read().split()[-1] == b"141"
+    process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_a_killed_01(tmp_path: Path, end: signal.Signals) -> None:
+    noise = np.random.default_rng(0)
+    for k in range(60):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), noise.integers(0, 255, (900, 900, 3)).astype(np.uint8))
+    command = [sys.executable, REPOSITORY / "src" / "01_preprocess.py", "--inspect", tmp_path, "--workers", "2"]
+    process = subprocess.Popen([*map(str, command), "--report", str(tmp_path / "r.csv")], start_new_session=True,
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+
+    def alive() -> list[int]:
+        ours = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == process.pid and fields[0] != "Z":  # of the session that it leads
+                ours.append(int(stat.parent.name))
+        return ours
+
+    limit = time.monotonic() + 60
+    while len(alive()) < 4 and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert len(alive()) >= 4, "the workers never started"
+    process.send_signal(end)
+    process.wait()
+    limit = time.monotonic() + 15
+    while alive() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not alive()
+
+
+@pytest.mark.smoke
+def test_folders_that_killed_processes_left_are_swept(tmp_path: Path) -> None:
+    (left := tmp_path / "upload.abc").mkdir()
+    (left / ".lock").touch()
+    with atomic.temporary_folder(tmp_path, "upload.") as one, atomic.temporary_folder(tmp_path, "upload.") as two:
+        assert one.is_dir() and two.is_dir() and not left.exists()
+    assert not list(tmp_path.iterdir())
