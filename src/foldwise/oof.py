@@ -234,47 +234,54 @@ def _open(
     folder: Path, competition: Competition, config: dict[str, Any], fold_table: pd.DataFrame, restart: Sequence[int]
 ) -> None:
     info, rests_on = read_info(folder), _rests_on(competition, config, fold_table)
+    training = {int(lock.name[5:-5]) for lock in folder.glob(".fold*.lock") if atomic.is_locked(lock)}
+    if training & set(restart):
+        raise UserError(
+            f"{folder}: fold {min(training & set(restart))} is being trained by another process; wait for it or stop "
+            "it before --restart"
+        )
+    begun = bool(training) or any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
+    if begun and ("image_size" in info.get("config", {})) != ("image_size" in config):
+        raise UserError(f"{folder}: is a run of another step; give this one another name with --name")
+    changed = _changed(info, competition, config, rests_on)
+    if changed and begun:
+        _refuse_change(folder, changed, restart, sorted({*finished_folds(folder), *training} - set(restart)))
+    _clear(folder, restart, everything=bool(changed and begun))
+    if restart or changed or not info:
+        write_info(folder, {"run": folder.name, "competition": competition.name, "config": config, **rests_on})
+
+
+def _changed(
+    info: dict[str, Any], competition: Competition, config: dict[str, Any], rests_on: dict[str, Any]
+) -> list[str]:
     changed = differences(info["config"], config) if "config" in info else []
     if info.get("folds_hash") not in {None, rests_on["folds_hash"]}:
         changed.append(f"folds: {info['folds_hash']} -> {rests_on['folds_hash']}")
-    changed += _other_pixels(info, competition) if "image" in rests_on else []
-    training = [int(lock.name[5:-5]) for lock in folder.glob(".fold*.lock") if atomic.is_locked(lock)]
-    begun = bool(training) or any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
-    if set(training) & set(restart):
+    return changed + (_other_pixels(info, competition) if "image" in rests_on else [])
+
+
+def _refuse_change(folder: Path, changed: list[str], restart: Sequence[int], kept: list[int]) -> None:
+    some = f"{'; '.join(changed[:4])}{', ...' if len(changed) > 4 else ''}"
+    if not restart:
         raise UserError(
-            f"{folder}: fold {min(set(training) & set(restart))} is being trained by another process; wait for it or "
-            "stop it before --restart"
+            f"{folder}: this run was made otherwise ({some}); give the new one a name with --name, or clear this one "
+            "with --restart"
         )
-    if begun and ("image_size" in info.get("config", {})) != ("image_size" in config):
-        raise UserError(f"{folder}: is a run of another step; give this one another name with --name")
-    kept = sorted({*finished_folds(folder), *training} - set(restart))
-    if changed and restart and kept:
+    if kept:
         raise UserError(
-            f"{folder}: another recipe or other folds ({'; '.join(changed[:3])}) would clear fold "
-            f"{', '.join(map(str, kept))} too; say so with --fold all --restart, or give it another name with --name"
+            f"{folder}: another recipe or other folds ({some}) would clear fold {', '.join(map(str, kept))} too; say so "
+            "with --fold all --restart, or give it another name with --name"
         )
-    if changed and begun and not restart:
-        raise UserError(
-            f"{folder}: this run was made otherwise ({'; '.join(changed[:4])}"
-            f"{', ...' if len(changed) > 4 else ''}); give the new one a name with --name, or clear this "
-            "one with --restart"
-        )
-    stale = (
-        ["*"]
-        if changed and begun
-        else [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
-        + [f"snapshots/fold{fold}_*" for fold in restart]
-    )
-    for path in [path for pattern in stale for path in folder.glob(pattern) if path.is_file()]:
-        if path.suffix != ".lock":
+
+
+def _clear(folder: Path, restart: Sequence[int], everything: bool) -> None:
+    """Remove what is made anew: the folds' files and the tables of all of them, or all that lies there."""
+    patterns = [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
+    patterns += [f"snapshots/fold{fold}_*" for fold in restart]
+    patterns += ["oof.csv", "test.csv"] if restart else []
+    for path in [path for pattern in (["*"] if everything else patterns) for path in folder.glob(pattern)]:
+        if path.is_file() and path.suffix != ".lock":
             path.unlink()
-    if restart or changed or not info:
-        write_info(
-            folder, {"run": folder.name, "competition": competition.name, "config": config, **rests_on}
-        )
-    for table in ("oof.csv", "test.csv"):
-        if restart:
-            (folder / table).unlink(missing_ok=True)
 
 
 def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.DataFrame) -> dict[str, Any]:
