@@ -67,9 +67,10 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
     table = index.build(about, args.workers, args.dask)
     if not args.new_folds:
         folds.check_saved(about, table)
-    table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
-    found = audit.groups(about, table, cache.load(about, args.sizes[0], table=table), turned=about.turned_copies)
-    table = table.assign(host_group=table["group"], group=found.group)
+    sizes = list(dict.fromkeys([*args.sizes, audit.SIZE]))
+    table["error"] = cache.build(about, table, sizes, args.workers, args.dask)
+    copies = audit.groups(about, table, cache.load(about, audit.SIZE, table=table), turned=about.turned_copies)
+    table = table.assign(host_group=table["group"], group=copies.group)
     if args.crop:
         crops = cropping.make(about, table, args)
         cache.build(about, table, args.sizes, args.workers, args.dask, crops)
@@ -77,10 +78,9 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
         cropping.warn_if_stale(about, table)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
-    warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)
+    path, warnings = report.write(about, table, fold_table, args.sizes, copies)
     for warning in index.odd_formats(table) + warnings:
         note(f"warning: {warning}")
-    path = report.write(about, table, fold_table, args.sizes, found)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside; look at {path}")
 
 

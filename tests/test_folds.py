@@ -105,5 +105,41 @@ def test_check_names_a_class_that_a_fold_lacks(tiny) -> None:  # type: ignore[no
     table = pd.DataFrame({"id": list("abcd"), "target": [1.0, 0.0, 0.0, 0.0], "split": "train"})
     split = pd.DataFrame({"id": list("abcd"), "group": list("abcd"), "fold": [0, 0, 1, 1]})
     assert folds.check(about, split, table) == ["fold 1: no row has target = 1.0; its score is shaky"]
-    with pytest.raises(UserError, match="group 'g' lies in 2 folds"):
+    with pytest.raises(UserError, match=r"group 'g' \(patient\) lies in 2 folds"):
         folds.check(about, split.assign(group="g"), table)
+
+
+def test_a_merged_group_or_a_row_less_moves_few_rows() -> None:
+    rng = np.random.default_rng(3)
+    label = np.eye(2)[rng.choice(2, 2000, p=[0.9, 0.1])]
+    groups = np.array([f"p{k}" for k in rng.integers(0, 900, 2000)], dtype=object)
+    before = folds.stratify(label, groups, 5, 0)
+    merged = groups.copy()
+    for one, other in rng.choice(np.unique(groups), (5, 2), replace=False):
+        merged[merged == one] = other
+    assert (folds.stratify(label, merged, 5, 0) == before).mean() > 0.95
+    assert (folds.stratify(label[1:], groups[1:], 5, 0) == before[1:]).mean() > 0.95
+
+
+def test_where_there_are_few_groups_the_best_way_is_found() -> None:
+    """scikit-learn#28218: six rows, four groups, two folds, every class in both."""
+    y, groups = np.array([1, 1, 0, 0, 2, 2]), np.array(list("abbccd"))
+    for seed in range(5):
+        fold = folds.stratify(np.eye(3)[y], groups, 2, seed)
+        assert (pd.crosstab(fold, y) == 1).all(axis=None)
+
+
+def test_uneven_folds_name_the_group_that_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
+    from foldwise import competition
+
+    tiny.describe(folds={"n": 5})
+    about = competition.load(str(tiny.competition))
+    table = pd.DataFrame({
+        "id": [f"i{k}" for k in range(50)], "split": "train", "target": np.arange(50) % 2.0, "error": None,
+        "group": ["grey"] * 25 + [f"g{k}" for k in range(25)], "host_group": [f"h{k}" for k in range(50)],
+    })  # fmt: skip
+    (line,) = [line for line in folds.check(about, folds.make(about, table), table) if "would be even" in line]
+    assert "group 'grey' alone has 25" in line
+    few = table.assign(group=["a"] * 49 + ["b"])
+    with pytest.raises(UserError, match=r"merged 50 groups into 2, such as h0, h1, h10 .*merge_copies: false"):
+        folds.make(about, few)

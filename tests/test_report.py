@@ -85,7 +85,7 @@ def written(about: Competition, with_audit: bool = True) -> Path:
         table["group"] = found.group
     index.save(table, about)
     fold_table = folds.make_once(about, table)
-    return report.write(about, table, fold_table, [SIZE], found)
+    return report.write(about, table, fold_table, [SIZE], found)[0]
 
 
 def described(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Competition:
@@ -110,7 +110,8 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     (raw / "test" / "te0002.png").write_bytes((raw / "train" / "tr0005.png").read_bytes())
     about = described(tmp_path, monkeypatch)
     page = checked(written(about))
-    for words in ("copies with different labels: 1 pairs", "copies across train and test: 1 pairs",
+    for words in ("different labels: 1 pairs, the first tr0000 and tr0011; the same pixels",
+                  "copies across train and test: 1 pairs",
                   "1 test file can't be read", "the mean of the others", "tr0007", "te0003", "age", "missing",
                   "AUC, train against test: metadata"):  # fmt: skip
         assert words in page.text, words
@@ -193,7 +194,7 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     assert oof.list_runs(about) == ["a"]
     found = noise.of_runs(about, table)
     assert found is not None and found[0] == "a" and found[1].iloc[0]["id"] == "tr0001"
-    page = checked(report.write(about, table, fold_table, [SIZE], audit.load(about, table)))
+    page = checked(report.write(about, table, fold_table, [SIZE], audit.load(about, table))[0])
     assert "given 0 (0.01), suggested 1 (0.99)" in page.text
 
 

@@ -30,7 +30,8 @@ from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
 
-VERSION = 2  # raise it when the same images would give other pairs
+SIZE = 96  # pixels a side that images are compared at: the same groups whatever sizes are cached
+VERSION = 3  # raise it when the same images would give other pairs
 RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
 TURNED_RADIUS = 8  # mirrored and turned copies: seven more chances of a false candidate, so less is let through
 NEIGHBOURS = 32  # candidates an image and view; more copies than that still chain together
@@ -52,15 +53,23 @@ class Audit:
 
     @property
     def conflicts(self) -> pd.DataFrame:
-        """Labelled pairs whose labels differ: at least one of the two is wrong."""
+        """Labelled pairs whose labels differ."""
         return self.pairs[self.pairs["same_label"].eq(False).fillna(False)]
+
+    def accused(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The conflicts by what they say: the same pixels (a label is wrong), one group (two visits?), only alike."""
+        own = table.set_index(["split", "id"])["host_group" if "host_group" in table else "group"]
+        ends = [own.loc[list(zip(self.conflicts[f"split_{s}"], self.conflicts[f"id_{s}"], strict=True))] for s in "ab"]
+        exact = (self.conflicts["kind"] == "exact").to_numpy()
+        visits = (ends[0].to_numpy() == ends[1].to_numpy()) & ~exact
+        return self.conflicts[exact], self.conflicts[visits], self.conflicts[~exact & ~visits]
 
     @property
     def across(self) -> pd.DataFrame:
         """Pairs of a labelled and a test image: their test rows are known, and their scores flatter."""
         return self.pairs[(self.pairs["split_a"] == "test") != (self.pairs["split_b"] == "test")]
 
-    def astray(self, fold_table: pd.DataFrame) -> pd.DataFrame:
+    def split_by(self, fold_table: pd.DataFrame) -> pd.DataFrame:
         """Training pairs in two folds of `fold_table` (id, fold): folds that were made without this audit."""
         fold_of = dict(zip(fold_table["id"], fold_table["fold"], strict=True))
         within = self._within
@@ -71,21 +80,21 @@ class Audit:
     def _within(self) -> pd.DataFrame:
         return self.pairs[(self.pairs["split_a"] == "train") & (self.pairs["split_b"] == "train")]
 
-    def warnings(self, fold_table: pd.DataFrame) -> list[str]:
-        """What of it a person should know before training, a line each."""
-        lines, astray = [], self.astray(fold_table)
-        if len(self.conflicts):
-            first = self.conflicts.iloc[0]
+    def warnings(self, table: pd.DataFrame, fold_table: pd.DataFrame) -> list[str]:
+        """What of it a person should know before training, a line each. table: the index."""
+        lines, split = [], self.split_by(fold_table)
+        says = ("the same pixels, so at least one label of each is wrong", "of one group: perhaps two visits",
+                "much alike: mislabelled copies, or two things of one kind; look")  # fmt: skip
+        for pairs, words in zip(self.accused(table), says, strict=True):
+            if len(pairs):
+                first = f"{pairs['id_a'].iloc[0]} and {pairs['id_b'].iloc[0]}"
+                lines.append(f"different labels: {len(pairs)} pairs, the first {first}; {words}")
+        if len(split):
             lines.append(
-                f"copies with different labels: {len(self.conflicts)} pairs, the first {first['id_a']} and "
-                f"{first['id_b']}; at least one label of each is wrong"
+                f"copies in different folds: {len(split)} pairs, the first {split['id_a'].iloc[0]} and "
+                f"{split['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
             )
-        if len(astray):
-            lines.append(
-                f"copies in different folds: {len(astray)} pairs, the first {astray['id_a'].iloc[0]} and "
-                f"{astray['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
-            )
-        elif len(self._within):
+        elif len(self._within) and self.facts["merged"]:
             lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
         extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
         if extra.any():
@@ -100,7 +109,7 @@ class Audit:
 def groups(
     competition: Competition, table: pd.DataFrame, images: Cache, *, turned: bool = True, fresh: bool = False
 ) -> Audit:
-    """The audit of an index and a cache of any size; saved beside the cache, and reread while both stay the same.
+    """The audit of an index and its cache of SIZE, whatever sizes are trained on; saved, and reread while both stay.
 
     turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
     """
@@ -113,7 +122,7 @@ def groups(
     seen = traits.look(images, rows)
     pairs, compared = duplicates(seen, table, competition.raw(), turned)
     named = _named(pairs, table)
-    merged = merge(table, named)
+    merged = merge(table, named) if competition.merge_copies else table["group"]
     facts: dict[str, int | float | bool] = {
         "images": len(rows),
         "flat": int(seen.flat.sum()),
@@ -384,4 +393,5 @@ def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Au
         na_values={"same_label": [""]},
     )
     facts.pop("key")
-    return Audit(merge(table, pairs), pairs, statistics[STATISTICS].set_axis(table.index), facts)
+    group = merge(table, pairs) if competition.merge_copies else table["group"]
+    return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), facts)

@@ -94,6 +94,7 @@ class Competition(Strict):
         [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
     )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
+    merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
     sample_submission: str | None = None
     submission: SubmissionShape = SubmissionShape()
     frames: Literal["one", "each"] = Field(

@@ -22,6 +22,7 @@ from foldwise.competition import Competition
 BINS, ROWS_A_BIN = 32, 100  # a number's quantile bins, at most, and rows in each, at least; missing is its own bin
 CLASSES = 8  # the largest classes that each column is tried on, one against the rest
 LEAK = {"table": 0.95, "header": 0.95, "pixels": 0.99, "file": 0.8, "order": 0.75}  # AUC of one column, its lower end
+STRONG = 0.75  # of one column of the table or header: not a leak yet, but to be asked about
 SPLIT_LEAK = 0.8
 FEWEST = 20  # rows of either side below which nothing is claimed
 HEADERS = 1500  # DICOM files a split whose whole headers are read
@@ -270,15 +271,27 @@ def _r2(y: np.ndarray, pred: np.ndarray, fold: np.ndarray) -> Interval:
 
 
 def warnings(compared: pd.DataFrame) -> list[str]:
-    """The leaks in a table made by `compare`, a line each."""
+    """All that is wrong in a table made by `compare`, a line each."""
+    return leaks(compared) + shifts(compared)
+
+
+def leaks(compared: pd.DataFrame) -> list[str]:
+    """Columns that give the target away, then those that are suspiciously strong."""
+    sure, strong = [], []
+    for row in compared.sort_values("target", ascending=False, kind="stable").itertuples():
+        what = f"class {row.target_class}" if row.target_class else "the target"
+        says = f"{row.column} ({row.source}) alone predicts {what} ({row.target:.3f} out of fold)"
+        if row.target_low >= LEAK[str(row.source)]:
+            sure.append(f"{says}: a leak, or a mark of how the images were collected")
+        elif row.source in {"table", "header"} and row.target >= STRONG and row.target_low >= STRONG - 0.1:
+            strong.append(f"{says}: strong; would the host's test rows have it, and from before the diagnosis?")
+    return sure + strong
+
+
+def shifts(compared: pd.DataFrame) -> list[str]:
+    """Columns that tell test rows from training rows, or that test rows lack."""
     lines = []
     for row in compared.itertuples():
-        if row.target_low >= LEAK[str(row.source)]:
-            what = f"class {row.target_class}" if row.target_class else "the target"
-            lines.append(
-                f"{row.column} ({row.source}) alone predicts {what} ({row.target:.3f} out of fold): a leak, or a mark "
-                "of how the images were collected"
-            )
         if row.split_low >= SPLIT_LEAK:
             lines.append(
                 f"{row.column} ({row.source}) alone tells test rows from training rows (AUC {row.split:.3f}); a model "
@@ -287,6 +300,19 @@ def warnings(compared: pd.DataFrame) -> list[str]:
         if row.coverage_train > 0 and row.coverage_test == 0:
             lines.append(f"{row.column} ({row.source}) has no value in any test row; a model must do without it")
     return lines
+
+
+def unused(compared: pd.DataFrame) -> list[str]:
+    """One line on the header fields that no model uses: those that would give target or split away."""
+    told = [row.column for row in compared.itertuples()
+            if row.target_low >= LEAK["header"] or row.split_low >= SPLIT_LEAK]  # fmt: skip
+    if not told:
+        return []
+    some = ", ".join(told[:3]) + (", ..." if len(told) > 3 else "")
+    return [
+        f"{len(told)} header fields that no model uses tell the target or the split ({some}): a mark of how the images "
+        "were collected, which their pixels may carry too"
+    ]
 
 
 # --- all columns together ---------------------------------------------------------------------------------

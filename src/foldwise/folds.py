@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,74 @@ from foldwise import UserError, atomic
 from foldwise.competition import Competition
 from foldwise.config import differences
 
+BIG = 0.05  # share of a fold from which on a group is placed by balance alone
+FEW = 20_000  # ways to spread groups over folds that are all tried
+
 
 def stratify(strata: np.ndarray, groups: np.ndarray, n: int, seed: int) -> np.ndarray:
     """A fold in 0..n-1 for every row, int64 (N,): each group whole, each stratum spread evenly.
 
     strata: (N, S) float, what to balance (one-hot classes, labels, target bins); groups: (N,) any hashable.
-    Greedy, the largest and most lopsided groups first (shuffled before, so ties fall by the seed): each goes to the
-    fold whose shares of all strata, and of rows, it leaves most even. scikit-learn's StratifiedGroupKFold does the
-    same, but its shuffle is broken in 1.6.1 and its folds differ by version.
+    A group goes where a hash of its name and the seed sends it first, as long as that fold has room for each of its
+    strata (rendezvous hashing with bounded loads, Mirrokni 2018): a group that is merged or taken away moves few
+    others. Large groups, and those without room, go to the fold whose shares they leave most even. Where there are few
+    groups, all ways are tried.
     """
-    _, group_of = np.unique(groups.astype(str), return_inverse=True)
-    n_groups = int(group_of.max()) + 1
+    names, group_of = np.unique(groups.astype(str), return_inverse=True)
     counted = np.concatenate([strata.astype(np.float64), np.ones((len(strata), 1))], axis=1)
-    per_group = np.zeros((n_groups, counted.shape[1]))
+    per_group = np.zeros((len(names), counted.shape[1]))
     np.add.at(per_group, group_of, counted)
-    total = np.maximum(per_group.sum(axis=0), 1e-12)
-    shares = per_group / total  # a rare class weighs as much as a common one
+    likes = _preferences(names, n, seed)
+    place = _best if n ** len(names) <= FEW else _bounded
+    return place(per_group, likes)[group_of]
 
-    order = np.random.default_rng(seed).permutation(n_groups)
-    order = order[np.argsort(-shares[order].max(axis=1), kind="stable")]
-    held = np.zeros((n, counted.shape[1]))
-    fold_of_group = np.empty(n_groups, dtype=np.int64)
-    for group in order:
-        # adding g to fold k changes sum((held - 1/n)^2) by 2 held_k.g + const: pick the smallest
-        overlap = held @ shares[group]
-        fold = int(np.argmin(np.round(overlap, 12)))
+
+def _preferences(names: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """uint64 (groups, n): random numbers that depend on a group's name, the fold and the seed alone."""
+    digests = (hashlib.blake2b(f"{seed}\t{name}".encode(), digest_size=8).digest() for name in names)
+    x = np.frombuffer(b"".join(digests), "<u8")[:, None] + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+def _best(per_group: np.ndarray, likes: np.ndarray) -> np.ndarray:
+    """The fold of each group by trying all ways; ties fall by preference."""
+    count, n = likes.shape
+    shares = per_group / np.maximum(per_group.sum(axis=0), 1e-12)
+    ways = np.array(list(itertools.product(range(n), repeat=count)))
+    held = np.stack([(ways == k) @ shares for k in range(n)], axis=1)
+    uneven = np.round(((held - 1 / n) ** 2).sum(axis=(1, 2)), 9)
+    liked = likes[np.arange(count), ways].astype(np.float64).sum(axis=1)
+    return ways[np.lexsort((liked, uneven))[0]]
+
+
+def _bounded(per_group: np.ndarray, likes: np.ndarray) -> np.ndarray:
+    """The fold of each group: the one it likes best that has room, the largest and most lopsided groups first."""
+    n, total = likes.shape[1], np.maximum(per_group.sum(axis=0), 1e-12)
+    shares = per_group / total  # a rare class weighs as much as a common one
+    room = np.tile(np.floor(total / n), (n, 1)).tolist()
+    spare = np.rint(total - n * np.floor(total / n)).tolist()  # folds that may hold one more
+    held = np.zeros((n, len(total)))
+    fold_of_group = np.empty(len(likes), np.int64)
+    strata = [np.flatnonzero(row).tolist() for row in per_group]
+    for group in np.lexsort((likes[:, 0], -shares.max(axis=1))):
+        need, order = per_group[group], np.argsort(likes[group], kind="stable").tolist()
+        fits = (
+            k for k in order if all(room[k][s] >= need[s] - (spare[s] > 0 and room[k][s] >= 0) for s in strata[group])
+        )
+        fold = next(fits, None) if shares[group, -1] * n <= BIG else None
+        if fold is None:  # adding g to fold k changes sum((held - 1/n)^2) by 2 held_k.g + const
+            overlap = np.round(held @ shares[group], 12)
+            fold = min(order, key=overlap.__getitem__)
+        for s in strata[group]:
+            was, room[fold][s] = room[fold][s], room[fold][s] - need[s]
+            spare[s] -= was >= 0 > room[fold][s]
         held[fold] += shares[group]
         fold_of_group[group] = fold
-    return fold_of_group[group_of]
+    return fold_of_group
 
 
 def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False) -> pd.DataFrame:
@@ -105,9 +146,22 @@ def make(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     frame = train[["id", "group"]].reset_index(drop=True)
     n = competition.folds.n
     if frame["group"].nunique() < n:
-        raise UserError(f"{competition.file}: folds.n is {n}, but there are only {frame['group'].nunique()} groups")
+        raise UserError(_too_few_groups(competition, train))
     strata = strata_of(competition, train)
     return frame.assign(fold=stratify(strata, frame["group"].to_numpy(), n, competition.folds.seed))
+
+
+def _too_few_groups(competition: Competition, train: pd.DataFrame) -> str:
+    groups, own = train["group"].nunique(), train.get("host_group", train["group"]).nunique()
+    why = ""
+    if own >= competition.folds.n:
+        largest = train.groupby("group")["host_group"].unique().map(len).idxmax()
+        merged = sorted(train.loc[train["group"] == largest, "host_group"].unique())
+        why = (
+            f": images taken for copies merged {own} groups into {groups}, such as {', '.join(map(str, merged[:3]))} "
+            "(duplicates.csv lists the pairs); `merge_copies: false` keeps them apart"
+        )
+    return f"{competition.file}: folds.n is {competition.folds.n}, but there are only {groups} groups{why}"
 
 
 def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
@@ -122,8 +176,8 @@ def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
 
 def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) -> list[str]:
     """Warnings (a class missing from a fold); UserError where a group, of the folds or of the host, lies in two."""
-    host = train.set_index("id")["host_group" if "host_group" in train else "group"]
-    for groups in (folds["group"], folds["id"].map(host)):
+    own = [train.set_index("id")[column] for column in ("host_group",) if column in train]
+    for groups in (folds["group"], *(folds["id"].map(host) for host in own)):
         spread = folds.groupby(groups.to_numpy())["fold"].nunique()
         if (spread > 1).any():
             group = spread.index[spread > 1][0]
@@ -131,8 +185,9 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
                 f"folds.csv: group '{group}' ({competition.group or 'copies'}) lies in {spread[group]} folds; run "
                 "01_preprocess.py --new-folds, then train anew"
             )
+    uneven = _uneven(folds)
     if competition.task == "regression":
-        return []
+        return uneven
     joined = folds.merge(train, on="id", validate="one_to_one", suffixes=("", "_index"))
     names = [column for column in joined if column == "target" or column.startswith("target_")]
     warnings = []
@@ -144,7 +199,20 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
             warnings.append(f"fold {', '.join(map(str, empty))}: no row has {name} = {value}; its score is shaky")
         if len(lacking) > 3:
             warnings.append(f"{len(lacking) - 3} more values of {name} are missing from some fold")
-    return warnings
+    return uneven + warnings
+
+
+def _uneven(folds: pd.DataFrame) -> list[str]:
+    """A warning where a fold has under half or over twice its share of the rows."""
+    sizes, share = folds["fold"].value_counts(), len(folds) / folds["fold"].nunique()
+    if sizes.min() >= share / 2 and sizes.max() <= 2 * share:
+        return []
+    largest = folds["group"].value_counts()
+    return [
+        f"folds of {', '.join(map(str, sizes.sort_index()))} rows, where {share:.0f} each would be even: group "
+        f"'{largest.index[0]}' alone has {largest.iloc[0]}, and a group lies in one fold; if its images are copies of "
+        "one placeholder, take them out"
+    ]
 
 
 def rows(table: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:

@@ -155,7 +155,10 @@ def _check_rows(run: oof.Run, rows: pd.DataFrame, competition: Competition) -> N
     torn = [k for k, n in counts.items() if n < (known["fold"] == k).sum()]
     if torn:
         ids = pd.Series(missing.index[missing["fold"] == torn[0]])
-        raise UserError(f"run '{run.name}': {_some(ids)} of fold {torn[0]} missing; only whole folds may be")
+        raise UserError(
+            f"run '{run.name}': fold {torn[0]} lacks {len(ids)} of its rows, such as id '{ids.iloc[0]}'; a run may "
+            "lack whole folds only"
+        )
 
 
 def _check_truth(name: str, column: str, theirs: pd.Series, ours: pd.Series) -> None:

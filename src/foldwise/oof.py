@@ -269,8 +269,8 @@ def _refuse_change(folder: Path, changed: list[str], restart: Sequence[int], kep
         )
     if kept:
         raise UserError(
-            f"{folder}: another recipe or other folds ({some}) would clear fold {', '.join(map(str, kept))} too; say so "
-            "with --fold all --restart, or give it another name with --name"
+            f"{folder}: another recipe or other folds ({some}) would clear fold {', '.join(map(str, kept))} too; "
+            "say so with --fold all --restart, or give it another name with --name"
         )
 
 

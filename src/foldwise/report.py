@@ -24,8 +24,8 @@ DIFFERENT = 0.7  # lower end of the adversarial AUC from which train and test ar
 def write(
     competition: Competition, table: pd.DataFrame, fold_table: pd.DataFrame, sizes: Sequence[int],
     audit: Audit | None = None,
-) -> Path:  # fmt: skip
-    """report.html from the index, the folds, the first size's cache and the audit; returns its path.
+) -> tuple[Path, list[str]]:  # fmt: skip
+    """report.html from the index, the folds, the first size's cache and the audit; its path, and its warnings.
 
     What fails in one section is said in its place, and does not stop the others.
     """
@@ -42,7 +42,7 @@ def write(
     sheet.warnings = _warnings(facts)
     path = competition.derived() / "report.html"
     atomic.write_text(path, sheet.html())
-    return path
+    return path, sheet.warnings
 
 
 def _headline(facts: Survey, sheet: Page) -> None:
@@ -89,21 +89,23 @@ def _adversaries(facts: Survey) -> list[drift.Adversary]:
 
 
 def _warnings(facts: Survey) -> list[str]:
-    lines = [
-        f"{counted(count, f'{split} file')} can't be read: "
-        + ("predicted as the mean of the others" if split == "test" else "left out")
-        for split, count in facts.table.loc[facts.table["error"].notna(), "split"].value_counts().items()
-    ]
+    """What to know before training, the gravest first."""
+    nothing = facts.table.iloc[:0]
+    compared = _try(lambda: facts.compared, nothing)
+    lines = drift.leaks(compared)
     if facts.audit is not None:
-        lines += facts.audit.warnings(facts.fold_table)
+        lines += facts.audit.warnings(facts.table, facts.fold_table)
+    lines += folds.check(facts.competition, facts.fold_table, facts.train)
     shared = drift.shared_groups(facts.table)
     if shared:
         both = f"{counted(len(shared), 'group')} in both train and test, such as {shared[0]}"
         lines.append(f"{both}: the test score is that of known groups, the out-of-fold score that of new ones")
-    nothing = facts.table.iloc[:0]
-    lines += drift.warnings(_try(lambda: facts.compared, nothing))
-    lines += drift.warnings(_try(lambda: facts.headers, nothing))
     for one in _adversaries(facts):
         if one.auc.low > DIFFERENT:
             lines.append(f"train and test differ in {one.name}: AUC {one.auc}, most by {one.columns.index[0]}")
-    return lines + folds.check(facts.competition, facts.fold_table, facts.train)
+    lines += drift.shifts(compared) + drift.unused(_try(lambda: facts.headers, nothing))
+    return lines + [
+        f"{counted(count, f'{split} file')} can't be read: "
+        + ("predicted as the mean of the others" if split == "test" else "left out")
+        for split, count in facts.table.loc[facts.table["error"].notna(), "split"].value_counts().items()
+    ]

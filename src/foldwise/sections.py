@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import drift, figures, image, index, noise, page, roi
+from foldwise import audit, drift, figures, image, index, noise, page, roi
 from foldwise.image import ImageOptions
 from foldwise.page import Page, counted
 from foldwise.survey import Survey
@@ -20,6 +20,8 @@ THUMB = 92  # their side on the page; nine fit beside the name
 PAIRS = 24  # pairs of copies shown, of each kind
 LIST = 200  # rows of a long list
 WHOLE = 512  # sides of the before/after pictures, read from the raw files
+CONFLICTS = ("The same pixels under different labels", "Different labels in one group: perhaps two visits",
+             "Much alike, with different labels")  # fmt: skip
 COLUMNS = 16  # metadata columns drawn against the target
 
 
@@ -218,7 +220,7 @@ def _duplicates(facts: Survey, sheet: Page) -> str:
         return ""
     found, n = facts.audit.facts, len(facts.audit.pairs)
     lead = (
-        f"{found['images']:,} images compared at {facts.images.size} pixels: {found['candidates']:,} candidates by "
+        f"{found['images']:,} images compared at {audit.SIZE} pixels: {found['candidates']:,} candidates by "
         f"perceptual hash, {counted(n, 'pair')} confirmed on pixels. A pair says how many of the hash's 64 bits "
         "differ, and how well the fine structure agrees (0 to 1)."
         + (f" {found['flat']:,} images without detail compared by their files only." if found["flat"] else "")
@@ -228,7 +230,7 @@ def _duplicates(facts: Survey, sheet: Page) -> str:
     within = pairs["same_label"].eq(True).fillna(False)
     test = (pairs["split_a"] == "test") & (pairs["split_b"] == "test")
     for heading, part in (
-        ("Copies with different labels", facts.audit.conflicts),
+        *zip(CONFLICTS, facts.audit.accused(facts.table), strict=True),
         ("Across train and test", facts.audit.across),
         ("Labelled alike, now in one group", pairs[within]),
         ("Within test", pairs[test]),
