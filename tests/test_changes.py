@@ -255,3 +255,46 @@ def test_folders_that_killed_processes_left_are_swept(tmp_path: Path) -> None:
     with atomic.temporary_folder(tmp_path, "upload.") as one, atomic.temporary_folder(tmp_path, "upload.") as two:
         assert one.is_dir() and two.is_dir() and not left.exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_saves_inside_the_epoch_and_the_same_command_continues(prepared: Workplace) -> None:
+    long = [*map(str, QUICK[1:-1]), "--fold", "0", "train.epochs=400"]
+    command = [sys.executable, str(REPOSITORY / "src" / "02_train.py"), "--competition", str(prepared.competition)]
+    env = {**os.environ, "FOLDWISE_ROOT": str(prepared.root)}
+    process = subprocess.Popen([*command, *long], cwd=prepared.root, env=env, stderr=subprocess.PIPE, text=True)
+    folder, limit = prepared.runs / "quick", time.monotonic() + 120
+    while not (folder / "fold0_log.csv").exists() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert "stopped: fold 0" in said and "run the same command to continue" in said
+    again = prepared.run("02_train.py", *long, "--hours", 1e-9, check=False)
+    assert again.returncode == 75 and "continues after epoch" in again.stderr
+
+
+@pytest.mark.smoke
+def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
+    from foldwise.schema import read_yaml
+
+    lines = ["a0: &a0 [x, x, x]"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12)]
+    (tmp_path / "laughs.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="YAML aliases"):
+        read_yaml(tmp_path / "laughs.yaml")
+
+
+@pytest.mark.smoke
+def test_script_in_a_run_reaches_no_page(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    evil = "<script>alert(1)</script>"
+    folder = shutil.copytree(trained.runs / "quick", trained.runs / "evil")
+    try:
+        info = json.loads((folder / "run.json").read_text())
+        info["config"] |= {"image_size": evil, "seed": evil, "model": {**info["config"]["model"], "name": evil}}
+        (folder / "run.json").write_text(json.dumps(info))
+        trained.run("10_report.py")
+        assert evil not in (trained.runs / "results.html").read_text()
+        assert "evil" in (trained.runs / "results.html").read_text()
+    finally:
+        shutil.rmtree(folder)

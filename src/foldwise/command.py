@@ -9,11 +9,15 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from foldwise import UserError
 from foldwise.schema import nearest
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,8 +65,41 @@ def name(text: str) -> str:
     return text
 
 
+class _Termination:
+    """SIGTERM ends a script at once with status 143, or, inside `finishing`, when what it does is saved."""
+
+    asked = False
+    patient = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
+        if not self.patient:
+            sys.exit(TERMINATED)
+        self.patient = False  # a second one does not wait
+
+
+_termination = _Termination()
+
+
+def terminated() -> bool:
+    """Whether a SIGTERM has come."""
+    return _termination.asked
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """A block that asks `terminated` now and then, saves, and ends by itself."""
+    _termination.patient = True
+    try:
+        yield
+    finally:
+        _termination.patient = False
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130, SIGTERM 143."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _termination)
     try:
         main()
         sys.stdout.flush()

@@ -43,7 +43,7 @@ from foldwise import (
     schedule,
     weights,
 )  # fmt: skip
-from foldwise.command import note
+from foldwise.command import note, terminated
 from foldwise.competition import Competition
 from foldwise.config import Recipe, digest, settings
 from foldwise.dataset import Batch, Batches
@@ -473,21 +473,22 @@ class Trainer:
 
     def _stop_in_time(self, seconds: float) -> None:
         """Save and raise OutOfTime if what comes next takes `seconds` and the deadline lies before its end."""
-        late = self.deadline is not None and time.monotonic() + 1.3 * seconds + 3 > self.deadline
+        late = terminated() or (self.deadline is not None and time.monotonic() + 1.3 * seconds + 3 > self.deadline)
         if self.ranks.size > 1:  # one clock for all
             flag = torch.tensor(float(late), device=self.device)
             dist.broadcast(flag, 0)
             late = bool(flag)
         if late:
             self._save()
+            why = "stopped" if terminated() else "--hours are nearly over"
             raise OutOfTime(
-                f"fold {self.fold}: {self.state.epoch} of {self.recipe.train.epochs} epochs and {self.state.step} of "
-                f"{len(self.loader)} steps of the next are done and saved"
+                f"{why}: fold {self.fold}: {self.state.epoch} of {self.recipe.train.epochs} epochs and {self.state.step} "
+                f"of {len(self.loader)} steps of the next are done and saved"
             )
 
     def _save_inside(self, pace: float) -> None:
         """A checkpoint inside the epoch every save_minutes, and before the time is over; pace: seconds a step."""
-        if self.deadline is not None:
+        if self.deadline is not None or (terminated() and self.ranks.size == 1):
             self._stop_in_time(pace * self.recipe.train.accumulate + self.save_seconds)
         if time.monotonic() - self.saved_at >= 60 * self.recipe.train.save_minutes:
             self._save()

@@ -199,16 +199,17 @@ def _cells(one: Result, differ: set[str]) -> list[str]:
         f'<td class="run">{link}</td>', f'<td class="model">{escape(one.model)}</td>',
         _value(one.image_size, one.image_size), _value(number(one.score), one.score),
         _value("" if np.isnan(one.low) else f"{number(one.low, 3)} to {number(one.high, 3)}", one.low),
-        _value(f"<b>{gain}</b>" if told else gain, one.gain), _value(spread, one.fold_mean),
+        _value(gain, one.gain, bold=told), _value(spread, one.fold_mean),
         _value(folds, one.folds_done), _value(duration(one.seconds), one.seconds),
         f'<td class="says">{escape(says)}</td>',
     ]  # fmt: skip
 
 
-def _value(shown: str, by: float | str) -> str:
+def _value(shown: object, by: float | str, bold: bool = False) -> str:
     """A cell with what it is sorted by, '' for nothing."""
+    text = f"<b>{escape(str(shown))}</b>" if bold else escape(str(shown))
     key = "" if isinstance(by, float) and np.isnan(by) else f"{by:.9g}" if isinstance(by, float) else str(by)
-    return f'<td class="n" data-v="{escape(key, quote=True)}">{shown}</td>'
+    return f'<td class="n" data-v="{escape(key, quote=True)}">{text}</td>'
 
 
 def _anchor(one: Result) -> str:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foldwise import UserError
 
+ALIASES = 20  # a few lines of aliases of aliases unfold to gigabytes ("billion laughs")
+
 
 class Strict(BaseModel):
     """A model that refuses keys it does not know."""
@@ -25,7 +27,10 @@ M = TypeVar("M", bound=BaseModel)
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError where it is missing, malformed or not a mapping."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.count("*") > ALIASES and sum(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text)) > ALIASES:
+            raise UserError(f"{path}: more than {ALIASES} YAML aliases (*name): write the values out")
+        data = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -82,12 +82,14 @@ def train(
                     checkpoint.remove(folder / f"fold{fold}.ckpt")  # left by a kill just before the fold's end
                 continue
             try:
-                with _alone(folder, fold, rank):
+                with _alone(folder, fold, rank), command.finishing():
                     oof.check_settings(folder, settings)
                     loop.Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
             except loop.OutOfTime as stop:
                 if not rank:
-                    note(f"--hours are nearly over. {stop}; run the same command to continue")
+                    note(f"{stop}; run the same command to continue")
+                if command.terminated():
+                    sys.exit(command.TERMINATED)
                 return None
             launch.wait_for_ranks()
             if not rank and fold != wanted[-1]:
