@@ -482,8 +482,8 @@ class Trainer:
             self._save()
             why = "stopped" if terminated() else "--hours are nearly over"
             raise OutOfTime(
-                f"{why}: fold {self.fold}: {self.state.epoch} of {self.recipe.train.epochs} epochs and {self.state.step} "
-                f"of {len(self.loader)} steps of the next are done and saved"
+                f"{why}: fold {self.fold}: {self.state.epoch} of {self.recipe.train.epochs} epochs and "
+                f"{self.state.step} of {len(self.loader)} steps of the next are done and saved"
             )
 
     def _save_inside(self, pace: float) -> None:
