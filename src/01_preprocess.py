@@ -69,10 +69,11 @@ def main() -> None:
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)
-    for warning in index.odd_formats(table) + warnings:
+    for warning in index.set_aside(table) + index.odd_formats(table) + warnings:
         note(f"warning: {warning}")
     path = report.write(about, table, fold_table, args.sizes, found)
-    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside; look at {path}")
+    others = index.left_out(about)
+    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
 
 
 if __name__ == "__main__":

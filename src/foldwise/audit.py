@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from foldwise import atomic, traits
+from foldwise import atomic, source, traits
 from foldwise.cache import Cache
 from foldwise.competition import Competition
 from foldwise.config import digest
@@ -186,8 +186,7 @@ def _same_files(rows: list[int], table: pd.DataFrame, raw: Path) -> list[list[in
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "blake2b").hexdigest()
+        return hashlib.blake2b(source.read(path)).hexdigest()
     except OSError:
         return str(path)  # gone since it was cached: then it is the copy of nothing
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -21,12 +22,56 @@ KAGGLE_WORKING = Path("/kaggle/working")
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
 
 
+class Piece(NamedTuple):
+    """A part of a template: text, then a column's value (column None: no value), one character of it, formatted."""
+
+    text: str
+    column: str | None
+    place: int | None
+    form: str
+
+    def fill(self, value: object) -> str:
+        """The text and the value behind it; ValueError where the value does not fit the format."""
+        shown = str(value)
+        if self.place is not None:
+            if not -len(shown) <= self.place < len(shown):
+                raise ValueError
+            shown = shown[self.place]
+        kind = int if self.form[-1:] in set("bcdoxX") else float if self.form[-1:] in set("eEfFgGn%") else str
+        return self.text + (format(kind(shown), self.form) if self.form else shown)
+
+
+def template_pieces(template: str) -> list[Piece]:
+    """'x/{id:05d}.png' -> a Piece 'x/' with column id, and a Piece '.png' without; ValueError says what is wrong."""
+    try:
+        return [_piece(*part) for part in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ValueError(f"'{template}': {error}; write columns as {{id}}, {{id:05d}} or {{id[0]}}") from None
+
+
+def _piece(text: str, field: str | None, form: str | None, conversion: str | None) -> Piece:
+    if field is None:
+        return Piece(text, None, None, "")
+    named = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)\])?", field)
+    if named is None or conversion or "{" in (form or ""):
+        raise ValueError(f"what stands in braces, '{field}', is no column")
+    return Piece(text, named[1], None if named[2] is None else int(named[2]), form or "")
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
+    return [piece.column for piece in template_pieces(template) if piece.column is not None]
+
+
 class Split(Strict):
     """Where the rows and the images of one split lie, below the competition's root."""
 
     table: str | None = Field(None, description="CSV or parquet with a row per image")
-    images: str | None = Field(
-        None, description="'train/{image_id}.jpg', its columns in braces; without a table, a folder of images"
+    images: str | list[str] | None = Field(
+        None,
+        description="'train/{image_id}.jpg', columns in braces, also inside a ZIP or HDF5 file "
+        "('train.hdf5/{isic_id}'); a list: each row's image is the first of them that is there; without a table, a "
+        "folder of images",
     )
     folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
     root: str | None = Field(
@@ -40,11 +85,19 @@ class Split(Strict):
     def _one_source(self) -> Split:
         if (self.folders is None) == (self.images is None):
             raise ValueError("give either `images` or `folders`")
-        if self.table and not template_columns(self.images or ""):
+        if self.table and not all(template_columns(template) for template in self.templates or [""]):
             raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
+        if not self.table and isinstance(self.images, list):
+            raise ValueError("a list of `images` needs a `table` with a row per image")
         if self.folders and self.table:
             raise ValueError("`folders` takes no `table`: each folder's name is the class")
         return self
+
+
+    @property
+    def templates(self) -> list[str]:
+        """Where a row's image may lie, in the order in which it is looked for; [] without `images`."""
+        return self.images if isinstance(self.images, list) else [self.images] if self.images else []
 
 
 class Metadata(Strict):
@@ -74,6 +127,12 @@ class SubmissionShape(Strict):
         "auto",
         description="what the host wants: probabilities (value) or classes (label); auto asks the metric and columns",
     )
+
+
+    @model_validator(mode="after")
+    def _readable(self) -> SubmissionShape:
+        template_columns(self.row_id or "")
+        return self
 
 
 class Competition(Strict):
@@ -199,8 +258,3 @@ def load(name_or_path: str) -> Competition:
     competition = validate(Competition, read_yaml(path), str(path))
     competition._file = path.resolve()
     return competition
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
-    return [field for _, field, _, _ in string.Formatter().parse(template) if field]

@@ -18,6 +18,7 @@ Columns of index.parquet, one row per image:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, dicom, image, launch, metrics
-from foldwise.competition import Competition, Split, template_columns
+from foldwise import UserError, atomic, dicom, image, launch, metrics, source
+from foldwise.command import note
+from foldwise.competition import Competition, Split, template_columns, template_pieces
 from foldwise.schema import nearest
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ""}
+FEW = 0.01  # share of a split's images that may be set aside without a warning
 
 
 def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
@@ -92,6 +94,33 @@ def odd_formats(index: pd.DataFrame) -> list[str]:
                 "so see whether it is a picture at all"
             )
     return warnings
+
+
+def set_aside(index: pd.DataFrame) -> list[str]:
+    """Warnings where more than FEW of a split's images can't be used, with the most common reason."""
+    warnings = []
+    for split, part in index.groupby("split"):
+        unread = part[part["error"].notna()]
+        if len(unread) > FEW * len(part):
+            reasons = unread["error"].value_counts()
+            first = unread[unread["error"] == reasons.index[0]]["path"].iloc[0]
+            warnings.append(
+                f"{split}: {len(unread)} of {len(part)} images set aside ({len(unread) / len(part):.1%}), "
+                f"{reasons.iloc[0]} of them: {reasons.index[0]}, such as {first}; all are in unreadable.csv"
+            )
+    return warnings
+
+
+def left_out(competition: Competition) -> str:
+    """What lies in the folders that `folders` and `images` name and is no image, by kind; '' where nothing."""
+    splits = [competition.train, competition.test, *competition.extra]
+    plain = [split for split in splits if split is not None and split.table is None]
+    return image.left_out(sum((_listing(competition, split).others for split in plain), Counter()))
+
+
+def _listing(competition: Competition, split: Split) -> image.Listing:
+    raw = competition.raw_of(split)
+    return image.listing(raw / str(split.folders or split.images), raw)
 
 
 def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
@@ -161,11 +190,11 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     path = competition.raw_of(split) / str(split.table)
     row_id = competition.submission.row_id or competition.id
     row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
-    keys = {competition.id, *template_columns(str(split.images)), *template_columns(row_template)}
+    identity = {competition.id, *(column for template in split.templates for column in template_columns(template))}
+    keys = identity | set(template_columns(row_template))
     keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
     keys |= {competition.group} if competition.group else set()
     table = read_table(path, sorted(keys))
-    identity = {competition.id, *template_columns(str(split.images))}
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
@@ -182,9 +211,9 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
 
     rows = pd.DataFrame({"id": table[competition.id]})
     known = set(template_columns(row_template)) <= set(table)
-    rows["row_id"] = _fill(row_template, table) if known else rows["id"]
+    rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
     rows["group"] = _groups(competition, table, rows["id"])
-    rows["path"] = _fill(_below(competition, split) + str(split.images), table)
+    rows["path"] = _paths(competition, split, table, path)
     if name != "test":
         rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
@@ -192,18 +221,29 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     return rows
 
 
-def _below(competition: Competition, split: Split) -> str:
-    return (
-        "" if split.root is None else competition.raw_of(split).as_posix().replace("{", "{{").replace("}", "}}") + "/"
-    )
+def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
+    """Each row's image, below the raw folder; of several places the first that holds one."""
+    raw = competition.raw_of(split)
+    places = [_fill(template, table, where) for template in split.templates]
+    if len(places) == 1:
+        paths = places[0]
+    else:
+        paths = [next((p for p in row if source.is_there(raw / p)), row[0]) for row in zip(*places, strict=True)]
+    return paths if split.root is None else [(raw / path).as_posix() for path in paths]
 
 
-def _fill(template: str, table: pd.DataFrame) -> list[str]:
-    columns = template_columns(template)
-    return [
-        template.format(**dict(zip(columns, values, strict=True)))
-        for values in zip(*(table[c] for c in columns), strict=True)
-    ]
+def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
+    """The template with every row's values in it; UserError names the row whose value does not fit."""
+    filled = [""] * len(table)
+    for piece in template_pieces(template):
+        values = table[piece.column] if piece.column is not None else [""] * len(table)
+        for row, value in enumerate(values):
+            try:
+                filled[row] += piece.fill(value)
+            except ValueError:
+                what = f"'{value}' does not fit the format of {piece.column} in '{template}'"
+                raise UserError(f"{where}: row {row + 2}: {what}") from None
+    return filled
 
 
 def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
@@ -267,9 +307,13 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
     folder = raw / str(split.folders or split.images)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, named by `{name}` in {competition.file}")
-    files = image_files(folder)
+    listed = _listing(competition, split)
+    files = listed.images
     if not files:
-        raise UserError(f"{folder}: no images in it")
+        raise UserError(f"{folder}: no images in it{listed.left_out}")
+    if listed.outside:
+        some = f"{listed.outside[0]} -> {listed.outside[0].resolve()}"
+        note(f"{name}: {len(listed.outside)} links lead out of the raw folder and are followed: {some}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
     rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
@@ -277,16 +321,6 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         labels = _folder_labels(competition, split, ids, folder)
         rows["target"] = _target(competition, labels, f"{folder}: its labels")
     return rows
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted; hidden files and other kinds left out."""
-    return sorted(
-        path for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )  # fmt: skip
 
 
 def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folder: Path) -> pd.Series:
@@ -333,15 +367,15 @@ def _read_headers(raw: str, tags: tuple[str, ...], rows: Sequence[tuple[int, str
 
 
 def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        return {"error": "missing file"}
     try:
+        if not source.is_there(path):
+            return {"error": "missing file"}
         found: dict[str, Any] = dict(image.probe(path))
         if tags and found["format"] == "DICOM":
             found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
         return found
     except UserError as error:
-        return {"error": str(error).removeprefix(f"{path}: "), "bytes": path.stat().st_size}
+        return {"error": str(error).removeprefix(f"{path}: "), "bytes": source.head(path, 0)[1]}
     except Exception as error:  # whatever a damaged file does to a parser, the other files go on
         return {"error": f"{type(error).__name__}: {error}", "bytes": path.stat().st_size}
 
