@@ -133,6 +133,20 @@ def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda name: (0, float(name), "") if _is_number(name) else (1, 0.0, name))
 
 
+def binary_labels(competition: Competition) -> tuple[str, str]:
+    """The labels that count as 0 and as 1, as the host writes them; ('0', '1') where they are numbers."""
+    if competition.positive is None:
+        return "0", "1"
+    split, raw = competition.train, competition.raw_of(competition.train)
+    if split.table:
+        labels = read_table(raw / split.table, competition.targets)[competition.targets[0]].dropna()
+    else:
+        folder = raw / str(split.folders or split.images)
+        files = pd.Series([path.relative_to(folder).as_posix() for path in _listing(competition, split).images])
+        labels = _folder_labels(competition, split, files, folder)
+    return next(name for name in sorted(set(labels)) if name != competition.positive), competition.positive
+
+
 def target_array(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
     """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
     if competition.task == "multilabel":
