@@ -104,7 +104,7 @@ def groups(
 
     turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
     """
-    key = _key(table, images, turned)
+    key = _key(competition, table, images, turned)
     found = None if fresh else _saved(competition, table, key)
     if found is not None:
         return found
@@ -112,7 +112,7 @@ def groups(
     rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
     seen = traits.look(images, rows)
     pairs, compared = duplicates(seen, table, competition.raw(), turned)
-    named = _named(pairs, table)
+    named = _named(competition, pairs, table)
     merged = merge(table, named)
     facts: dict[str, int | float | bool] = {
         "images": len(rows),
@@ -327,9 +327,9 @@ def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
     return int(table.loc[labelled, "group"].nunique() - merged[labelled].nunique())
 
 
-def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
-    targets = [column for column in table if column == "target" or column.startswith("target_")]
+    targets = competition.truth
     same = (a[targets].eq(b[targets]) | (a[targets].isna() & b[targets].isna())).all(axis=1).astype("boolean")
     labelled = (a["split"] != "test") & (b["split"] != "test")
     named = pd.DataFrame(
@@ -345,11 +345,10 @@ def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _key(table: pd.DataFrame, images: Cache, turned: bool) -> str:
+def _key(competition: Competition, table: pd.DataFrame, images: Cache, turned: bool) -> str:
     facts = images.path.with_suffix(".json")
     made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
-    targets = [column for column in table if column == "target" or column.startswith("target_")]
-    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *targets])])
+    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *competition.truth])])
 
 
 def _rows(table: pd.DataFrame, columns: list[str]) -> str:

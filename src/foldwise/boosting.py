@@ -78,7 +78,7 @@ class Problem:
         """UserError where a training row has no target, or all have the same."""
         names = index.classes(competition, table)
         train = folds.rows(table, fold_table)
-        for column in [c for c in train if c == "target" or c.startswith("target_")]:
+        for column in competition.truth:
             gaps = train[column].isna()
             if gaps.any():
                 raise UserError(

@@ -170,11 +170,13 @@ class Competition(Strict):
         if (self.task == "multilabel") != isinstance(self.target, list):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
-        reserved |= {"format", "frame", "frames", "error"}
+        reserved |= {"format", "frame", "frames", "error", *self.truth}
         listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
-        taken = [column for column in listed if column in reserved or listed.count(column) > 1]
-        if taken:
-            raise ValueError(f"metadata column '{taken[0]}' is named twice, or is a name that the index uses itself")
+        for column in listed:
+            if listed.count(column) > 1:
+                raise ValueError(f"metadata column '{column}' is named twice")
+            if column in reserved:
+                raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
@@ -186,6 +188,11 @@ class Competition(Strict):
     def targets(self) -> list[str]:
         """The target columns, one unless the task is multilabel."""
         return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
+    def truth(self) -> list[str]:
+        """The index's and prediction tables' columns that hold the truth: 'target', or 'target_<column>' for each."""
+        return [f"target_{name}" for name in self.targets] if self.task == "multilabel" else ["target"]
 
     @property
     def aggregates(self) -> bool:

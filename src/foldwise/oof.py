@@ -64,7 +64,7 @@ def table(
     made = {"id": rows["id"].to_numpy()}
     if fold is not None:
         made["fold"] = np.full(len(rows), fold)
-        for column in [c for c in rows.columns if c == "target" or c.startswith("target_")]:
+        for column in competition.truth:
             made[column] = rows[column].to_numpy()
     columns = [f"pred_{name}" for name in names] or ["pred"]
     values = pred.reshape(len(rows), len(columns))
