@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, dicom, image, launch, metrics, source
+from foldwise import UserError, atomic, dicom, image, launch, metrics, source, tags
 from foldwise.command import note
 from foldwise.competition import Competition, Split, template_columns, template_pieces
 from foldwise.schema import nearest
@@ -300,7 +300,7 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
                 f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}"
             )
         return (names == competition.positive).astype("float64")
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers, _ = read_numbers(values)
     if numbers.isna().any() or not np.isfinite(numbers).all():
         bad = values[~np.isfinite(numbers)].iloc[0]
         hint = (
@@ -400,7 +400,12 @@ def _scalar(value: Any) -> Any:
 
 def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in competition.metadata.numeric:
-        index[column] = pd.to_numeric(index[column], errors="coerce").astype("float64")
+        index[column], odd = read_numbers(index[column])
+        if len(odd):
+            some = ", ".join(f"'{value}' ({count})" for value, count in odd.value_counts().head(4).items())
+            there = int(index[column].notna().sum()) + len(odd)
+            what = f"{len(odd)} of {there} values are no numbers and count as missing: {some}"
+            note(f"warning: metadata column '{column}': {what}")
     for column in competition.metadata.categorical:
         index[column] = _text(index[column])
     for column in competition.dicom_tags:
@@ -410,6 +415,30 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in ("format", "error"):
         index[column] = _text(index[column])
     return index
+
+
+_COMMA = r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d+)?"
+_THOUSANDS = r"[+-]?[1-9]\d{0,2},\d{3}"  # 1234 to one reader, 1.234 to another
+
+
+def read_numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """A column as float64, and what in it is no number: NaN in the first, text in the second.
+
+    Beside numbers, ages are read as DICOM writes them ('045Y', '010M', in years), and decimal commas ('1,5',
+    '1.234,5') where the whole column has them and they can't be meant as thousands.
+    """
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    text = values[numbers.isna() & values.notna()].astype(str).str.strip()
+    text = text[~text.str.lower().isin(["", "nan"])]
+    if not len(text):
+        return numbers, text
+    every = values.dropna().astype(str).str.strip()
+    commas = every[every.str.contains(",", regex=False)]
+    if every.str.fullmatch(_COMMA).all() and not commas.str.fullmatch(_THOUSANDS).all():
+        points = every.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        return pd.to_numeric(points).astype("float64").reindex(values.index), text[:0]
+    years = text.map(tags.age).astype("float64")
+    return numbers.fillna(years), text[years.isna()]
 
 
 def typed(values: pd.Series) -> pd.Series:
