@@ -146,6 +146,9 @@ class Competition(Strict):
     id: str = Field("id", description="the column that names an image")
     target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
     positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
+    classes: list[str] | None = Field(
+        None, description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted)"
+    )
     group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
     train: Split
     test: Split | None = None
@@ -179,6 +182,8 @@ class Competition(Strict):
                 raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
+        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if split.table is None and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
@@ -262,6 +267,6 @@ def load(name_or_path: str) -> Competition:
         if not path.exists():
             known = nearest(name_or_path, (file.stem for file in DESCRIPTIONS.glob("*.yaml")))
             raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
-    competition = validate(Competition, read_yaml(path), str(path))
+    competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
     return competition

@@ -17,15 +17,17 @@ Columns of index.parquet, one row per image:
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from foldwise import UserError, atomic, dicom, image, launch, metrics, source, tags
 from foldwise.command import note
@@ -54,6 +56,7 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
                 f"{competition.file}: none of the {len(part)} {split} images can be used; the first: "
                 f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
             )
+    classes(competition, index)
     return _typed(competition, index)
 
 
@@ -124,13 +127,43 @@ def _listing(competition: Competition, split: Split) -> image.Listing:
 
 
 def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
-    """The names behind pred_<name>: sorted classes, or the target columns; [] for binary and regression."""
+    """The names behind pred_<name>: classes in their order, or the target columns; [] for binary and regression."""
     if competition.task == "multilabel":
         return competition.targets
     if competition.task != "multiclass":
         return []
-    names = index.loc[index["split"] == "train", "target"].dropna().unique()
-    return sorted(names, key=lambda name: (0, float(name), "") if _is_number(name) else (1, 0.0, name))
+    return order(competition, index.loc[index["split"] == "train", "target"].dropna().unique().tolist())
+
+
+def order(competition: Competition, names: list[str]) -> list[str]:
+    """The classes `names` in the order of the competition's `classes`, else sorted, numbers as numbers.
+
+    UserError where `classes` names others, or where the metric asks for an order that nobody gave.
+    """
+    if competition.classes is None:
+        if ":" not in competition.metric and metrics.resolve(competition.metric).ordered:
+            check_order(competition, names, f"metric {competition.metric}")
+        return by_number(names)
+    for name in sorted(set(names) ^ set(competition.classes)):
+        where = "in the data, not in" if name in set(names) else "not in the data, but in"
+        other = competition.classes if name in set(names) else names
+        raise UserError(f"{competition.file}: class '{name}' is {where} `classes`{nearest(name, other)}")
+    return competition.classes
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names sorted: numbers as numbers, then the others."""
+    return sorted(names, key=lambda name: (0, float(name), "") if is_number(name) else (1, 0.0, name))
+
+
+def check_order(competition: Competition, names: list[str], what: str) -> None:
+    """UserError where classes have no order: names that are no numbers, without `classes` in the competition."""
+    if competition.classes is None and not all(map(is_number, names)):
+        line = yaml.safe_dump(sorted(names), default_flow_style=True, width=10**6, allow_unicode=True).strip()
+        raise UserError(
+            f"{competition.file}: {what} goes by the order of the classes, and their names do not tell it: add the "
+            f"line `classes: {line}`, sorted from lowest to highest"
+        )
 
 
 def binary_labels(competition: Competition) -> tuple[str, str]:
@@ -463,9 +496,9 @@ def _name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a name is a finite number."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -48,7 +48,7 @@ class Metric:
 
     `needs` are the labels that every column must hold for the value to exist: "01" both, "1" a positive.
     `order_only` metrics see the order of the rows and nothing else; `decides` metrics see labels only;
-    `probability` metrics refuse predictions outside 0..1.
+    `probability` metrics refuse predictions outside 0..1; `ordered` metrics measure how far apart classes are.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Metric:
     order_only: bool = False
     decides: bool = False
     probability: bool = False
+    ordered: bool = False
     tasks: frozenset[str] = field(default=frozenset({"binary", "multiclass", "multilabel"}))
 
 
@@ -482,7 +483,7 @@ METRICS: dict[str, Metric] = {
         Metric("f1_macro", _f1_columns, decides=True, tasks=_LABELS),
         Metric("f1_micro", _f1_micro, decides=True, tasks=_LABELS),
         Metric("pf1", _column_mean(_pf1), needs="1", tasks=_ONE),
-        Metric("quadratic_weighted_kappa", _of_labels(_kappa), decides=True, needs="2", tasks=_LABELS),
+        Metric("quadratic_weighted_kappa", _of_labels(_kappa), decides=True, needs="2", ordered=True, tasks=_LABELS),
         Metric("rmse", _rmse, greater_is_better=False, tasks=_NUMBERS),
         Metric("mae", _mae, greater_is_better=False, tasks=_NUMBERS),
     )
