@@ -100,6 +100,17 @@ class Split(Strict):
         return self.images if isinstance(self.images, list) else [self.images] if self.images else []
 
 
+class Labels(Strict):
+    """What cells of the target columns mean that hold no label."""
+
+    blank: Literal["0", "1", "ignore"] | None = Field(
+        None, description="empty cells: 0, 1, or ignore (no loss, no score; a row without any label is left out)"
+    )
+    uncertain: Literal["0", "0.5", "1", "ignore"] | None = Field(
+        None, description="cells of -1: 0, 1, ignore, or 0.5: half a label to the loss of a network, ignored elsewhere"
+    )
+
+
 class Metadata(Strict):
     """Columns of the tables that a model may use beside the pixels."""
 
@@ -149,6 +160,7 @@ class Competition(Strict):
     classes: list[str] | None = Field(
         None, description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted)"
     )
+    labels: Labels = Labels()
     group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
     train: Split
     test: Split | None = None
@@ -182,11 +194,20 @@ class Competition(Strict):
                 raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
-        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
-            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if split.table is None and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_task(self) -> Competition:
+        graded = self.labels.uncertain is not None or self.labels.blank in {"0", "1"}
+        if graded and self.task not in {"binary", "multilabel"}:
+            raise ValueError("`labels` of 0 and 1 belong to task: binary and multilabel; `blank: ignore` to any")
+        if self.labels.uncertain == "0.5" and self.task == "binary":
+            raise ValueError("`labels: {uncertain: 0.5}` belongs to task: multilabel; choose 0, 1 or ignore")
+        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
         return self
 
     @property

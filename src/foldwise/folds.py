@@ -90,7 +90,7 @@ def make(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
 def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
     """What the folds balance, float (N, S): classes one-hot, labels as they are, ten bins of a regression target."""
     if competition.task == "multilabel":
-        return train[competition.truth].to_numpy(dtype=float)
+        return np.nan_to_num(train[competition.truth].to_numpy(dtype=float))
     target = train["target"]
     if competition.task == "regression":
         target = pd.qcut(target.rank(method="first"), min(10, len(target)), labels=False)

@@ -181,15 +181,20 @@ def binary_labels(competition: Competition) -> tuple[str, str]:
 
 
 def target_array(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
+    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel, NaN: ignored."""
     if competition.task == "multilabel":
-        return rows[[f"target_{name}" for name in names]].to_numpy(dtype=np.float32, copy=True)
+        return known(rows[[f"target_{name}" for name in names]]).to_numpy(dtype=np.float32, copy=True)
     if competition.task == "multiclass":
         codes = pd.Categorical(rows["target"], categories=names).codes.astype(np.int64)
         if (codes < 0).any():
             raise UserError(f"class '{rows['target'].iloc[int(np.argmin(codes))]}' is none of {', '.join(names[:12])}")
         return codes
     return rows["target"].to_numpy(dtype=np.float32, copy=True)
+
+
+def known(truth: pd.DataFrame) -> pd.DataFrame:
+    """Labels that are 0 or 1; others (ignored, uncertain) as NaN."""
+    return truth.where(truth.isin([0, 1]))
 
 
 def metadata_columns(competition: Competition) -> list[str]:
@@ -265,7 +270,7 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
         rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
         rows[column] = table.get(column)
-    return rows
+    return rows if name == "test" else _labelled(competition, name, rows)
 
 
 def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
@@ -303,22 +308,39 @@ def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd
 
 
 def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    labels = competition.labels
     made = {}
-    for column in competition.targets:
-        values = table[column]
-        gaps = values.isna() | (values.astype(str).str.strip() == "")
-        if gaps.any():
-            row = int(np.flatnonzero(gaps)[0])
+    for column, name in zip(competition.targets, competition.truth, strict=True):
+        values, where = table[column], f"{path}: column '{column}'"
+        blank = values.isna() | (values.astype(str).str.strip() == "")
+        unsure = pd.to_numeric(values, errors="coerce").eq(-1) & (labels.uncertain is not None)
+        if blank.any() and labels.blank is None:
+            row = int(np.flatnonzero(blank)[0])
             raise UserError(
-                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
-                "give it a label or take the row out"
+                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; give it a label, "
+                "take the row out, or say what it means: `labels: {blank: ignore}` in the competition"
             )
-        name = f"target_{column}" if competition.task == "multilabel" else "target"
-        made[name] = _target(competition, values, f"{path}: column '{column}'")
+        target = _target(competition, values[~blank & ~unsure], where).reindex(table.index)
+        for cells, meaning in ((blank, labels.blank), (unsure, labels.uncertain)):
+            if meaning not in {None, "ignore"}:
+                target[cells] = float(str(meaning))
+        if competition.task == "binary" and target.nunique() < 2:
+            raise UserError(f"{where}: every row is {target.dropna().iloc[0]:g}; nothing to learn")
+        made[name] = target
     return pd.DataFrame(made)
 
 
+def _labelled(competition: Competition, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a label; how many have none is said."""
+    empty = rows[competition.truth].isna().all(axis=1)
+    if empty.any():
+        note(f"{name}: {int(empty.sum())} of {len(rows)} rows have no label (`labels`: ignore) and are left out")
+    return rows[~empty].reset_index(drop=True)
+
+
 def _target(competition: Competition, values: pd.Series, where: str) -> pd.Series:
+    if not len(values):
+        raise UserError(f"{where}: no row has a label")
     if competition.task == "multiclass":
         whole = pd.api.types.is_float_dtype(values) and (values % 1 == 0).all()
         names = (values.astype("int64") if whole else values).astype(str).str.strip()
@@ -341,11 +363,9 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
         )
         raise UserError(f"{where}: '{bad}' is not a number{hint}")
     if competition.task != "regression" and not numbers.isin([0, 1]).all():
-        raise UserError(
-            f"{where}: {competition.task} targets are 0 and 1, found {numbers[~numbers.isin([0, 1])].iloc[0]:g}"
-        )
-    if competition.task == "binary" and numbers.nunique() < 2:
-        raise UserError(f"{where}: every row is {numbers.iloc[0]:g}; nothing to learn")
+        strange = numbers[~numbers.isin([0, 1])].iloc[0]
+        hint = "; if it means uncertain, set `labels: {uncertain: ignore}`" if strange == -1 else ""
+        raise UserError(f"{where}: {competition.task} targets are 0 and 1, found {strange:g}{hint}")
     return numbers
 
 

@@ -164,6 +164,7 @@ def _check_truth(name: str, column: str, theirs: pd.Series, ours: pd.Series) -> 
     text = (a.isna() | b.isna()).to_numpy()
     near = np.isclose(a.to_numpy(dtype=float), b.to_numpy(dtype=float), rtol=1e-6)
     equal = np.where(text, theirs.astype(str).to_numpy() == ours.astype(str).to_numpy(), near)
+    equal |= theirs.isna().to_numpy() & ours.isna().to_numpy()  # labels that nobody knows
     if not equal.all():
         at = int(np.flatnonzero(~equal)[0])
         raise UserError(

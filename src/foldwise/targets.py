@@ -39,7 +39,12 @@ class Targets:
         return max(1, len(self.learnt) - (self.activation == "ordinal"))
 
     def array(self, competition: Competition, rows: pd.DataFrame) -> np.ndarray:
-        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
+        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel.
+
+        Of several labels, 0.5 is half a label, and NaN none: it has no part in the loss.
+        """
+        if competition.task == "multilabel":
+            return rows[competition.truth].to_numpy(dtype=np.float32, copy=True)
         if self.labels is None:
             return index.target_array(competition, rows, self.names)
         labels = self.labels.reindex(rows["id"])
