@@ -79,9 +79,10 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     path, warnings = report.write(about, table, fold_table, args.sizes, copies)
-    for warning in index.odd_formats(table) + warnings:
+    for warning in index.set_aside(table) + index.odd_formats(table) + warnings:
         note(f"warning: {warning}")
-    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside; look at {path}")
+    others = index.left_out(about)
+    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
 
 
 if __name__ == "__main__":

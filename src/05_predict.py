@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldwise import command, competition, config, folds, index, launch, oof
+from foldwise import command, competition, config, folds, image, index, launch, oof
 from foldwise.command import note
 
 
@@ -42,7 +42,8 @@ def main() -> None:
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}; its row holds the mean of the others")
-        print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable")
+        others = image.listing(Path(args.images)).left_out
+        print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return
     table, fold_table = index.load(about), folds.load(about)
     preds = ensemble.predict_folds(about, recipe, args.run, table, fold_table)

@@ -424,3 +424,32 @@ def test_a_run_is_the_same_again_and_reads_as_a_run(tabled: Workplace, monkeypat
     before = (run.folder / "oof.csv").read_bytes()
     tabled.run("03_metadata.py")
     assert (run.folder / "oof.csv").read_bytes() == before
+
+
+def test_metadata_may_be_named_like_truth_folds_or_predictions(tmp_path: Path) -> None:
+    """Columns called target_age, fold, pred and target_class give the scores that other names give them."""
+    scores, tables = {}, {}
+    for kind, names in {"odd": ["target_age", "fold", "pred"], "plain": ["a", "b", "c"]}.items():
+        place = make_tiny(tmp_path / kind)
+        for split in ("train", "test"):
+            table = pd.read_csv(place.raw / f"{split}.csv")
+            added = dict(zip(names, (table["age"], np.arange(len(table)) % 7, -table["age"]), strict=True))
+            table.assign(**added).to_csv(place.raw / f"{split}.csv", index=False)
+        place.describe(metadata={"numeric": names, "categorical": []})
+        said = place.run("01_preprocess.py", "--sizes", 32).stderr
+        assert "could not be made" not in said
+        place.run("03_metadata.py")
+        place.run("02_train.py", "--recipe", "quick.yaml", "model.metadata=true", "train.epochs=1", "train.threads=1")
+        place.run("06_blend.py", "--method", "mean", "--name", "s")
+        tables[kind] = pd.read_csv(place.runs / "lightgbm" / "oof.csv")
+        assert list(tables[kind]) == ["id", "fold", "target", "pred"]
+        scores[kind] = json.loads((place.submissions / "s.json").read_text())["nested_score"]
+    assert scores["odd"] == scores["plain"]
+    pd.testing.assert_frame_equal(tables["odd"], tables["plain"])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ["id", "target", "target_a"])
+def test_a_name_that_the_index_uses_itself_is_refused(tiny: Workplace, name: str) -> None:
+    tiny.describe(task="multilabel", target=["a", "b"], metadata={"numeric": [name]})
+    assert f"metadata column '{name}' has a name that the index uses" in tiny.refused("01_preprocess.py")

@@ -16,6 +16,9 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import QUICK, REPOSITORY, Workplace, make_tiny, picture
+from sklearn.metrics import cohen_kappa_score
+
+from foldwise import competition, oof
 
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "src").glob("0*.py"))
 
@@ -339,6 +342,54 @@ def test_folder_per_class(tmp_path: Path) -> None:
     assert "te0000.png" in set(made["id"])
     cv2.imwrite(str(place.raw / "classes" / "stray.png"), np.zeros((9, 9, 3), np.uint8))
     assert "stray.png: lies beside the class folders" in place.refused("01_preprocess.py", "--sizes", 32)
+
+
+STAGES = ["No_DR", "Mild", "Moderate", "Severe"]
+
+
+def test_grades_with_names_need_their_order(tiny: Workplace) -> None:
+    stage = [STAGES[k % 4] for k in range(60)]
+    pd.read_csv(tiny.raw / "train.csv").assign(stage=stage).to_csv(tiny.raw / "train.csv", index=False)
+    tiny.describe(task="multiclass", target="stage", metric="quadratic_weighted_kappa", sample_submission=None)
+    said = tiny.refused("01_preprocess.py", "--sizes", 32)
+    assert "`classes: [Mild, Moderate, No_DR, Severe]`" in said
+    tiny.describe(classes=["Mild", "No_DR", "Moderate"])
+    assert "class 'Severe' is in the data, not in `classes`" in tiny.refused("01_preprocess.py", "--sizes", 32)
+    tiny.describe(classes=STAGES)
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    tiny.run("03_metadata.py")
+    table = pd.read_csv(tiny.runs / "lightgbm" / "oof.csv")
+    assert list(table)[3:] == [f"pred_{name}" for name in STAGES]
+    truth = table["target"].map(STAGES.index)
+    expected = cohen_kappa_score(truth, table.iloc[:, 3:].to_numpy().argmax(axis=1), weights="quadratic")
+    assert json.loads((tiny.runs / "lightgbm" / "run.json").read_text())["score"] == pytest.approx(expected)
+    about = competition.load(str(tiny.competition))
+    assert oof.score(about, table[[*table.columns[:3], *sorted(table.columns[3:])]]) == pytest.approx(expected)
+    tiny.describe(classes=None, metric="log_loss")
+    said = tiny.refused("02_train.py", "--recipe", "quick.yaml", "train.loss=ordinal")
+    assert "train.loss=ordinal goes by the order of the classes" in said
+
+
+def test_labels_are_taken_as_the_yaml_file_writes_them(tmp_path: Path) -> None:
+    text = "name: a\ntask: binary\nmetric: auc\ntrain: {table: t.csv, images: '{id}.png'}\nfolds: {n: 3}\n"
+    more = "positive: yes\ngroup: null\nturned_copies: no\nimage: {clahe: 2.0, frame: 3}"
+    (tmp_path / "a.yaml").write_text(text + more)
+    about = competition.load(str(tmp_path / "a.yaml"))
+    assert (about.positive, about.group, about.turned_copies, about.folds.n) == ("yes", None, False, 3)
+    assert (about.image.clahe, about.image.frame) == (2.0, 3)
+    text = text.replace("binary", "multiclass") + "classes: [no, yes, 007, 2020-01-01]"
+    (tmp_path / "b.yaml").write_text(text)
+    assert competition.load(str(tmp_path / "b.yaml")).classes == ["no", "yes", "007", "2020-01-01"]
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ("1", "2"), ("False", "True")])
+def test_the_positive_label_needs_no_quotes(tiny: Workplace, labels: tuple[str, str]) -> None:
+    table = pd.read_csv(tiny.raw / "train.csv")
+    table.assign(sick=[labels[k] for k in table["sick"]]).to_csv(tiny.raw / "train.csv", index=False)
+    tiny.competition.write_text(tiny.competition.read_text() + f"positive: {labels[1]}\n")
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    read = pd.read_parquet(tiny.derived / "index.parquet")
+    assert read["target"].dropna().tolist() == table["sick"].tolist()
 
 
 def test_several_images_make_a_submission_row(tiny: Workplace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,62 @@ def test_labels_where_the_host_wants_labels(
     about = make(root, pd.DataFrame({"id": ["a"], "label": 0}), targets, **description)
     path = submission.write(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
     assert pd.read_csv(path)["label"].tolist() == [value]
+
+
+BINARY = {"task": "binary", "positive": "sick", "target": "state"}
+LABELS = {"submission": {"prediction": "label"}}
+
+
+@pytest.mark.parametrize(
+    ("description", "sample", "pred", "written"),
+    [
+        (BINARY, {"state": ["healthy", "healthy"]}, {"pred": [0.2, 0.7]}, {"state": ["healthy", "sick"]}),
+        (BINARY, {"state": [False, False]}, {"pred": [0.2, 0.7]}, {"state": [False, True]}),
+        ({**BINARY, "positive": "2", "target": "grade", **LABELS}, {"grade": [1, 1]}, {"pred": [0.2, 0.7]},
+         {"grade": [1, 2]}),
+        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"], **LABELS}, {"b": [0, 0], "a": [0, 0]},
+         {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]}, {"b": [1, 0], "a": [0, 1]}),
+        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]}, {"b": [0, 0], "a": [0, 0]},
+         {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]}, {"b": [1, 0], "a": [0, 1]}),
+        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]}, {"b": [0.5, 0.5], "a": [0.5, 0.5]},
+         {"pred_a": [0.4, 0.6], "pred_b": [0.9, 0.1]}, {"b": [0.9, 0.1], "a": [0.4, 0.6]}),
+        ({"task": "multilabel", "metric": "f1_micro", "target": ["a", "b"]}, {"tags": ["a b", "a b"]},
+         {"pred_a": [0.8, 0.6], "pred_b": [0.9, 0.1]}, {"tags": ["a b", "a"]}),
+        ({"task": "multiclass", "metric": "accuracy", **LABELS}, {"label": [0, 0]},
+         {"pred_ant": [0.8, 0.1], "pred_bee": [0.2, 0.9]}, {"label": ["ant", "bee"]}),  # a placeholder, as is said
+    ],
+)  # fmt: skip
+def test_labels_are_of_the_samples_kind(root: Path, description: dict, sample: dict, pred: dict, written: dict) -> None:
+    train = pd.DataFrame({"id": ["t1", "t2"], "state": ["sick", "healthy"], "grade": [2, 1]})
+    train.to_csv(root / "t.csv", index=False)
+    about = make(root, pd.DataFrame({"id": ["a", "b"], **sample}), ["0", "1"], **description)
+    path = submission.write(about, pd.DataFrame({"id": ["a", "b"], **pred}), "s", {})
+    made = pd.read_csv(path)
+    assert {name: made[name].tolist() for name in written} == written
+
+
+@pytest.mark.parametrize(
+    ("description", "shown", "pred", "said"),
+    [
+        (BINARY, "well", {"pred": [0.2]}, "'well' is none of the labels healthy, sick"),
+        ({"task": "binary"}, "healthy", {"pred": [0.2]}, "'healthy' is none of the labels 0, 1"),
+        ({"task": "binary", "submission": {"prediction": "value"}}, "no", {"pred": [0.2]},
+         "holds numbers such as '0.2', the sample text such as 'no'"),
+        ({"task": "multiclass", "metric": "accuracy"}, 0, {"pred_ant": [0.2], "pred_bee": [0.8]},
+         "holds text such as 'bee', the sample numbers such as '0'"),
+        ({"task": "multiclass", "metric": "accuracy"}, "wasp", {"pred_ant": [0.2], "pred_bee": [0.8]},
+         "'wasp' is none of the labels ant, bee; if it only holds the place"),
+        ({"task": "regression", "metric": "rmse"}, "low", {"pred": [0.2]}, "see `submission: prediction`"),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_than_the_samples_are_refused(
+    root: Path, description: dict, shown: object, pred: dict, said: str
+) -> None:
+    pd.DataFrame({"id": ["t1", "t2"], "state": ["sick", "healthy"]}).to_csv(root / "t.csv", index=False)
+    about = make(root, pd.DataFrame({"id": ["a"], "label": [shown]}), [0.0, 1.0], **description)
+    with pytest.raises(UserError, match=re.escape(said)):
+        submission.write(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
+    assert not list(root.glob("submissions/c/*"))
 
 
 def test_blend_submits_the_tiny_competition(trained: Workplace) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from foldwise import atomic, traits
+from foldwise import atomic, source, traits
 from foldwise.cache import Cache
 from foldwise.competition import Competition
 from foldwise.config import digest
@@ -113,7 +113,7 @@ def groups(
 
     turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
     """
-    key = _key(table, images, turned)
+    key = _key(competition, table, images, turned)
     found = None if fresh else _saved(competition, table, key)
     if found is not None:
         return found
@@ -121,7 +121,7 @@ def groups(
     rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
     seen = traits.look(images, rows)
     pairs, compared = duplicates(seen, table, competition.raw(), turned)
-    named = _named(pairs, table)
+    named = _named(competition, pairs, table)
     merged = merge(table, named) if competition.merge_copies else table["group"]
     facts: dict[str, int | float | bool] = {
         "images": len(rows),
@@ -195,8 +195,7 @@ def _same_files(rows: list[int], table: pd.DataFrame, raw: Path) -> list[list[in
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "blake2b").hexdigest()
+        return hashlib.blake2b(source.read(path)).hexdigest()
     except OSError:
         return str(path)  # gone since it was cached: then it is the copy of nothing
 
@@ -337,9 +336,9 @@ def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
     return int(table.loc[labelled, "group"].nunique() - merged[labelled].nunique())
 
 
-def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
-    targets = [column for column in table if column == "target" or column.startswith("target_")]
+    targets = competition.truth
     same = (a[targets].eq(b[targets]) | (a[targets].isna() & b[targets].isna())).all(axis=1).astype("boolean")
     labelled = (a["split"] != "test") & (b["split"] != "test")
     named = pd.DataFrame(
@@ -355,11 +354,10 @@ def _named(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _key(table: pd.DataFrame, images: Cache, turned: bool) -> str:
+def _key(competition: Competition, table: pd.DataFrame, images: Cache, turned: bool) -> str:
     facts = images.path.with_suffix(".json")
     made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
-    targets = [column for column in table if column == "target" or column.startswith("target_")]
-    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *targets])])
+    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *competition.truth])])
 
 
 def _rows(table: pd.DataFrame, columns: list[str]) -> str:

@@ -160,7 +160,7 @@ def _problem(
 def make_folds(target: Array, task: str, groups: Array | None, seed: int, n: int = 5) -> Array:
     """(N,) fold numbers, stratified; rows of a group stay together."""
     if task == "multilabel":
-        strata = target
+        strata = np.nan_to_num(target)
     elif task == "regression":
         strata = np.eye(20)[np.argsort(np.argsort(target.reshape(len(target), -1)[:, 0])) * 20 // len(target)]
     else:

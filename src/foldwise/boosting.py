@@ -78,9 +78,9 @@ class Problem:
         """UserError where a training row has no target, or all have the same."""
         names = index.classes(competition, table)
         train = folds.rows(table, fold_table)
-        for column in [c for c in train if c == "target" or c.startswith("target_")]:
+        for column in competition.truth:
             gaps = train[column].isna()
-            if gaps.any():
+            if gaps.any() and competition.task != "multilabel":
                 raise UserError(
                     f"{competition.derived() / 'index.parquet'}: id '{train['id'][gaps].iloc[0]}' has no {column} "
                     f"({int(gaps.sum())} such); mend the training table and run 01_preprocess.py"
@@ -98,8 +98,11 @@ class Problem:
 
     @property
     def wide(self) -> np.ndarray:
-        """float64 (N, outputs): classes one-hot."""
-        return np.eye(self.outputs)[self.y] if self.competition.task == "multiclass" else self.columns.astype(float)
+        """float64 (N, outputs): classes one-hot; a label that is not known as the mean of its column."""
+        if self.competition.task == "multiclass":
+            return np.eye(self.outputs)[self.y]
+        columns = self.columns.astype(float)
+        return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
 
     @property
     def columns(self) -> np.ndarray:
@@ -132,7 +135,7 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
     models = []
     for k, y in enumerate(problem.columns.T):
-        data = Data(x, y[learn], encoder.categorical)
+        data = _known(x, y[learn], encoder.categorical)
         seeds = [_fit(problem, plan, settings, data, None, rounds[seed][k], seed) for seed in range(len(rounds))]
         models.append(seeds)
         if isinstance(seeds[0], learners.Constant):
@@ -150,6 +153,12 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
         trials,
         notes,
     )
+
+
+def _known(x: np.ndarray, y: np.ndarray, categorical: list[int]) -> Data:
+    """The rows whose label is known."""
+    rows = metrics.known_rows(y)
+    return Data(x[rows], y[rows], categorical)
 
 
 def _encoded(
@@ -194,8 +203,8 @@ def _rounds(
     for seed in range(plan.seeds):
         found = []
         for y in problem.columns.T:
-            data = Data(x, y[learn[~held]], encoder.categorical)
-            watch = Data(x_watch, y[learn[held]], encoder.categorical)
+            data = _known(x, y[learn[~held]], encoder.categorical)
+            watch = _known(x_watch, y[learn[held]], encoder.categorical)
             if not _tells(problem, data, watch):
                 found.append(min(UNWATCHED, settings["rounds"]))
                 notes.append(f"too few classes to stop early by: {found[-1]} rounds")
@@ -279,7 +288,7 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
         models = []
         for y in problem.columns.T:
             data, watch = (
-                Data(x, y[part], split.categorical)
+                _known(x, y[part], split.categorical)
                 for x, part in ((split.x, split.learn), (split.x_watch, split.watch))
             )
             told = watch if not plan.learner.linear and _tells(problem, data, watch) else None

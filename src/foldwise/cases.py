@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from foldwise import oof
+from foldwise import index, oof
 from foldwise.competition import Competition
 
 SHEETS = ("worst", "right", "pairs")
@@ -125,14 +125,14 @@ def answers(competition: Competition, table: pd.DataFrame) -> Answers:
     if competition.task == "regression":
         both = np.column_stack([pred[:, 0], table["target"].to_numpy(dtype=float)])
         return Answers("regression", names, rows, both, nothing, nothing, nothing)
-    columns = [f"target_{name}" for name in names] if competition.task == "multilabel" else ["target"]
-    truth = table[columns].to_numpy(dtype=float).round().astype(np.int64)
-    decided = (pred > np.array([_threshold(pred[:, j], truth[:, j]) for j in range(len(names))])).astype(np.int64)
-    label = np.tile(np.arange(len(names)), len(rows))
-    p = pred.ravel()
+    truth = index.known(table[competition.truth]).to_numpy(dtype=float)
+    known = ~np.isnan(truth)
+    cuts = [_threshold(pred[known[:, j], j], truth[known[:, j], j]) for j in range(len(names))]
+    label = np.broadcast_to(np.arange(len(names)), truth.shape)[known]
+    p = pred[known]
     return Answers(
-        competition.task, names, rows.loc[rows.index.repeat(len(names))].reset_index(drop=True),
-        np.column_stack([1 - p, p]), truth.ravel(), decided.ravel(), label,
+        competition.task, names, rows.loc[np.flatnonzero(known) // len(names)].reset_index(drop=True),
+        np.column_stack([1 - p, p]), truth[known].astype(np.int64), (p > np.array(cuts)[label]).astype(np.int64), label,
     )  # fmt: skip
 
 

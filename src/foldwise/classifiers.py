@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from foldwise import UserError, folds, launch
 from foldwise.command import note
 from foldwise.competition import Task
+from foldwise.metrics import known_rows
 
 Array = NDArray[Any]
 Setting = dict[str, float]
@@ -514,7 +515,7 @@ class Heads:
     def fit_predict(self, fit: Array, y: Array, asks: Sequence[Array]) -> tuple[list[Array], list[Setting]]:
         """Predictions (n, outputs) of each of `asks`, and the settings chosen for each target column.
 
-        fit: training rows' numbers; y: their targets, (n,) classes or numbers, or (n, C) labels.
+        fit: training rows' numbers; y: their targets, (n,) classes or numbers, or (n, C) labels, NaN: not known.
         """
         columns = list(y.T) if y.ndim == 2 else [y]
         features = Features.fit(self.source, fit, self.scale)
@@ -531,6 +532,8 @@ class Heads:
     def _one(
         self, features: Features, fit: Array, y: Array, asks: Sequence[Array], methods: dict[int, Method]
     ) -> tuple[list[Array], Setting]:
+        rows = known_rows(y)
+        fit, y = fit[rows], y[rows]
         present: Array = np.zeros(0, np.int64)
         codes: Array = y.astype(np.float64)
         if self.task != "regression":

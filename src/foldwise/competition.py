@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -21,12 +22,56 @@ KAGGLE_WORKING = Path("/kaggle/working")
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
 
 
+class Piece(NamedTuple):
+    """A part of a template: text, then a column's value (column None: no value), one character of it, formatted."""
+
+    text: str
+    column: str | None
+    place: int | None
+    form: str
+
+    def fill(self, value: object) -> str:
+        """The text and the value behind it; ValueError where the value does not fit the format."""
+        shown = str(value)
+        if self.place is not None:
+            if not -len(shown) <= self.place < len(shown):
+                raise ValueError
+            shown = shown[self.place]
+        kind = int if self.form[-1:] in set("bcdoxX") else float if self.form[-1:] in set("eEfFgGn%") else str
+        return self.text + (format(kind(shown), self.form) if self.form else shown)
+
+
+def template_pieces(template: str) -> list[Piece]:
+    """'x/{id:05d}.png' -> a Piece 'x/' with column id, and a Piece '.png' without; ValueError says what is wrong."""
+    try:
+        return [_piece(*part) for part in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ValueError(f"'{template}': {error}; write columns as {{id}}, {{id:05d}} or {{id[0]}}") from None
+
+
+def _piece(text: str, field: str | None, form: str | None, conversion: str | None) -> Piece:
+    if field is None:
+        return Piece(text, None, None, "")
+    named = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)\])?", field)
+    if named is None or conversion or "{" in (form or ""):
+        raise ValueError(f"what stands in braces, '{field}', is no column")
+    return Piece(text, named[1], None if named[2] is None else int(named[2]), form or "")
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
+    return [piece.column for piece in template_pieces(template) if piece.column is not None]
+
+
 class Split(Strict):
     """Where the rows and the images of one split lie, below the competition's root."""
 
     table: str | None = Field(None, description="CSV or parquet with a row per image")
-    images: str | None = Field(
-        None, description="'train/{image_id}.jpg', its columns in braces; without a table, a folder of images"
+    images: str | list[str] | None = Field(
+        None,
+        description="'train/{image_id}.jpg', columns in braces, also inside a ZIP or HDF5 file "
+        "('train.hdf5/{isic_id}'); a list: each row's image is the first of them that is there; without a table, a "
+        "folder of images",
     )
     folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
     root: str | None = Field(
@@ -40,11 +85,30 @@ class Split(Strict):
     def _one_source(self) -> Split:
         if (self.folders is None) == (self.images is None):
             raise ValueError("give either `images` or `folders`")
-        if self.table and not template_columns(self.images or ""):
+        if self.table and not all(template_columns(template) for template in self.templates or [""]):
             raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
+        if not self.table and isinstance(self.images, list):
+            raise ValueError("a list of `images` needs a `table` with a row per image")
         if self.folders and self.table:
             raise ValueError("`folders` takes no `table`: each folder's name is the class")
         return self
+
+
+    @property
+    def templates(self) -> list[str]:
+        """Where a row's image may lie, in the order in which it is looked for; [] without `images`."""
+        return self.images if isinstance(self.images, list) else [self.images] if self.images else []
+
+
+class Labels(Strict):
+    """What cells of the target columns mean that hold no label."""
+
+    blank: Literal["0", "1", "ignore"] | None = Field(
+        None, description="empty cells: 0, 1, or ignore (no loss, no score; a row without any label is left out)"
+    )
+    uncertain: Literal["0", "0.5", "1", "ignore"] | None = Field(
+        None, description="cells of -1: 0, 1, ignore, or 0.5: half a label to the loss of a network, ignored elsewhere"
+    )
 
 
 class Metadata(Strict):
@@ -76,6 +140,12 @@ class SubmissionShape(Strict):
     )
 
 
+    @model_validator(mode="after")
+    def _readable(self) -> SubmissionShape:
+        template_columns(self.row_id or "")
+        return self
+
+
 class Competition(Strict):
     """A competition.yaml. Paths are relative to the folder that holds the competition's raw files."""
 
@@ -87,6 +157,10 @@ class Competition(Strict):
     id: str = Field("id", description="the column that names an image")
     target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
     positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
+    classes: list[str] | None = Field(
+        None, description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted)"
+    )
+    labels: Labels = Labels()
     group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
     train: Split
     test: Split | None = None
@@ -112,11 +186,13 @@ class Competition(Strict):
         if (self.task == "multilabel") != isinstance(self.target, list):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
-        reserved |= {"format", "frame", "frames", "error"}
+        reserved |= {"format", "frame", "frames", "error", *self.truth}
         listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
-        taken = [column for column in listed if column in reserved or listed.count(column) > 1]
-        if taken:
-            raise ValueError(f"metadata column '{taken[0]}' is named twice, or is a name that the index uses itself")
+        for column in listed:
+            if listed.count(column) > 1:
+                raise ValueError(f"metadata column '{column}' is named twice")
+            if column in reserved:
+                raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
@@ -124,10 +200,26 @@ class Competition(Strict):
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
         return self
 
+    @model_validator(mode="after")
+    def _labels_fit_task(self) -> Competition:
+        graded = self.labels.uncertain is not None or self.labels.blank in {"0", "1"}
+        if graded and self.task not in {"binary", "multilabel"}:
+            raise ValueError("`labels` of 0 and 1 belong to task: binary and multilabel; `blank: ignore` to any")
+        if self.labels.uncertain == "0.5" and self.task == "binary":
+            raise ValueError("`labels: {uncertain: 0.5}` belongs to task: multilabel; choose 0, 1 or ignore")
+        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
+        return self
+
     @property
     def targets(self) -> list[str]:
         """The target columns, one unless the task is multilabel."""
         return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
+    def truth(self) -> list[str]:
+        """The index's and prediction tables' columns that hold the truth: 'target', or 'target_<column>' for each."""
+        return [f"target_{name}" for name in self.targets] if self.task == "multilabel" else ["target"]
 
     @property
     def aggregates(self) -> bool:
@@ -197,11 +289,6 @@ def load(name_or_path: str) -> Competition:
         if not path.exists():
             known = nearest(name_or_path, (file.stem for file in DESCRIPTIONS.glob("*.yaml")))
             raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
-    competition = validate(Competition, read_yaml(path), str(path))
+    competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
     return competition
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
-    return [field for _, field, _, _ in string.Formatter().parse(template) if field]

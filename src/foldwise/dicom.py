@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from foldwise import source
 from foldwise.decoders import Array, Frame, Layout, decode_frame, layout_of, name_of
 from foldwise.schema import Strict
 from foldwise.tags import DicomError, Parsed, metadata, parse, parse_with_pydicom, scan
@@ -188,7 +189,7 @@ def is_dicom(head: bytes, suffix: str = "") -> bool:
 
 
 def _whole(path: Path) -> memoryview:
-    return memoryview(path.read_bytes())
+    return memoryview(source.read(path))
 
 
 def _guarded(path: str | Path, work: Callable[[memoryview], Any], read: Callable[[Path], memoryview] = _whole) -> Any:
@@ -215,8 +216,7 @@ HEAD = 1 << 16  # bytes that hold the header of nearly every file
 
 
 def _head(path: Path) -> memoryview:
-    with path.open("rb", buffering=0) as file:
-        return memoryview(file.read(HEAD))
+    return memoryview(source.head(path, HEAD)[0])
 
 
 def _header(head: memoryview, tags: list[str] | None, path: str | Path) -> dict[str, Any]:

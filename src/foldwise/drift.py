@@ -160,7 +160,8 @@ def _compare_column(
 def _questions(competition: Competition, rows: pd.DataFrame) -> dict[str, pd.Series]:
     """What a column is asked to predict: named 0/1 series (or the number itself), NaN for test rows."""
     if competition.task == "multilabel":
-        asked = {name: rows[f"target_{name}"] for name in competition.targets[:CLASSES]}
+        truth = index.known(rows[competition.truth[:CLASSES]])
+        asked = dict(zip(competition.targets, (truth[column] for column in truth), strict=False))
     elif competition.task == "multiclass":
         known = rows["target"].notna()
         largest = rows.loc[known, "target"].value_counts().index[:CLASSES]

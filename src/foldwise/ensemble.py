@@ -18,6 +18,7 @@ from foldwise import (
     cropping,
     fold_data,
     folds,
+    image,
     index,
     infer,
     models,
@@ -142,9 +143,10 @@ def predict_folder(
         raise UserError(f"--images {folder}: no such folder")
     if recipe.model.metadata:
         raise UserError(f"run {run} fuses metadata with the image: a folder of images alone can't be predicted with it")
-    paths = index.image_files(folder)
+    listed = image.listing(folder)
+    paths = listed.images
     if not paths:
-        raise UserError(f"--images {folder}: no images in it")
+        raise UserError(f"--images {folder}: no images in it{listed.left_out}")
     ids = [path.relative_to(folder).as_posix() for path in paths]
     rows = pd.DataFrame(
         {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in paths]}

@@ -248,7 +248,10 @@ def by_value(values: pd.Series, truth: pd.DataFrame, most: int = 12) -> pd.DataF
 
 
 def _mean(values: pd.Series) -> tuple[float, float, float]:
-    found, n = values.to_numpy(float), len(values)
+    found = values.dropna().to_numpy(float)
+    n = len(found)
+    if not n:
+        return np.nan, np.nan, np.nan
     if np.isin(found, (0, 1)).all():
         low, high = wilson(np.array(found.sum()), np.array(n))
         return float(found.mean()), float(low), float(high)

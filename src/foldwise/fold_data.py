@@ -54,8 +54,8 @@ class FoldData:
         if self.targets.task == "regression":
             raise UserError(f"train.sampling={sampling}: a regression has no classes to balance")
         if target.ndim == 2:
-            count = np.maximum(target.sum(axis=0), 1)
-            none = max(1, int((target.sum(axis=1) == 0).sum()))
+            count = np.maximum(np.nansum(target, axis=0), 1)
+            none = max(1, int((np.nansum(target, axis=1) == 0).sum()))
             rarest = np.where(target > 0, count, np.inf).min(axis=1)
             frequency = np.where(np.isfinite(rarest), rarest, none)
         else:

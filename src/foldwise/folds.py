@@ -167,7 +167,7 @@ def _too_few_groups(competition: Competition, train: pd.DataFrame) -> str:
 def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
     """What the folds balance, float (N, S): classes one-hot, labels as they are, ten bins of a regression target."""
     if competition.task == "multilabel":
-        return train[[f"target_{name}" for name in competition.targets]].to_numpy(dtype=float)
+        return np.nan_to_num(train[competition.truth].to_numpy(dtype=float))
     target = train["target"]
     if competition.task == "regression":
         target = pd.qcut(target.rank(method="first"), min(10, len(target)), labels=False)
@@ -188,10 +188,9 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
     uneven = _uneven(folds)
     if competition.task == "regression":
         return uneven
-    joined = folds.merge(train, on="id", validate="one_to_one", suffixes=("", "_index"))
-    names = [column for column in joined if column == "target" or column.startswith("target_")]
+    joined = folds.merge(train[["id", *competition.truth]], on="id", validate="one_to_one")
     warnings = []
-    for name in names:
+    for name in competition.truth:
         counts = pd.crosstab(joined["fold"], joined[name])
         lacking = counts.columns[(counts == 0).any()]
         for value in lacking[:3]:

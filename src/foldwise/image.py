@@ -5,16 +5,19 @@ grayscale, colour constancy, CLAHE, pad. Alpha is laid over `background` (black)
 first frame counts; EXIF orientation is applied; CMYK is converted; 16-bit gray without a display range is
 stretched between percentiles, as in DICOM.
 
-`inspect` says of each file of a folder what it is and whether all of it can be read.
+`listing` tells the images below a folder from what else lies there. `inspect` says of each file of a folder what it
+is and whether all of it can be read.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import os
+import re
 import struct
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from foldwise import UserError, dicom
+from foldwise import UserError, dicom, source
 from foldwise.decoders import Array, captured_stderr, imdecode_strict, jpeg_parameters, scaled_by
 from foldwise.dicom import DicomError, DicomOptions, Size, resize
 
@@ -109,13 +112,64 @@ _FORMATS = {"MPO": "JPEG"}  # several JPEGs in one file (stereo cameras, phones)
 
 def _head(path: Path) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as file:
-            return file.read(132), os.fstat(file.fileno()).st_size
+        return source.head(path, 132)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}") from None
 
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+_IMAGES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM.{4}\0{4}.{4}.\0\0\0|II[*+]\0|MM\0[*+]"
+    rb"|P[1-6fF]\s|\0\0\0\x0cjP  |\xff\x4f\xff\x51|.{4}ftyp(?:avi|hei|hev|mif)|qoif|8BPS|DDS |\x59\xa6\x6a\x95",
+    re.DOTALL,
+)  # the first bytes of JPEG, PNG, GIF, WebP, BMP, TIFF, PNM and PFM, JPEG 2000, AVIF and HEIF, QOI, PSD, DDS, Sun
+_SUFFIXES = {
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga",
+    ".jp2", ".j2k", ".avif", ".dcm", ".dicom", ".ima",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder, sorted; how many other files lie there, by kind; links that lead out of it."""
+
+    images: list[Path]
+    others: Counter[str]
+    outside: list[Path]
+
+    @property
+    def left_out(self) -> str:
+        """', 3 files that are no images left out (2 .txt, 1 no suffix)', or '' where there are none."""
+        return left_out(self.others)
+
+
+def left_out(others: Counter[str]) -> str:
+    """The files of a Listing that are no images, in words that go on a sentence; '' where there are none."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+    return f", {others.total()} other files, no images, left out ({kinds})" if others else ""
+
+
+def listing(folder: Path, within: Path | None = None) -> Listing:
+    """The images below a folder, by suffix or, where that does not say, by their first bytes; links are followed.
+
+    A file that has an image's suffix and is none is listed: reading it will say what is wrong with it. within: the
+    folder that links are to stay in (see source.tree).
+    """
+    tree = source.tree(folder, within)
+    images = [path for path in tree.files if path.suffix.lower() in _SUFFIXES or _is_image(path)]
+    kept = set(images)
+    others = Counter(path.suffix.lower() or "no suffix" for path in tree.files if path not in kept)
+    return Listing(images, others + tree.dead, tree.outside)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        head, _ = _head(path)
+    except ImageError:
+        return True  # that it can't be opened is said when it is read
+    return bool(_IMAGES.match(head)) or dicom.is_dicom(head)
 
 
 def _is_dicom(head: bytes, path: Path) -> bool:
@@ -171,7 +225,7 @@ def _decode_jpeg(path: Path, target: Size, options: ImageOptions) -> Array:
     """libjpeg-turbo in cv2, scaled by 1/2, 1/4 or 1/8 where the target is smaller; it applies EXIF."""
     import cv2
 
-    data = path.read_bytes()
+    data = source.read(path)
     info = jpeg_parameters(data)
     _check_pixels(path, info.columns, info.rows, options)
     if info.components not in (1, 3) or info.precision != 8 or info.process not in (0xC0, 0xC1, 0xC2):
@@ -191,7 +245,7 @@ def _decode_png(path: Path, options: ImageOptions) -> Array:
     """cv2 keeps 16 bits and alpha; palettes with transparency and damaged files are Pillow's."""
     import cv2
 
-    data = path.read_bytes()
+    data = source.read(path)
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ImageError(f"{path}: truncated PNG")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -245,7 +299,7 @@ def _decode_tiff(path: Path, options: ImageOptions) -> Array:
         return _decode_pillow(path, options)
     except ImageError as error:
         with captured_stderr():
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            image = cv2.imdecode(np.frombuffer(source.read(path), np.uint8), cv2.IMREAD_UNCHANGED)
         if image is None:
             raise error from None
     return _to_8_bits(image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]], options)
@@ -253,7 +307,7 @@ def _decode_tiff(path: Path, options: ImageOptions) -> Array:
 
 def _tiff_size(path: Path) -> tuple[int, int]:
     """(width, height) from the first directory of a TIFF (TIFF 6.0, section 2)."""
-    data = path.read_bytes()
+    data = source.read(path)
     order = "<" if data[:2] == b"II" else ">"
     sizes = {1: "B", 3: "H", 4: "I"}
     try:
@@ -278,7 +332,7 @@ def _pillow(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of decompression bombs: the pixel limit is checked right after
-            return Image.open(path)
+            return Image.open(source.plain(path))
     except UnidentifiedImageError:
         head = _head(path)[0]
         reason = "damaged or truncated image" if head.startswith(_MAGIC) else "not an image"
@@ -525,7 +579,7 @@ def inspect(folder: str | Path, report: str | Path, workers: int | None = None) 
         raise ImageError(f"{folder}: no such folder")
     if not report.parent.is_dir():
         raise ImageError(f"{report.parent}: no such folder for the report")
-    names = sorted(name for name in _files(folder) if folder / name != report)
+    names = [path.relative_to(folder).as_posix() for path in source.tree(folder).files if path != report]
     rows: dict[str, dict[str, Any]] = {}
     for name, row in launch.map_rows(partial(_inspect_rows, str(folder)), names, workers=workers, label="inspect"):
         rows[name] = row if isinstance(row, dict) else {"path": name, "status": "error", "error": str(row)}
@@ -535,15 +589,6 @@ def inspect(folder: str | Path, report: str | Path, workers: int | None = None) 
         writer.writerows(rows[name] for name in names)
     ok = sum(row["status"] == "ok" for row in rows.values())
     return {"ok": ok, "error": len(rows) - ok}
-
-
-def _files(folder: Path) -> list[str]:
-    """Paths below `folder`, with forward slashes; hidden files and folders left out."""
-    found = []
-    for base, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(base, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
-    return found
 
 
 def _inspect_rows(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:

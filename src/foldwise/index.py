@@ -18,9 +18,10 @@ Columns of index.parquet, one row per image:
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from foldwise import UserError, atomic, dicom, image, launch, metrics
-from foldwise.competition import Competition, Split, template_columns
+from foldwise import UserError, atomic, dicom, image, launch, metrics, source, tags
+from foldwise.command import note
+from foldwise.competition import Competition, Split, template_columns, template_pieces
 from foldwise.schema import nearest
 
-SAMPLE = 1 << 14  # bytes of a file hashed at its head, middle and tail
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ""}
+FEW = 0.01  # share of a split's images that may be set aside without a warning
 
 
 def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
@@ -56,6 +58,7 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
                 f"{competition.file}: none of the {len(part)} {split} images can be used; the first: "
                 f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
             )
+    classes(competition, index)
     return _typed(competition, index)
 
 
@@ -116,26 +119,102 @@ def odd_formats(index: pd.DataFrame) -> list[str]:
     return warnings
 
 
+def set_aside(index: pd.DataFrame) -> list[str]:
+    """Warnings where more than FEW of a split's images can't be used, with the most common reason."""
+    warnings = []
+    for split, part in index.groupby("split"):
+        unread = part[part["error"].notna()]
+        if len(unread) > FEW * len(part):
+            reasons = unread["error"].value_counts()
+            first = unread[unread["error"] == reasons.index[0]]["path"].iloc[0]
+            warnings.append(
+                f"{split}: {len(unread)} of {len(part)} images set aside ({len(unread) / len(part):.1%}), "
+                f"{reasons.iloc[0]} of them: {reasons.index[0]}, such as {first}; all are in unreadable.csv"
+            )
+    return warnings
+
+
+def left_out(competition: Competition) -> str:
+    """What lies in the folders that `folders` and `images` name and is no image, by kind; '' where nothing."""
+    splits = [competition.train, competition.test, *competition.extra]
+    plain = [split for split in splits if split is not None and split.table is None]
+    return image.left_out(sum((_listing(competition, split).others for split in plain), Counter()))
+
+
+def _listing(competition: Competition, split: Split) -> image.Listing:
+    raw = competition.raw_of(split)
+    return image.listing(raw / str(split.folders or split.images), raw)
+
+
 def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
-    """The names behind pred_<name>: sorted classes, or the target columns; [] for binary and regression."""
+    """The names behind pred_<name>: classes in their order, or the target columns; [] for binary and regression."""
     if competition.task == "multilabel":
         return competition.targets
     if competition.task != "multiclass":
         return []
-    names = index.loc[index["split"] == "train", "target"].dropna().unique()
-    return sorted(names, key=lambda name: (0, float(name), "") if _is_number(name) else (1, 0.0, name))
+    return order(competition, index.loc[index["split"] == "train", "target"].dropna().unique().tolist())
+
+
+def order(competition: Competition, names: list[str]) -> list[str]:
+    """The classes `names` in the order of the competition's `classes`, else sorted, numbers as numbers.
+
+    UserError where `classes` names others, or where the metric asks for an order that nobody gave.
+    """
+    if competition.classes is None:
+        if ":" not in competition.metric and metrics.resolve(competition.metric).ordered:
+            check_order(competition, names, f"metric {competition.metric}")
+        return by_number(names)
+    for name in sorted(set(names) ^ set(competition.classes)):
+        where = "in the data, not in" if name in set(names) else "not in the data, but in"
+        other = competition.classes if name in set(names) else names
+        raise UserError(f"{competition.file}: class '{name}' is {where} `classes`{nearest(name, other)}")
+    return competition.classes
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names sorted: numbers as numbers, then the others."""
+    return sorted(names, key=lambda name: (0, float(name), "") if is_number(name) else (1, 0.0, name))
+
+
+def check_order(competition: Competition, names: list[str], what: str) -> None:
+    """UserError where classes have no order: names that are no numbers, without `classes` in the competition."""
+    if competition.classes is None and not all(map(is_number, names)):
+        line = yaml.safe_dump(sorted(names), default_flow_style=True, width=10**6, allow_unicode=True).strip()
+        raise UserError(
+            f"{competition.file}: {what} goes by the order of the classes, and their names do not tell it: add the "
+            f"line `classes: {line}`, sorted from lowest to highest"
+        )
+
+
+def binary_labels(competition: Competition) -> tuple[str, str]:
+    """The labels that count as 0 and as 1, as the host writes them; ('0', '1') where they are numbers."""
+    if competition.positive is None:
+        return "0", "1"
+    split, raw = competition.train, competition.raw_of(competition.train)
+    if split.table:
+        labels = read_table(raw / split.table, competition.targets)[competition.targets[0]].dropna()
+    else:
+        folder = raw / str(split.folders or split.images)
+        files = pd.Series([path.relative_to(folder).as_posix() for path in _listing(competition, split).images])
+        labels = _folder_labels(competition, split, files, folder)
+    return next(name for name in sorted(set(labels)) if name != competition.positive), competition.positive
 
 
 def target_array(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
+    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel, NaN: ignored."""
     if competition.task == "multilabel":
-        return rows[[f"target_{name}" for name in names]].to_numpy(dtype=np.float32, copy=True)
+        return known(rows[[f"target_{name}" for name in names]]).to_numpy(dtype=np.float32, copy=True)
     if competition.task == "multiclass":
         codes = pd.Categorical(rows["target"], categories=names).codes.astype(np.int64)
         if (codes < 0).any():
             raise UserError(f"class '{rows['target'].iloc[int(np.argmin(codes))]}' is none of {', '.join(names[:12])}")
         return codes
     return rows["target"].to_numpy(dtype=np.float32, copy=True)
+
+
+def known(truth: pd.DataFrame) -> pd.DataFrame:
+    """Labels that are 0 or 1; others (ignored, uncertain) as NaN."""
+    return truth.where(truth.isin([0, 1]))
 
 
 def metadata_columns(competition: Competition) -> list[str]:
@@ -183,11 +262,11 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     path = competition.raw_of(split) / str(split.table)
     row_id = competition.submission.row_id or competition.id
     row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
-    keys = {competition.id, *template_columns(str(split.images)), *template_columns(row_template)}
+    identity = {competition.id, *(column for template in split.templates for column in template_columns(template))}
+    keys = identity | set(template_columns(row_template))
     keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
     keys |= {competition.group} if competition.group else set()
     table = read_table(path, sorted(keys))
-    identity = {competition.id, *template_columns(str(split.images))}
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
@@ -204,28 +283,39 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
 
     rows = pd.DataFrame({"id": table[competition.id]})
     known = set(template_columns(row_template)) <= set(table)
-    rows["row_id"] = _fill(row_template, table) if known else rows["id"]
+    rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
     rows["group"] = _groups(competition, table, rows["id"])
-    rows["path"] = _fill(_below(competition, split) + str(split.images), table)
+    rows["path"] = _paths(competition, split, table, path)
     if name != "test":
         rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
         rows[column] = table.get(column)
-    return rows
+    return rows if name == "test" else _labelled(competition, name, rows)
 
 
-def _below(competition: Competition, split: Split) -> str:
-    return (
-        "" if split.root is None else competition.raw_of(split).as_posix().replace("{", "{{").replace("}", "}}") + "/"
-    )
+def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
+    """Each row's image, below the raw folder; of several places the first that holds one."""
+    raw = competition.raw_of(split)
+    places = [_fill(template, table, where) for template in split.templates]
+    if len(places) == 1:
+        paths = places[0]
+    else:
+        paths = [next((p for p in row if source.is_there(raw / p)), row[0]) for row in zip(*places, strict=True)]
+    return paths if split.root is None else [(raw / path).as_posix() for path in paths]
 
 
-def _fill(template: str, table: pd.DataFrame) -> list[str]:
-    columns = template_columns(template)
-    return [
-        template.format(**dict(zip(columns, values, strict=True)))
-        for values in zip(*(table[c] for c in columns), strict=True)
-    ]
+def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
+    """The template with every row's values in it; UserError names the row whose value does not fit."""
+    filled = [""] * len(table)
+    for piece in template_pieces(template):
+        values = table[piece.column] if piece.column is not None else [""] * len(table)
+        for row, value in enumerate(values):
+            try:
+                filled[row] += piece.fill(value)
+            except ValueError:
+                what = f"'{value}' does not fit the format of {piece.column} in '{template}'"
+                raise UserError(f"{where}: row {row + 2}: {what}") from None
+    return filled
 
 
 def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
@@ -238,22 +328,39 @@ def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd
 
 
 def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    labels = competition.labels
     made = {}
-    for column in competition.targets:
-        values = table[column]
-        gaps = values.isna() | (values.astype(str).str.strip() == "")
-        if gaps.any():
-            row = int(np.flatnonzero(gaps)[0])
+    for column, name in zip(competition.targets, competition.truth, strict=True):
+        values, where = table[column], f"{path}: column '{column}'"
+        blank = values.isna() | (values.astype(str).str.strip() == "")
+        unsure = pd.to_numeric(values, errors="coerce").eq(-1) & (labels.uncertain is not None)
+        if blank.any() and labels.blank is None:
+            row = int(np.flatnonzero(blank)[0])
             raise UserError(
-                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; "
-                "give it a label or take the row out"
+                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; give it a label, "
+                "take the row out, or say what it means: `labels: {blank: ignore}` in the competition"
             )
-        name = f"target_{column}" if competition.task == "multilabel" else "target"
-        made[name] = _target(competition, values, f"{path}: column '{column}'")
+        target = _target(competition, values[~blank & ~unsure], where).reindex(table.index)
+        for cells, meaning in ((blank, labels.blank), (unsure, labels.uncertain)):
+            if meaning not in {None, "ignore"}:
+                target[cells] = float(str(meaning))
+        if competition.task == "binary" and target.nunique() < 2:
+            raise UserError(f"{where}: every row is {target.dropna().iloc[0]:g}; nothing to learn")
+        made[name] = target
     return pd.DataFrame(made)
 
 
+def _labelled(competition: Competition, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a label; how many have none is said."""
+    empty = rows[competition.truth].isna().all(axis=1)
+    if empty.any():
+        note(f"{name}: {int(empty.sum())} of {len(rows)} rows have no label (`labels`: ignore) and are left out")
+    return rows[~empty].reset_index(drop=True)
+
+
 def _target(competition: Competition, values: pd.Series, where: str) -> pd.Series:
+    if not len(values):
+        raise UserError(f"{where}: no row has a label")
     if competition.task == "multiclass":
         whole = pd.api.types.is_float_dtype(values) and (values % 1 == 0).all()
         names = (values.astype("int64") if whole else values).astype(str).str.strip()
@@ -268,7 +375,7 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
                 f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}"
             )
         return (names == competition.positive).astype("float64")
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers, _ = read_numbers(values)
     if numbers.isna().any() or not np.isfinite(numbers).all():
         bad = values[~np.isfinite(numbers)].iloc[0]
         hint = (
@@ -276,11 +383,9 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
         )
         raise UserError(f"{where}: '{bad}' is not a number{hint}")
     if competition.task != "regression" and not numbers.isin([0, 1]).all():
-        raise UserError(
-            f"{where}: {competition.task} targets are 0 and 1, found {numbers[~numbers.isin([0, 1])].iloc[0]:g}"
-        )
-    if competition.task == "binary" and numbers.nunique() < 2:
-        raise UserError(f"{where}: every row is {numbers.iloc[0]:g}; nothing to learn")
+        strange = numbers[~numbers.isin([0, 1])].iloc[0]
+        hint = "; if it means uncertain, set `labels: {uncertain: ignore}`" if strange == -1 else ""
+        raise UserError(f"{where}: {competition.task} targets are 0 and 1, found {strange:g}{hint}")
     return numbers
 
 
@@ -289,9 +394,13 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
     folder = raw / str(split.folders or split.images)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, named by `{name}` in {competition.file}")
-    files = image_files(folder)
+    listed = _listing(competition, split)
+    files = listed.images
     if not files:
-        raise UserError(f"{folder}: no images in it")
+        raise UserError(f"{folder}: no images in it{listed.left_out}")
+    if listed.outside:
+        some = f"{listed.outside[0]} -> {listed.outside[0].resolve()}"
+        note(f"{name}: {len(listed.outside)} links lead out of the raw folder and are followed: {some}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
     rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
@@ -299,16 +408,6 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         labels = _folder_labels(competition, split, ids, folder)
         rows["target"] = _target(competition, labels, f"{folder}: its labels")
     return rows
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted; hidden files and other kinds left out."""
-    return sorted(
-        path for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )  # fmt: skip
 
 
 def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folder: Path) -> pd.Series:
@@ -355,28 +454,17 @@ def _read_headers(raw: str, tags: tuple[str, ...], rows: Sequence[tuple[int, str
 
 
 def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        return {"error": "missing file"}
     try:
-        found: dict[str, Any] = {**image.probe(path), **_identity(path)}
+        if not source.is_there(path):
+            return {"error": "missing file"}
+        found: dict[str, Any] = {**image.probe(path), **source.identity(path)}
         if tags and found["format"] == "DICOM":
             found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
         return found
     except UserError as error:
-        return {"error": str(error).removeprefix(f"{path}: "), **_identity(path)}
+        return {"error": str(error).removeprefix(f"{path}: "), **source.identity(path)}
     except Exception as error:  # whatever a damaged file does to a parser, the other files go on
-        return {"error": f"{type(error).__name__}: {error}", **_identity(path)}
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    """What tells a file from another under the same name, without reading all of it."""
-    facts = path.stat()
-    hashed = hashlib.blake2b(digest_size=8)
-    with path.open("rb", buffering=0) as file:
-        for start in (0, facts.st_size // 2, facts.st_size - SAMPLE):
-            file.seek(max(0, start))
-            hashed.update(file.read(SAMPLE))
-    return {"bytes": facts.st_size, "modified": facts.st_mtime_ns, "content": hashed.hexdigest()}
+        return {"error": f"{type(error).__name__}: {error}", **source.identity(path)}
 
 
 def _scalar(value: Any) -> Any:
@@ -385,7 +473,12 @@ def _scalar(value: Any) -> Any:
 
 def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in competition.metadata.numeric:
-        index[column] = pd.to_numeric(index[column], errors="coerce").astype("float64")
+        index[column], odd = read_numbers(index[column])
+        if len(odd):
+            some = ", ".join(f"'{value}' ({count})" for value, count in odd.value_counts().head(4).items())
+            there = int(index[column].notna().sum()) + len(odd)
+            what = f"{len(odd)} of {there} values are no numbers and count as missing: {some}"
+            note(f"warning: metadata column '{column}': {what}")
     for column in competition.metadata.categorical:
         index[column] = _text(index[column])
     for column in competition.dicom_tags:
@@ -395,6 +488,30 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in ("format", "content", "error"):
         index[column] = _text(index[column])
     return index
+
+
+_COMMA = r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d+)?"
+_THOUSANDS = r"[+-]?[1-9]\d{0,2},\d{3}"  # 1234 to one reader, 1.234 to another
+
+
+def read_numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """A column as float64, and what in it is no number: NaN in the first, text in the second.
+
+    Beside numbers, ages are read as DICOM writes them ('045Y', '010M', in years), and decimal commas ('1,5',
+    '1.234,5') where the whole column has them and they can't be meant as thousands.
+    """
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    text = values[numbers.isna() & values.notna()].astype(str).str.strip()
+    text = text[~text.str.lower().isin(["", "nan"])]
+    if not len(text):
+        return numbers, text
+    every = values.dropna().astype(str).str.strip()
+    commas = every[every.str.contains(",", regex=False)]
+    if every.str.fullmatch(_COMMA).all() and not commas.str.fullmatch(_THOUSANDS).all():
+        points = every.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+        return pd.to_numeric(points).astype("float64").reindex(values.index), text[:0]
+    years = text.map(tags.age).astype("float64")
+    return numbers.fillna(years), text[years.isna()]
 
 
 def typed(values: pd.Series) -> pd.Series:
@@ -419,9 +536,9 @@ def _name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a name is a finite number."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

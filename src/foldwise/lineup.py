@@ -80,7 +80,8 @@ def look(competition: Competition, name: str) -> Lineup:
 
 
 def _checked(competition: Competition, runs: list[oof.Run], table: pd.DataFrame, least: int) -> Lineup:
-    rows = folds.load(competition).merge(table[table["split"] == "train"].drop(columns="group"), on="id")
+    train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
+    rows = folds.load(competition).merge(train, on="id")
     classes = index.classes(competition, table)
     columns = [f"pred_{name}" for name in classes] or ["pred"]
     for run in runs:
@@ -147,7 +148,7 @@ def _check_rows(run: oof.Run, rows: pd.DataFrame, competition: Competition) -> N
                 f"run '{run.name}': made on other folds, {len(moved)} of {len(mine)} rows differ ({first}); "
                 "its scores would leak, drop it or run it again"
             )
-    for column in [c for c in rows.columns if c == "target" or c.startswith("target_")]:
+    for column in competition.truth:
         if column in mine:
             _check_truth(run.name, column, mine[column], here[column])
     missing = known.loc[~known.index.isin(mine.index)]
@@ -166,6 +167,7 @@ def _check_truth(name: str, column: str, theirs: pd.Series, ours: pd.Series) -> 
     text = (a.isna() | b.isna()).to_numpy()
     near = np.isclose(a.to_numpy(dtype=float), b.to_numpy(dtype=float), rtol=1e-6)
     equal = np.where(text, theirs.astype(str).to_numpy() == ours.astype(str).to_numpy(), near)
+    equal |= theirs.isna().to_numpy() & ours.isna().to_numpy()  # labels that nobody knows
     if not equal.all():
         at = int(np.flatnonzero(~equal)[0])
         raise UserError(

@@ -431,7 +431,7 @@ class Trainer:
         target = target.reshape(len(p), -1)
         if self.competition.task == "regression":
             return float(((pred - target) ** 2).mean())
-        return float(-(target * np.log(p) + (1 - target) * np.log(1 - p)).mean())
+        return float(-np.nanmean(target * np.log(p) + (1 - target) * np.log(1 - p)))
 
     def _keep_best(self, score: float, epoch: int) -> bool:
         gain = score - self.state.best

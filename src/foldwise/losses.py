@@ -21,6 +21,7 @@ def make(settings: Train, targets: Targets, weights: Tensor | None = None, unit:
     """The recipe's loss.
 
     Targets are float (B, C): shares of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or values.
+    Of several labels, cells of NaN are not known and have no part in it.
     weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
     """
     if targets.task == "regression":
@@ -32,7 +33,7 @@ def make(settings: Train, targets: Targets, weights: Tensor | None = None, unit:
         return lambda logits, target: F.binary_cross_entropy_with_logits(logits, above(target))
     if settings.loss == "asymmetric":
         asymmetric: nn.Module = AsymmetricLossMultiLabel()
-        return lambda logits, target: asymmetric(logits, target) / len(target)
+        return lambda logits, target: asymmetric(*_known(logits, target)) / len(target)
     gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
     if targets.activation == "softmax":
         return lambda logits, target: _softmax_loss(logits, target, gamma, weights)
@@ -61,7 +62,7 @@ def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
     if targets.task == "multiclass":
         count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
         return np.maximum(count, 1) / len(target)
-    ones = np.clip(target.reshape(len(target), -1).mean(axis=0), 1 / len(target), 1 - 1 / len(target))
+    ones = np.clip(np.nanmean(target.reshape(len(target), -1), axis=0), 1 / len(target), 1 - 1 / len(target))
     return np.stack([1 - ones, ones])
 
 
@@ -81,6 +82,8 @@ def _softmax_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor 
 
 
 def _sigmoid_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    known = target.isfinite()
+    target = target.nan_to_num()
     yes, no = target * F.logsigmoid(logits), (1 - target) * F.logsigmoid(-logits)
     if gamma:
         p = logits.sigmoid()
@@ -88,4 +91,9 @@ def _sigmoid_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor 
     if weights is not None:
         weights = weights.to(logits.device)
         yes, no = yes * weights[-1], no * weights[0]
-    return -(yes + no).mean()
+    return -((yes + no) * known).sum() / known.sum().clamp_min(1)
+
+
+def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    known = target.isfinite()
+    return (logits, target) if bool(known.all()) else (logits[known], target[known])

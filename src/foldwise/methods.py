@@ -86,20 +86,20 @@ def _per_class(z: Array, problem: Problem, space: str) -> Combiner:
         return Linear(shared, space, problem.task)
     weights = np.empty((z.shape[0], z.shape[2]))
     column = replace(problem, task="regression" if problem.task == "regression" else "binary")
-    for c, truth in enumerate(_column_targets(problem, z.shape[2])):
+    for c, (rows, truth) in enumerate(_column_targets(problem, z.shape[2])):
         positives = float(min(truth.sum(), (1 - truth).sum())) if column.task == "binary" else float(truth.size)
         own = shared
         if positives >= 2:
-            own = descend(objective(z[:, :, c], replace(column, target=truth), space))
+            own = descend(objective(z[:, rows, c], replace(column.take(rows), target=truth), space))
         trust = positives / (positives + 10 * z.shape[0])
         weights[:, c] = trust * own + (1 - trust) * shared
     return Linear(weights, space, problem.task)
 
 
-def _column_targets(problem: Problem, columns: int) -> list[Array]:
+def _column_targets(problem: Problem, columns: int) -> list[tuple[slice | Array, Array]]:
     if problem.task == "regression":
-        return list(problem.target.T)
-    return [truth.astype(np.float64) for truth in truth_columns(problem.target, columns)]
+        return [(slice(None), truth) for truth in problem.target.T]
+    return [(rows, truth.astype(np.float64)) for rows, truth in truth_columns(problem.target, columns)]
 
 
 SHRINK = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -7,6 +7,9 @@ Shapes, the same for every metric:
     multilabel  target (N, C) of 0/1          pred (N, C) scores
     regression  target (N,) or (N, C)         pred of the same shape
 
+A multilabel target may hold NaN: cells that nobody knows, which have no part in the value (a metric of one's own
+gets them as they are).
+
 Where a metric is defined for one column, several columns (one-vs-rest for classes) give the plain mean.
 `score` checks its input. `resampler` and `auc_of` are the unchecked parts that the bootstrap and the blender
 call thousands of times.
@@ -48,7 +51,7 @@ class Metric:
 
     `needs` are the labels that every column must hold for the value to exist: "01" both, "1" a positive.
     `order_only` metrics see the order of the rows and nothing else; `decides` metrics see labels only;
-    `probability` metrics refuse predictions outside 0..1.
+    `probability` metrics refuse predictions outside 0..1; `ordered` metrics measure how far apart classes are.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Metric:
     order_only: bool = False
     decides: bool = False
     probability: bool = False
+    ordered: bool = False
     tasks: frozenset[str] = field(default=frozenset({"binary", "multiclass", "multilabel"}))
 
 
@@ -106,8 +110,8 @@ def resampler(metric: Metric, target: Array, pred: Array) -> Callable[[Array], f
     inner = {"roc_auc": _presorted_auc, "average_precision": _presorted_ap}.get(metric.name)
     if inner is None:
         return lambda weight: float(metric.function(target, pred, weight))
-    columns = [inner(truth, values) for truth, values in _columns(target, pred)]
-    return lambda weight: _mean([column(weight) for column in columns])
+    columns = [(rows, inner(truth, values)) for rows, truth, values in _columns(target, pred)]
+    return lambda weight: _mean([column(weight[rows]) for rows, column in columns])
 
 
 def score_many(name: str, target: ArrayLike, candidates: Array) -> NDArray[np.float64]:
@@ -126,7 +130,7 @@ def score_many(name: str, target: ArrayLike, candidates: Array) -> NDArray[np.fl
 def task_of(target: Array, pred: Array) -> str:
     """binary, multiclass, multilabel or regression, told from shapes and values."""
     if target.ndim == 2:
-        return "multilabel" if np.isin(target, (0, 1)).all() else "regression"
+        return "multilabel" if (np.isin(target, (0, 1)) | np.isnan(target)).all() else "regression"
     if pred.ndim == 2:
         return "multiclass"
     return "binary" if np.isin(target, (0, 1)).all() else "regression"
@@ -137,7 +141,7 @@ def task_of(target: Array, pred: Array) -> str:
 
 def check(name: str, target: ArrayLike, pred: ArrayLike) -> tuple[Array, Array]:
     """Both as finite numeric arrays of matching shapes, or a UserError that says what does not fit."""
-    truth, values = _numbers(name, "target", target), _numbers(name, "pred", pred)
+    truth, values = _numbers(name, "target", target, np.ndim(target) == 2), _numbers(name, "pred", pred)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if truth.ndim == 2 and truth.shape[1] == 1:
@@ -150,7 +154,7 @@ def check(name: str, target: ArrayLike, pred: ArrayLike) -> tuple[Array, Array]:
     return truth, values
 
 
-def _numbers(name: str, what: str, values: ArrayLike) -> Array:
+def _numbers(name: str, what: str, values: ArrayLike, gaps: bool = False) -> Array:
     array = np.asarray(values)
     if array.dtype == bool or array.dtype == object:
         try:
@@ -159,8 +163,9 @@ def _numbers(name: str, what: str, values: ArrayLike) -> Array:
             raise UserError(f"{name}: {what} holds something that is not a number") from None
     if array.dtype.kind not in "fiu":
         raise UserError(f"{name}: {what} holds {array.dtype.name} values; numbers are needed")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
+    bad = ~np.isfinite(array) & ~(np.isnan(array) & gaps) if array.dtype.kind == "f" else np.zeros(1, bool)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
         raise UserError(f"{name}: {what} holds NaN or infinite values (the first at row {row})")
     return array
 
@@ -173,16 +178,19 @@ def _check_task(metric: Metric, target: Array, pred: Array) -> None:
         raise UserError(f"{metric.name}: predictions must be probabilities, found {low:.6g} to {high:.6g}")
     if "regression" not in metric.tasks:
         _check_labels(metric, target, pred)
-    elif target.shape != pred.shape:
+    elif target.shape != pred.shape or np.isnan(target).any():
         raise UserError(f"{metric.name}: target {target.shape} and pred {pred.shape} do not fit together")
     if metric.needs:
         _check_defined(metric, target, pred)
 
 
 def _check_labels(metric: Metric, target: Array, pred: Array) -> None:
-    if (target != np.floor(target)).any():
-        raise UserError(f"{metric.name}: target must hold class indices, found {_odd(target)}")
-    low, high = int(target.min()), int(target.max())
+    labels = target[~np.isnan(target)]
+    if not labels.size:
+        raise Undefined(f"{metric.name} is undefined: no label is known")
+    if (labels != np.floor(labels)).any():
+        raise UserError(f"{metric.name}: target must hold class indices, found {_odd(labels)}")
+    low, high = int(labels.min()), int(labels.max())
     if target.ndim == 2 or (pred.ndim == 1 and "ordinal" not in metric.tasks):
         allowed = 2
     else:
@@ -198,10 +206,10 @@ def _check_labels(metric: Metric, target: Array, pred: Array) -> None:
 
 def _check_defined(metric: Metric, target: Array, pred: Array) -> None:
     if metric.needs == "2":
-        if target.min() == target.max():
-            raise Undefined(f"{metric.name} is undefined: target holds one class only ({_odd(target)})")
+        if np.nanmin(target) == np.nanmax(target):
+            raise Undefined(f"{metric.name} is undefined: target holds one class only ({np.nanmin(target):g})")
         return
-    for number, (truth, _) in enumerate(_columns(target, pred)):
+    for number, (_, truth, _) in enumerate(_columns(target, pred)):
         found = {"1"} if truth.all() else {"0", "1"} if truth.any() else {"0"}
         if not set(metric.needs) <= found:
             where = "target" if pred.ndim == 1 else f"column {number} of target"
@@ -323,12 +331,20 @@ def _pf1(truth: Array, pred: Array, weight: Array | None) -> float:
     return float(2 * hits / (total + positives)) if positives > 0 else float("nan")
 
 
-def _columns(target: Array, pred: Array) -> Iterator[tuple[Array, Array]]:
+def _columns(target: Array, pred: Array) -> Iterator[tuple[slice | Array, Array, Array]]:
+    """(rows whose truth is known, their truth, their predictions) of each column."""
     if pred.ndim == 1:
-        yield target > 0.5, pred
+        yield slice(None), target > 0.5, pred
         return
     for c in range(pred.shape[1]):
-        yield (target[:, c] > 0.5 if target.ndim == 2 else target == c), pred[:, c]
+        rows = known_rows(target[:, c]) if target.ndim == 2 else slice(None)
+        yield rows, (target[rows, c] > 0.5 if target.ndim == 2 else target == c), pred[rows, c]
+
+
+def known_rows(truth: Array) -> slice | Array:
+    """Which rows of a label's truth (N,) are no NaN: bool (N,), or a slice of all."""
+    known = ~np.isnan(truth)
+    return slice(None) if known.all() else known
 
 
 def _mean(values: list[float]) -> float:
@@ -337,7 +353,9 @@ def _mean(values: list[float]) -> float:
 
 
 def _column_mean(of_column: Callable[[Array, Array, Array | None], float]) -> Function:
-    return lambda target, pred, weight: _mean([of_column(t, p, weight) for t, p in _columns(target, pred)])
+    return lambda target, pred, weight: _mean(
+        [of_column(t, p, None if weight is None else weight[rows]) for rows, t, p in _columns(target, pred)]
+    )
 
 
 # --- metrics of rows ----------------------------------------------------------------------------------------
@@ -351,7 +369,18 @@ def _log_loss(target: Array, pred: Array, weight: Array | None) -> float:
         right = chosen / np.maximum(pred.sum(axis=1, dtype=np.float64), eps)
     else:
         right = np.where(target > 0.5, pred, 1.0 - pred.astype(np.float64))
+        if target.ndim == 2:
+            right, weight = _known_cells(target, right, weight)[1:]
     return _row_mean(-np.log(np.clip(right, eps, 1.0)), weight)
+
+
+def _known_cells(target: Array, pred: Array, weight: Array | None) -> tuple[Array, Array, Array | None]:
+    """Target, predictions and weights of single cells where some are not known; as they come where all are."""
+    known = ~np.isnan(target)
+    if known.all():
+        return target, pred, weight
+    cells = None if weight is None else np.broadcast_to(weight if target.ndim == 1 else weight[:, None], known.shape)
+    return target[known], pred[known], None if cells is None else cells[known]
 
 
 def _row_mean(values: Array, weight: Array | None) -> float:
@@ -378,7 +407,7 @@ def _map_at(k: int, target: Array, pred: Array, weight: Array | None) -> float:
         earlier = np.arange(pred.shape[1]) < index
         rank = 1 + ((pred > own) | ((pred == own) & earlier)).sum(axis=1)
         return _row_mean(np.where(rank <= k, 1.0 / rank, 0.0), weight)
-    order = np.argsort(-pred, axis=1, kind="stable")[:, :k]
+    order = np.argsort(-np.where(np.isnan(target), -np.inf, pred), axis=1, kind="stable")[:, :k]
     hit = np.take_along_axis(target, order, axis=1) > 0.5
     precision = np.cumsum(hit, axis=1) / np.arange(1, hit.shape[1] + 1)
     possible = np.minimum((target > 0.5).sum(axis=1), k)
@@ -392,8 +421,8 @@ def decide(target: Array, pred: Array) -> Array:
     """Labels from scores: argmax of classes, else rounded half up (0.5 is a 1) into the truth's range."""
     if target.ndim == 1 and pred.ndim == 2:
         return pred.argmax(axis=1)
-    low, high = int(target.min()), int(target.max())
-    if target.ndim == 2 or (low >= 0 and high <= 1):
+    low, high = (0, 1) if target.ndim == 2 else (int(target.min()), int(target.max()))
+    if low >= 0 and high <= 1:
         low, high = 0, 1
     return np.clip(np.floor(pred + 0.5), low, high).astype(np.int64)
 
@@ -412,8 +441,11 @@ def _of_labels(of_confusion: Callable[[Array], float]) -> Function:
     def function(target: Array, pred: Array, weight: Array | None) -> float:
         if target.ndim == 1:
             return of_confusion(_confusion(target, pred, weight))
-        columns = range(target.shape[1])
-        return float(np.mean([of_confusion(_confusion(target[:, c], pred[:, c], weight)) for c in columns]))
+        counts = [
+            _confusion(truth, values, None if weight is None else weight[rows])
+            for rows, truth, values in _columns(target, pred) if truth.size
+        ]  # fmt: skip
+        return float(np.mean([of_confusion(each) for each in counts]))
 
     return function
 
@@ -446,7 +478,7 @@ def _f1_micro(target: Array, pred: Array, weight: Array | None) -> float:
     if target.ndim == 1:
         return _accuracy(_confusion(target, pred, weight))
     rows = None if weight is None else np.repeat(weight, target.shape[1])
-    return _f1(_confusion(target.ravel(), pred.ravel(), rows))
+    return _f1(_confusion(*_known_cells(target.ravel(), pred.ravel(), rows)))
 
 
 def _f1_columns(target: Array, pred: Array, weight: Array | None) -> float:
@@ -482,7 +514,7 @@ METRICS: dict[str, Metric] = {
         Metric("f1_macro", _f1_columns, decides=True, tasks=_LABELS),
         Metric("f1_micro", _f1_micro, decides=True, tasks=_LABELS),
         Metric("pf1", _column_mean(_pf1), needs="1", tasks=_ONE),
-        Metric("quadratic_weighted_kappa", _of_labels(_kappa), decides=True, needs="2", tasks=_LABELS),
+        Metric("quadratic_weighted_kappa", _of_labels(_kappa), decides=True, needs="2", ordered=True, tasks=_LABELS),
         Metric("rmse", _rmse, greater_is_better=False, tasks=_NUMBERS),
         Metric("mae", _mae, greater_is_better=False, tasks=_NUMBERS),
     )

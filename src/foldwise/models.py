@@ -412,7 +412,8 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
         share = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
         bias = np.log(share)
     else:
-        share = (target.reshape(len(target), -1).sum(axis=0) + 0.5) / (len(target) + 1)
+        cells = target.reshape(len(target), -1)
+        share = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)
         bias = np.log(share / (1 - share))
     last = [network.head.classifier] if network.head is not None else _classifiers(network.backbone)
     with torch.no_grad():

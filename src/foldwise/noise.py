@@ -79,7 +79,8 @@ def _of_table(competition: Competition, table: pd.DataFrame, frame: pd.DataFrame
         questions = []
         for truth, pred, words in columns:
             p = frame[pred].to_numpy(float)
-            questions.append((words, frame[truth].to_numpy(np.int64), np.column_stack([1 - p, p])))
+            given = index.known(frame[[truth]])[truth].fillna(-1).to_numpy(np.int64)
+            questions.append((words, given, np.column_stack([1 - p, p])))
     parts = []
     for words, target, pred in questions:
         known = target >= 0

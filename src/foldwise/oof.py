@@ -64,7 +64,7 @@ def table(
     made = {"id": rows["id"].to_numpy()}
     if fold is not None:
         made["fold"] = np.full(len(rows), fold)
-        for column in [c for c in rows.columns if c == "target" or c.startswith("target_")]:
+        for column in competition.truth:
             made[column] = rows[column].to_numpy()
     columns = [f"pred_{name}" for name in names] or ["pred"]
     values = pred.reshape(len(rows), len(columns))
@@ -197,12 +197,14 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
     (the truth of such a row is the largest of its images' targets).
     """
     names = [column.removeprefix("pred_") for column in pred_columns(oof)]
+    if competition.task == "multiclass":
+        names = index.order(competition, names)
     if competition.aggregates and table_index is not None:
         row_ids = table_index.loc[table_index["split"] == "train"].set_index("id")["row_id"]
         how: dict[str, Any] = {c: competition.submission.aggregate for c in pred_columns(oof)}
         how |= {c: "max" for c in oof if c.startswith("target")}
         oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
-    pred = oof[pred_columns(oof)].to_numpy()
+    pred = oof[["pred"] if names == ["pred"] else [f"pred_{name}" for name in names]].to_numpy()
     target = index.target_array(competition, oof, names)
     index.check_metric(competition)
     try:

@@ -24,13 +24,26 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where it is missing, malformed or not a mapping."""
+class _AsWritten(yaml.SafeLoader):
+    """Scalars stay the text that stands there: yes, 2, 007 and 2020-01-01 may be labels; only null is nothing."""
+
+
+_AsWritten.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError where it is missing, malformed or not a mapping.
+
+    as_written: numbers, dates, yes and no stay text, for the fields they land in to read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         if text.count("*") > ALIASES and sum(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text)) > ALIASES:
             raise UserError(f"{path}: more than {ALIASES} YAML aliases (*name): write the values out")
-        data = yaml.safe_load(text)
+        data = (_AsWritten if as_written else yaml.SafeLoader)(text).get_single_data()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

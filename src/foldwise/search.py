@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from foldwise import UserError
-from foldwise.metrics import Metric, auc_many, auc_of
+from foldwise.metrics import Metric, auc_many, auc_of, known_rows
 from foldwise.spaces import from_space, truth_columns
 
 Array = NDArray[Any]
@@ -37,7 +37,7 @@ class Problem:
     seed: int = 0
     families: tuple[tuple[str, str], ...] = ()
 
-    def take(self, rows: Array) -> Problem:
+    def take(self, rows: Array | slice) -> Problem:
         return replace(self, target=self.target[rows], folds=self.folds[rows])
 
     def loss(self, pred: Array) -> float:
@@ -110,8 +110,9 @@ def _true_class(z: Array, problem: Problem, space: str) -> Array:
         rows = np.arange(z.shape[1])
         chosen = z[:, rows, problem.target.astype(np.int64)].astype(np.float64)
         return np.exp(chosen) if space in {"log", "logit"} else chosen / np.maximum(z.sum(axis=2), 1e-12)
-    truth = (problem.target > 0.5).reshape(-1)
-    flat = z.reshape(z.shape[0], -1).astype(np.float64)
+    known = known_rows(problem.target.reshape(-1))
+    truth = problem.target.reshape(-1)[known] > 0.5
+    flat = z.reshape(z.shape[0], -1)[:, known].astype(np.float64)
     if space == "logit":
         return np.where(truth, flat, -flat)
     flat = np.exp(flat) if space == "log" else flat
@@ -164,8 +165,9 @@ def _ranking(z: Array, problem: Problem) -> Objective:
     columns = z.reshape(*z.shape[:2], -1)
     rng = np.random.default_rng(problem.seed)
     blocks, cuts, pairs, at = [], [], [], 0
-    for c, truth in enumerate(truth_columns(problem.target, columns.shape[2])):
-        negative, positive = np.flatnonzero(~truth), np.flatnonzero(truth)
+    numbers = np.arange(problem.target.shape[0])
+    for c, (rows, truth) in enumerate(truth_columns(problem.target, columns.shape[2])):
+        negative, positive = numbers[rows][~truth], numbers[rows][truth]
         if not negative.size or not positive.size:
             continue
         blocks.append(columns[:, np.concatenate([negative, positive]), c])

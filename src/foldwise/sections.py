@@ -145,7 +145,9 @@ def _files(facts: Survey, sheet: Page) -> str:
     formats = known.groupby(["format", "split"]).size().unstack(fill_value=0)
     rows = [[str(name), *map(int, counts)] for name, counts in zip(formats.index, formats.to_numpy(), strict=True)]
     body = sheet.figure(figures.sizes(known), "sizes, shapes and weights of the files")
-    return body + page.table(["format", *map(str, formats.columns)], rows)
+    others = index.left_out(facts.competition).removeprefix(", ")
+    body += page.table(["format", *map(str, formats.columns)], rows)
+    return body + (page.text(f"{others}.") if others else "")
 
 
 def _light(facts: Survey, sheet: Page) -> str:

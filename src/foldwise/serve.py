@@ -344,7 +344,7 @@ class Service:
     def truth(self) -> pd.DataFrame:
         """id and target columns of the training rows."""
         train = self.table[self.table["split"] == "train"]
-        return train[["id", *[name for name in train if name == "target" or name.startswith("target_")]]]
+        return train[["id", *self.competition.truth]]
 
     def pictures(self, ids: Sequence[str], size: int, crop: bool = False) -> np.ndarray:
         """Training images as the models of that size see them, uint8 (N, size, size, 3); black where unreadable."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
+from foldwise.metrics import known_rows
+
 Array = NDArray[Any]
 SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
 EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
@@ -98,13 +100,14 @@ class Calibration:
     def __init__(self, preds: Array, target: Array, folds: Array, seed: int) -> None:
         columns = preds.reshape(*preds.shape[:2], -1)
         self.truth = truth_columns(target, columns.shape[2])
+        numbers = np.arange(target.shape[0])
         half = np.random.default_rng(seed).permutation(target.shape[0]) % 2
         self.fitted = np.empty(columns.shape)
         self.maps = []
         for m in range(columns.shape[0]):
-            self.maps.append([_monotone(columns[m, :, c], y) for c, y in enumerate(self.truth)])
-            for c, y in enumerate(self.truth):
-                self.fitted[m, :, c] = _cross_fitted(columns[m, :, c], y, folds, half)
+            self.maps.append([_monotone(columns[m, rows, c], y) for c, (rows, y) in enumerate(self.truth)])
+            for c, (rows, y) in enumerate(self.truth):
+                self.fitted[m, :, c] = _cross_fitted(columns[m, :, c], numbers[rows], y, folds, half)
         self.fitted = self.fitted.reshape(preds.shape)
 
     def __call__(self, preds: Array) -> Array:
@@ -116,22 +119,26 @@ class Calibration:
         return out.reshape(preds.shape)
 
 
-def truth_columns(target: Array, columns: int) -> list[Array]:
-    """The 0/1 truth of each prediction column: itself, one class against the rest, or a label's column."""
+def truth_columns(target: Array, columns: int) -> list[tuple[slice | Array, Array]]:
+    """For each prediction column the rows whose truth is known, and their 0/1 truth: of the target itself, of one
+    class against the rest, or of a label's column."""
     if target.ndim == 2:
-        return [target[:, c] > 0.5 for c in range(columns)]
-    return [target > 0.5] if columns == 1 else [target == c for c in range(columns)]
+        known = [known_rows(target[:, c]) for c in range(columns)]
+        return [(rows, target[rows, c] > 0.5) for c, rows in enumerate(known)]
+    truths = [target > 0.5] if columns == 1 else [target == c for c in range(columns)]
+    return [(slice(None), truth) for truth in truths]
 
 
-def _cross_fitted(pred: Array, truth: Array, folds: Array, half: Array) -> Array:
+def _cross_fitted(pred: Array, rows: Array, truth: Array, folds: Array, half: Array) -> Array:
+    """All of `pred` (N,) mapped; rows: the numbers of those with a truth."""
     out = np.empty(pred.size)
     for k in np.unique(folds):
         for side in (0, 1):
             apply = (folds == k) & (half == side)
-            fit = (folds == k) & (half != side)
+            fit = (folds[rows] == k) & (half[rows] != side)
             if truth[fit].min(initial=1) == truth[fit].max(initial=0):
-                fit = half != side  # a fold too small to hold both classes in each half
-            out[apply] = _monotone(pred[fit], truth[fit])(pred[apply])
+                fit = half[rows] != side  # a fold too small to hold both classes in each half
+            out[apply] = _monotone(pred[rows[fit]], truth[fit])(pred[apply])
     return out
 
 

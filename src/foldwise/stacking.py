@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from foldwise import UserError
+from foldwise.metrics import known_rows
 from foldwise.search import Problem, sample_rows
 from foldwise.spaces import from_space, truth_columns
 
@@ -74,9 +75,8 @@ def logistic(z: Array, problem: Problem) -> Combiner:
     if problem.task == "multiclass":
         return _softmax(z, problem)
     columns = z.reshape(*z.shape[:2], -1)
-    fits = [
-        _logistic(columns[:, :, c], y, problem) for c, y in enumerate(truth_columns(problem.target, columns.shape[2]))
-    ]
+    truths = truth_columns(problem.target, columns.shape[2])
+    fits = [_logistic(columns[:, rows, c], y, problem.take(rows)) for c, (rows, y) in enumerate(truths)]
     weights, bias = np.stack([w for w, _ in fits], axis=1), np.array([b for _, b in fits])
     if z.ndim == 2:
         return Linear(weights[:, 0], "logit", problem.task, float(bias[0]))
@@ -187,12 +187,14 @@ def ridge(z: Array, problem: Problem) -> Combiner:
 def _moments(z: Array, problem: Problem) -> list[Any]:
     """Sums over cells: z z', z y, z, 1, y (the truth as one column a class)."""
     flat = z.reshape(z.shape[0], -1)
+    if problem.task != "multiclass":
+        rows = known_rows(problem.target.reshape(-1))
+        flat, truth = flat[:, rows], problem.target.reshape(-1)[rows].astype(np.float64)
     gram = (flat @ flat.T).astype(np.float64)
     total = flat.sum(axis=1, dtype=np.float64)
     if problem.task == "multiclass":
         chosen = z[:, np.arange(z.shape[1]), problem.target.astype(np.int64)]
         return [gram, chosen.sum(axis=1, dtype=np.float64), total, float(flat.shape[1]), float(z.shape[1])]
-    truth = problem.target.reshape(-1).astype(np.float64)
     return [gram, flat @ truth, total, float(truth.size), float(truth.sum())]
 
 
@@ -218,7 +220,10 @@ def trees(z: Array, problem: Problem) -> Combiner:
     columns = z.reshape(*z.shape[:2], -1)
     truths = problem.target.reshape(problem.target.shape[0], -1)
     objective = "regression" if problem.task == "regression" else "binary"
-    fits = [_boost(columns[:, :, c].T, truths[:, c], objective, problem) for c in range(columns.shape[2])]
+    known = [known_rows(truth) for truth in truths.T]
+    fits = [
+        _boost(columns[:, rows, c].T, truths[rows, c], objective, problem.take(rows)) for c, rows in enumerate(known)
+    ]
     gains = np.stack([fit.feature_importance("gain") for fit in fits], axis=1)
     gains = gains / np.maximum(gains.sum(axis=0), 1e-12)
 
@@ -280,7 +285,8 @@ def thresholds(base: Combiner, z: Array, problem: Problem) -> Combiner:
         raise UserError("--method thresholds: for binary and multilabel targets and for grades, not for classes")
     columns, truths = pred.reshape(pred.shape[0], -1), problem.target.reshape(pred.shape[0], -1)
     hard = problem.metric.name == "pf1"
-    cuts = np.array([_cut(columns[:, c], truths[:, c], problem, hard) for c in range(columns.shape[1])])
+    known = [known_rows(truth) for truth in truths.T]
+    cuts = np.array([_cut(columns[rows, c], truths[rows, c], problem, hard) for c, rows in enumerate(known)])
 
     def combine(new: Array) -> Array:
         out = base(new)

@@ -76,20 +76,29 @@ def shape(
     id_column, *value_columns = sample.columns
     _same_ids("the test table", pd.Series(rows.index), "the sample submission", sample[id_column])
     rows = rows.reindex(sample[id_column])
-    if len(value_columns) == 1 and wants_label(competition):
-        values = _labels(competition, rows, table_index)[:, None]
+    if wants_label(competition, sample[value_columns]):
+        values = _labels(competition, rows, table_index, sample[value_columns])
     elif len(value_columns) == rows.shape[1] == 1:
         values = rows.to_numpy()
     else:
         values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
-    return pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+    made = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+    return made.infer_objects()
 
 
-def wants_label(competition: Competition) -> bool:
-    """True where one value column holds a class rather than a number."""
+def wants_label(competition: Competition, shown: pd.DataFrame | None = None) -> bool:
+    """Whether classes are wanted rather than numbers: as the competition says, the sample shows, or the metric implies.
+
+    shown: the sample's value columns.
+    """
     if competition.submission.prediction != "auto":
         return competition.submission.prediction == "label"
+    kinds = set() if shown is None else {_kind(shown[column]) for column in shown}
+    if kinds & {"text", "true or false"}:
+        return True
     metric = metrics.resolve(competition.metric)
+    if shown is not None and shown.shape[1] > 1:  # a column a label; probabilities where the sample shows fractions
+        return competition.task == "multilabel" and metric.decides and bool((shown % 1 == 0).all(axis=None))
     return metric.decides or metric.name.startswith("map@")
 
 
@@ -105,30 +114,94 @@ def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame
         raise UserError(f"{where}: rows are not in the sample's order")
     for column in value_columns:
         _validate_values(competition, frame[column], ids, f"{where}: {column}")
+        _validate_kind(competition, frame[column], sample[column], f"{where}: {column}")
+
+
+def _validate_kind(competition: Competition, values: pd.Series, shown: pd.Series, where: str) -> None:
+    """UserError where the sample shows another kind of value: text, numbers, true or false."""
+    ours, theirs = _kind(values), _kind(shown)
+    classes = competition.task == "multiclass"  # whose sample may hold a placeholder, if the competition says so
+    free = classes and (competition.submission.prediction == "label" or competition.metric.lower().startswith("map@"))
+    if ours != theirs and theirs and not free:
+        raise UserError(
+            f"{where}: holds {ours or 'nothing'} such as '{values.iloc[0]}', the sample {theirs} such as "
+            f"'{shown.dropna().iloc[0]}'; see `submission: prediction` and `positive` of the competition"
+        )
+
+
+def _kind(values: pd.Series) -> str:
+    """'numbers', 'true or false', or 'text', as a reader of the file takes it; '' of an empty column."""
+    words = {word for value in values.dropna().unique() for word in str(value).split()}
+    if not words:
+        return ""
+    if words <= {"True", "False", "true", "false", "TRUE", "FALSE"}:
+        return "true or false"
+    return "numbers" if pd.to_numeric(pd.Series(list(words)), errors="coerce").notna().all() else "text"
 
 
 def _validate_values(competition: Competition, values: pd.Series, ids: pd.Series, where: str) -> None:
     if values.isna().any():
         raise UserError(f"{where} of {ids[values.isna()].iloc[0]} is empty")
-    if not pd.api.types.is_numeric_dtype(values):
-        return  # class names
+    if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
+        return  # classes
     numbers = values.to_numpy(dtype=float)
     if not np.isfinite(numbers).all():
         raise UserError(f"{where} of {ids.iloc[int(np.flatnonzero(~np.isfinite(numbers))[0])]} is not finite")
-    bounded = competition.task != "regression" and not (competition.task == "multiclass" and wants_label(competition))
+    bounded = competition.task != "regression" and not wants_label(competition)
     if bounded and (numbers.min() < 0 or numbers.max() > 1):
         row = int(np.flatnonzero((numbers < 0) | (numbers > 1))[0])
         raise UserError(f"{where} of {ids.iloc[row]} is {numbers[row]:g}, outside 0..1")
 
 
-def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame) -> np.ndarray:
+def _labels(
+    competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame, shown: pd.DataFrame
+) -> np.ndarray:
+    """object (N, columns of the sample): classes in the sample's spelling."""
     values = rows.to_numpy()
     if competition.task == "binary":
-        return (values[:, 0] >= 0.5).astype(int)
+        return _binary_labels(competition, shown.iloc[:, 0])[(values >= 0.5).astype(int)]
     if competition.task == "regression":
         known = table_index.loc[table_index["split"] == "train", "target"]
-        return np.clip(np.rint(values[:, 0]), known.min(), known.max()).astype(int)
+        return np.clip(np.rint(values), known.min(), known.max()).astype(int)
+    if shown.shape[1] > 1:
+        ordered = rows[_matching(competition, list(rows.columns), list(shown))].to_numpy()
+        multilabel = competition.task == "multilabel"
+        hard = ordered >= 0.5 if multilabel else ordered.argmax(axis=1)[:, None] == np.arange(shown.shape[1])
+        return hard if _kind(shown.iloc[:, 0]) == "true or false" else hard.astype(int)
     names = np.array([column.removeprefix("pred_") for column in rows.columns], dtype=object)
+    if competition.submission.prediction == "auto":
+        _check_vocabulary(competition, shown.iloc[:, 0], set(names))
+    return _listed(competition, values, names)[:, None]
+
+
+def _binary_labels(competition: Competition, shown: pd.Series) -> np.ndarray:
+    """object (2,): what to write for 0 and 1, of the kind that the sample shows."""
+    kind, labels = _kind(shown), index.binary_labels(competition)
+    if kind == "text":
+        _check_vocabulary(competition, shown, set(labels), every=True)
+        return np.array(labels, dtype=object)
+    if kind == "true or false":
+        return np.array([True, False] if labels[1].casefold() == "false" else [False, True], dtype=object)
+    numbers = pd.to_numeric(pd.Series(labels), errors="coerce")
+    return (pd.Series([0, 1]) if numbers.isna().any() else numbers).to_numpy(dtype=object)
+
+
+def _check_vocabulary(competition: Competition, shown: pd.Series, known: set[str], every: bool = False) -> None:
+    """UserError where none of the sample's labels (with `every`, not each) is known: a placeholder, or a mistake."""
+    values = shown.dropna().astype(str).unique()
+    strange = [value for value in values if value not in known and not known & set(value.split())]
+    if _kind(shown) == "text" and (len(strange) == len(values) or (every and strange)):
+        hint = "" if every else "; if it only holds the place, set `submission: {prediction: label}`"
+        raise UserError(
+            f"{competition.raw() / str(competition.sample_submission)}: '{strange[0]}' is none of the labels "
+            f"{', '.join(sorted(known)[:8])}{hint}"
+        )
+
+
+def _listed(competition: Competition, values: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """object (N,): one class a row; of MAP@k the likeliest, of several labels those that hold, in one cell."""
+    if competition.task == "multilabel" and not competition.metric.lower().startswith("map@"):
+        return np.array([" ".join(names[row >= 0.5]) for row in values], dtype=object)
     top = competition.metric.lower().partition("map@")[2]
     if top.isdigit():  # MAP@k wants the k likeliest classes, best first, in one cell
         order = np.argsort(-values, axis=1, kind="stable")[:, : int(top)]

@@ -39,7 +39,7 @@ class Survey:
         """Per readable training row what is asked, a column a class or label (0/1), or the number itself."""
         if self.competition.task == "multilabel":
             names = self.competition.targets
-            return self.train[[f"target_{name}" for name in names]].set_axis(names, axis=1)
+            return index.known(self.train[self.competition.truth]).set_axis(names, axis=1)
         if self.competition.task == "multiclass":
             largest = self.train["target"].value_counts().index[: len(figures.PALETTE)]
             return pd.DataFrame({name: (self.train["target"] == name).astype(float) for name in largest})

@@ -378,7 +378,7 @@ def _integer(text: str) -> int | float | None:
         return _decimal(text)  # "1.0" in an IS is common and harmless
 
 
-def _age(text: str) -> float | None:
+def age(text: str) -> float | None:
     """'045Y' -> 45.0 years (PS3.5 6.2: AS is nnnD, nnnW, nnnM or nnnY)."""
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", text)
     if not match:
@@ -410,7 +410,7 @@ def _datetime(text: str) -> str | None:
     return day + (f"T{clock}" if clock else "") + (match[5] or "")
 
 
-_CONVERTERS = {"DS": _decimal, "IS": _integer, "AS": _age, "DA": _date, "TM": _time, "DT": _datetime}
+_CONVERTERS = {"DS": _decimal, "IS": _integer, "AS": age, "DA": _date, "TM": _time, "DT": _datetime}
 
 
 # ------------------------------------------------------------------------------------ metadata columns

@@ -39,7 +39,12 @@ class Targets:
         return max(1, len(self.learnt) - (self.activation == "ordinal"))
 
     def array(self, competition: Competition, rows: pd.DataFrame) -> np.ndarray:
-        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel."""
+        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel.
+
+        Of several labels, 0.5 is half a label, and NaN none: it has no part in the loss.
+        """
+        if competition.task == "multilabel":
+            return rows[competition.truth].to_numpy(dtype=np.float32, copy=True)
         if self.labels is None:
             return index.target_array(competition, rows, self.names)
         labels = self.labels.reindex(rows["id"])
@@ -62,6 +67,8 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targe
     }.get(kind, {"default", "bce", "focal", "asymmetric"})
     if loss not in fitting:
         raise UserError(f"train.loss={loss}: does not go with task {kind}; choose from {', '.join(sorted(fitting))}")
+    if loss == "ordinal":
+        index.check_order(competition, names, "train.loss=ordinal")
     return Targets(kind, names, names, _activation(kind, loss))
 
 
@@ -83,7 +90,10 @@ def _auxiliary(competition: Competition, recipe: Recipe, names: list[str]) -> Ta
     if column not in frame:
         raise UserError(f"target.column={column}: not in {path}{nearest(column, frame.columns)}")
     labels = frame.set_index(competition.id)[column].replace("", np.nan)
-    learnt = sorted(labels.dropna().unique())
+    learnt = index.by_number(labels.dropna().unique())
+    if recipe.train.loss == "ordinal" and not all(map(index.is_number, learnt)):
+        raise UserError(f"target.column={column}: train.loss=ordinal needs classes in an order, and '{learnt[-1]}' is "
+                        "no number; choose another loss")  # fmt: skip
     if len(learnt) < 2:
         raise UserError(f"target.column={column}: {path} holds fewer than two classes of it")
     fold = np.zeros((len(learnt), max(1, len(names))), np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from foldwise.metrics import Metric, resampler
+from foldwise.metrics import Metric, known_rows, resampler
 from foldwise.spaces import ranks
 
 Array = NDArray[Any]
@@ -69,9 +69,10 @@ def errors(preds: Array, target: Array, task: str) -> Array:
     if task == "multiclass":
         rows = np.arange(preds.shape[1])
         return 1.0 - preds[:, rows, target.astype(np.int64)]
-    flat = preds.reshape(preds.shape[0], -1)
+    known = known_rows(target.reshape(-1))
+    flat = preds.reshape(preds.shape[0], -1)[:, known]
     step = -(-flat.shape[1] // 2_000_000)
-    return (target.reshape(-1) - flat)[:, ::step]
+    return (target.reshape(-1)[known] - flat)[:, ::step]
 
 
 def correlation(values: Array) -> Array:
@@ -195,7 +196,8 @@ def fold_ranks(metric: Metric, target: Array, preds: Array, folds: Array) -> lis
 
 def reliability(target: Array, pred: Array, bins: int = 10) -> list[dict[str, float]]:
     """Equally filled bins of (predicted, observed, rows) for 0/1 truth, pooled over columns."""
-    truth, value = target.reshape(-1), pred.reshape(-1)
+    rows = known_rows(target.reshape(-1))
+    truth, value = target.reshape(-1)[rows], pred.reshape(-1)[rows]
     order = np.argsort(value, kind="stable")
     return [
         {
