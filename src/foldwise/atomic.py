@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -129,3 +131,28 @@ def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) 
     """A CSV without the frame's index."""
     with replacing(path) as part:
         frame.to_csv(part, index=False, float_format=float_format, lineterminator="\n")
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
+
+
+def write_voucher(path: Path, facts: dict[str, Any], *files: Path) -> None:
+    """`facts` as JSON, written last: it vouches for files beside it, whose digests it holds."""
+    write_json(path, {**facts, "vouches": {file.name: file_digest(file) for file in files}})
+
+
+def read_voucher(path: Path) -> dict[str, Any] | None:
+    """What `write_voucher` wrote; None where it, or a file that it vouches for, is not there or no longer the same."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if all(file_digest(path.parent / name) == digest for name, digest in facts["vouches"].items()):
+            return facts
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, OSError):
+        pass
+    print(f"warning: {path} or what it vouches for is damaged; it is made again", file=sys.stderr)
+    return None

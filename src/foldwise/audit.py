@@ -371,14 +371,15 @@ def _save(made: Audit, table: pd.DataFrame, folder: Path, key: str) -> None:
         made.statistics.reset_index(drop=True).to_parquet(part)
     atomic.write_csv(folder / "duplicates.csv", made.pairs)
     rows = _rows(table, ["split", "id"])
-    atomic.write_json(folder / "duplicates.json", {"key": key, "rows": rows, **made.facts})
+    files = (folder / "duplicates.csv", folder / "statistics.parquet")
+    atomic.write_voucher(folder / "duplicates.json", {"key": key, "rows": rows, **made.facts}, *files)
 
 
 def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Audit | None:
     folder = competition.derived()
-    if not (folder / "duplicates.json").exists():
+    facts = atomic.read_voucher(folder / "duplicates.json")
+    if facts is None:
         return None
-    facts = json.loads((folder / "duplicates.json").read_text(encoding="utf-8"))
     stale = key is not None and facts["key"] != key
     if stale or facts.pop("rows") != _rows(table, ["split", "id"]):
         return None
@@ -390,6 +391,6 @@ def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Au
         keep_default_na=False,  # an id may be called NA
         na_values={"same_label": [""]},
     )
-    facts.pop("key")
+    del facts["key"], facts["vouches"]
     group = merge(table, pairs) if competition.merge_copies else table["group"]
     return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), facts)
