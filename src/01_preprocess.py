@@ -69,7 +69,8 @@ def main() -> None:
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     warnings = folds.check(about, fold_table, table[table["split"] == "train"]) + found.warnings(fold_table)
-    for warning in index.set_aside(table) + index.odd_formats(table) + warnings:
+    odd = index.remarked(cache.remarks(about, table, args.sizes[0])) + index.odd_formats(table)
+    for warning in index.set_aside(table) + odd + warnings:
         note(f"warning: {warning}")
     path = report.write(about, table, fold_table, args.sizes, found)
     others = index.left_out(about)

@@ -21,6 +21,10 @@ import numpy as np
 from foldwise import UserError
 
 
+class ReadWarning(UserWarning):
+    """A file that was read all the same, though something about it is odd: what, and what helps."""
+
+
 def read(path: Path) -> bytes:
     """All bytes of a file or member; OSError where it is not there."""
     try:
