@@ -79,7 +79,8 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
     path, warnings = report.write(about, table, fold_table, args.sizes, copies)
-    for warning in index.set_aside(table) + index.odd_formats(table) + warnings:
+    odd = index.remarked(cache.remarks(about, table, args.sizes[0])) + index.odd_formats(table)
+    for warning in index.set_aside(table) + odd + warnings:
         note(f"warning: {warning}")
     others = index.left_out(about)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from pydicom.uid import (
 
 from foldwise import UserError, decoders, dicom, tags
 from foldwise.dicom import DicomError, DicomOptions
+from foldwise.source import ReadWarning
 
 REPO = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPO.parent / "shared")) / "data/dicom"
@@ -453,6 +455,89 @@ def test_frames_and_windows_are_chosen(tmp_path: Path) -> None:
         dicom.read_image(path, options=DicomOptions(window="brain"))
 
 
+def body(size: int = 64) -> np.ndarray:
+    """Hounsfield units int16: air around tissue, some bone."""
+    y, x = np.mgrid[:size, :size] - size / 2
+    rng = np.random.default_rng(0)
+    tissue = np.where(np.hypot(x, y) < size / 3, 40, -1000) + rng.normal(0, 15, (size, size))
+    tissue[28:36, 28:36] += 900
+    return tissue.round().astype(np.int16)
+
+
+def test_a_named_window_is_not_laid_on_values_that_are_no_hounsfield_units(tmp_path: Path) -> None:
+    raw = make(tmp_path / "raw.dcm", (body() + 1024).astype(np.uint16), stored=12, Modality="CT")
+    with pytest.warns(ReadWarning, match=r"raw.dcm: window 'brain' is in Hounsfield units.*percentiles"):
+        shown = dicom.read_image(raw, options=DicomOptions(window="brain"))
+    np.testing.assert_array_equal(shown, dicom.read_image(raw))  # as auto shows it
+    assert (shown == 255).mean() < 0.1
+
+
+def test_wrapped_air_is_told_and_unwrapped(tmp_path: Path) -> None:
+    hounsfield = body()
+    right = make(tmp_path / "right.dcm", hounsfield, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
+    wrapped = make(tmp_path / "wrapped.dcm", (hounsfield.astype(int) % 4096).astype(np.uint16), stored=12,
+                   Modality="CT", RescaleIntercept=0, RescaleSlope=1)  # fmt: skip
+    for window in ("soft_tissue", "lung", "percentile"):
+        with pytest.warns(ReadWarning, match=r"image: \{unwrap: true\}"):
+            white = dicom.read_image(wrapped, options=DicomOptions(window=window))
+        assert white[0, 0] > 250
+        mended = dicom.read_image(wrapped, options=DicomOptions(window=window, unwrap=True))
+        np.testing.assert_array_equal(mended, dicom.read_image(right, options=DicomOptions(window=window)))
+    sound = make(tmp_path / "sound.dcm", (hounsfield + 1024).astype(np.uint16), stored=12, Modality="CT",
+                 RescaleIntercept=-1024, RescaleSlope=1)  # fmt: skip
+    full = make(tmp_path / "full.dcm", gradient("u2", 12), stored=12, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
+    for path in (sound, full):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plain = dicom.read_image(path, options=DicomOptions(window="bone"))
+        np.testing.assert_array_equal(plain, dicom.read_image(path, options=DicomOptions(window="bone", unwrap=True)))
+
+
+def test_what_other_readers_read_is_read_with_a_warning(tmp_path: Path) -> None:
+    values = gradient("u2", 12)
+    path = make(tmp_path / "a.dcm", values, stored=12, syntax=JPEGLSLossless)
+    expected = dicom.read_image(path)
+    data = path.read_bytes()
+    start = data.index(b"\xff\xd8\xff\xf7")
+    for lost in (1, 2):  # a byte, or the whole marker; the length of the fragment stays even
+        ds = pydicom.dcmread(path)
+        frame = pydicom.encaps.get_frame(ds.PixelData, 0)[lost:]
+        ds.PixelData = pydicom.encaps.encapsulate([frame])
+        with pytest.warns(ReadWarning, match="lacks the first marker"):
+            np.testing.assert_array_equal(dicom.read_image(save(ds, tmp_path / "b.dcm")), expected)
+    assert start > 0
+    short = make(tmp_path / "c.dcm", values, stored=12)
+    data = short.read_bytes()
+    short.write_bytes(data[:-62])
+    with pytest.raises(DicomError, match=r"truncated: \d+ of \d+ bytes; `image: \{truncated: fill\}`"):
+        dicom.read_image(short)
+    with pytest.warns(ReadWarning, match="filled with zeros"):
+        filled = dicom.read_image(short, options=DicomOptions(truncated="fill", window="full"))
+    whole = dicom.read_image(make(tmp_path / "d.dcm", values, stored=12), options=DicomOptions(window="full"))
+    np.testing.assert_array_equal(filled.ravel()[:-31], whole.ravel()[:-31])
+    assert filled.ravel()[-31:].max() == 0
+    short.write_bytes(data[: -int(0.6 * 2 * values.size)])
+    with pytest.raises(DicomError, match="truncated"):
+        dicom.read_image(short, options=DicomOptions(truncated="fill"))
+
+
+def test_a_damaged_modality_lut(tmp_path: Path) -> None:
+    def with_lut(descriptor: list[int], entries: int) -> Path:
+        item = pydicom.Dataset()
+        item.add_new("LUTDescriptor", "US", descriptor)
+        item.add_new("LUTData", "OW", (np.arange(entries, dtype="<u2") * 16).tobytes())
+        return make(tmp_path / "lut.dcm", np.arange(256, dtype=np.uint8).reshape(16, 16),
+                    ModalityLUTSequence=[item], WindowCenter=2048, WindowWidth=4096)  # fmt: skip
+
+    sound = dicom.read_image(with_lut([256, 0, 16], 256))
+    with pytest.warns(ReadWarning, match="fewer entries than its descriptor says"):
+        short = dicom.read_image(with_lut([256, 0, 16], 250))
+    np.testing.assert_array_equal(short.ravel()[:250], sound.ravel()[:250])
+    assert set(short.ravel()[250:]) == {sound.ravel()[249]}
+    with pytest.raises(DicomError, match=r"damaged LUT: its descriptor is \[256, 0\], not three numbers"):
+        dicom.read_image(with_lut([256, 0], 256))
+
+
 def test_functional_groups_hold_a_frame_s_own_window(tmp_path: Path) -> None:
     groups = []
     for center in (100, 200):
@@ -550,7 +635,7 @@ def test_header_values_are_typed_and_personal_ones_left_out(tmp_path: Path) -> N
     ("text", "years"), [("045Y", 45.0), ("006M", 0.5), ("010D", 0.0274), ("52", 52.0), ("x", None)]
 )
 def test_age(text: str, years: float | None) -> None:
-    assert tags._age(text) == years
+    assert tags.age(text) == years
 
 
 # ------------------------------------------------------------------------------- what must be refused

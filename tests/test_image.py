@@ -246,6 +246,18 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
         image.read_image(small, options=ImageOptions(max_pixels=100))
 
 
+def test_max_pixels_alone_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has a limit of its own, and cv2 another: neither stands above the option."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses what is twice as large
+    monkeypatch.setattr(image, "CV2_PIXELS", 1000)
+    for name in ("a.tif", "a.webp", "a.jpg", "a.png", "a.bmp"):
+        path = saved(tmp_path / name, picture(96, 128))
+        assert image.read_image(path).shape == (96, 128, 3)
+        assert psnr(image.read_image(path, 24), dicom.resize(picture(96, 128), 24)) > 30
+        with pytest.raises(ImageError, match="max_pixels=9000; raise `image: max_pixels` to read it"):
+            image.read_image(path, options=ImageOptions(max_pixels=9000))
+
+
 FUZZ = """
 import random, resource, sys
 from pathlib import Path

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import Workplace
 from PIL import Image
+from test_dicom import make as dicom_file
 
 from foldwise import competition, image, index, source
 
@@ -115,6 +116,25 @@ def test_one_table_over_folders_suffixes_and_an_hdf5_file(tiny: Workplace) -> No
     (tiny.raw / "train.hdf5").unlink()
     said = tiny.run("01_preprocess.py", "--sizes", 32, "--new-folds").stderr
     assert "train: 20 of 60 images set aside (33.3%), 20 of them: missing file, such as train/tr0000.png" in said
+
+
+def test_what_was_odd_is_counted_and_larger_images_fail_no_section(tiny: Workplace) -> None:
+    for row in range(3):
+        values = np.random.default_rng(row).integers(0, 4096, (40, 40)).astype(np.uint16)
+        path = dicom_file(tiny.raw / "train" / f"tr000{row}.dcm", values)
+        path.write_bytes(path.read_bytes()[:-40])
+        path.rename(tiny.raw / "train" / f"tr000{row}.png")
+    said = tiny.run("01_preprocess.py", "--sizes", 32).stderr
+    assert "4 of 60 images set aside (6.7%), 3 of them: pixel data is truncated: 3160 of 3200 bytes" in said
+    large = tiny.raw / "train" / "tr0005.png"
+    cv2.imwrite(str(large), np.random.default_rng(9).integers(0, 256, (10001, 10001), np.uint8))  # over the default
+    tiny.describe(image={"truncated": "fill", "max_pixels": 200_000_000, "clahe": 2.0})
+    said = tiny.run("01_preprocess.py", "--sizes", 32, "--new-folds").stderr
+    assert "warning: 3 images, such as train/tr0000.png: its pixel data is truncated: what is missing is filled" in said
+    assert "could not be made" not in said
+    page = (tiny.derived / "report.html").read_text()
+    assert "read all the same, though" in page
+    assert "max_pixels: " not in page
 
 
 @pytest.mark.smoke

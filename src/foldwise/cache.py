@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from foldwise import UserError, atomic, image, index, launch, roi
 from foldwise.competition import Competition
 from foldwise.config import digest
 from foldwise.image import ImageOptions
+from foldwise.source import ReadWarning
 
-FORMAT = 1  # raise it when the same file and options would give other pixels
+FORMAT = 2  # raise it when the same file and options would give other pixels
 
 
 @dataclass(frozen=True)
@@ -221,11 +223,30 @@ def build_size(
             "unreadable": int((~ok).sum()),
             "seconds": round(time.perf_counter() - started, 2),
             "errors": reasons,
+            "remarks": _remarks(state),
         },
     )
-    for part in (state, path.with_suffix(".key.part")):
-        part.unlink()
+    for part in (state, path.with_suffix(".key.part"), _remarks_file(state)):
+        part.unlink(missing_ok=True)
     return pd.Series(reasons, dtype=object).reindex(table.index)
+
+
+def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
+    """What was odd about images that could be read (split, path, remark), from the cache of one size."""
+    facts = json.loads((competition.derived() / f"{_stem(size, False)}.json").read_text(encoding="utf-8"))
+    said = {int(row): text for row, text in facts["remarks"].items()}
+    return table.loc[list(said), ["split", "path"]].assign(remark=list(said.values()))
+
+
+def _remarks_file(state: Path) -> Path:
+    return state.with_suffix(".remarks")
+
+
+def _remarks(state: Path) -> dict[int, str]:
+    """By row, as the workers wrote them down, before a kill and after."""
+    file = _remarks_file(state)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return dict(sorted((row, text) for row, text in map(json.loads, lines)))
 
 
 def _options_digest(options: ImageOptions) -> str:
@@ -242,7 +263,7 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
     """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
     if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
         return
-    for stale in (keyfile, pixels, state):
+    for stale in (keyfile, pixels, state, _remarks_file(state)):
         stale.unlink(missing_ok=True)
     header = _header(n, size)
     total = len(header) + n * size * size * 3
@@ -280,13 +301,20 @@ def _decode_rows(
         for row, path, frame, window in rows:
             chosen = options if pd.isna(frame) else options.model_copy(update={"frame": int(frame)})
             try:
-                found = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", ReadWarning)
+                    found = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue
             except Exception as error:  # whatever a damaged file does to a decoder, the other files go on
                 results.append(f"{type(error).__name__}: {error}")
                 continue
+            odd = [str(one.message).removeprefix(f"{Path(raw) / path}: ") for one in said
+                   if one.category is ReadWarning]  # fmt: skip
+            if odd:  # one short line at once: other workers write there too
+                with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([row, "; ".join(odd)]) + "\n")
             os.pwrite(out.fileno(), np.ascontiguousarray(found).data, header + row * found.size)
             os.pwrite(marks.fileno(), b"\x01", row)
             results.append(None)

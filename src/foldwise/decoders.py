@@ -24,10 +24,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import struct
 import sys
 import tempfile
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from foldwise.source import ReadWarning
 from foldwise.tags import DicomError, Parsed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,7 +88,8 @@ def layout_of(parsed: Parsed, max_pixels: int) -> Layout:
     if rows < 1 or columns < 1:
         raise DicomError(f"header says {rows} rows x {columns} columns")
     if rows * columns > max_pixels:
-        raise DicomError(f"header claims {rows} x {columns} pixels, over the limit max_pixels={max_pixels}")
+        what = f"header claims {rows} x {columns} pixels, over the limit max_pixels={max_pixels}"
+        raise DicomError(f"{what}; raise `image: max_pixels` to read it")
     kind, allocated = "int", number("BitsAllocated", 0)
     if parsed.pixel_tag != 0x7FE00010:  # PS3.3 C.7.6.24, C.7.6.25
         kind, allocated = "float", 32 if parsed.pixel_tag == 0x7FE00008 else 64
@@ -131,14 +135,15 @@ class Frame:
 
 
 def decode_frame(
-    parsed: Parsed, layout: Layout, index: int, at_least: int | None = None, oversample: float = 1.0
-) -> Frame:
+    parsed: Parsed, layout: Layout, index: int, at_least: int | None = None, oversample: float = 1.0,
+    fill: bool = False,
+) -> Frame:  # fmt: skip
     """Frame `index`; at reduced resolution where its codestream allows, never smaller than `at_least` on
     the shorter side, JPEG 2000 not smaller than `oversample` times that. DicomError where the bytes are not
-    there or not sound."""
+    there or not sound; fill: an uncompressed frame that is there in part ends in zeros."""
     if not parsed.encapsulated and not _hidden_items(parsed, layout):
-        return _native(parsed, layout, index)
-    frame = _encapsulated(parsed, layout, index)
+        return _native(parsed, layout, index, fill)
+    frame = _with_start(_encapsulated(parsed, layout, index), parsed.syntax)
     kind = sniff(frame)
     if kind == "jpeg":
         return _jpeg(frame, layout, at_least)
@@ -163,6 +168,19 @@ def _video_or_unknown(syntax: str) -> str:
     return "video" if tail[:3] in ("100", "101", "102", "103", "104", "105", "106", "107") else "unknown codestream"
 
 
+def _with_start(frame: bytes, syntax: str) -> bytes:
+    """A JPEG codestream that lost its first byte or its first marker (FFD8) has them again, as other readers do."""
+    if not syntax.startswith(("1.2.840.10008.1.2.4.5", "1.2.840.10008.1.2.4.7", "1.2.840.10008.1.2.4.8")):
+        return frame
+    lost = b"\xff" if frame[:2] == b"\xd8\xff" else b"\xff\xd8" if _STARTS.match(frame) else b""
+    if lost:
+        warnings.warn("its compressed data lacks the first marker, which is put back", ReadWarning)
+    return lost + frame
+
+
+_STARTS = re.compile(rb"\xff[\xc0-\xc3\xc4\xdb\xe0-\xef\xf7\xf8\xfe]")  # what follows the first marker
+
+
 def sniff(frame: bytes) -> str:
     """'jpeg' (any of its processes, JPEG-LS too), 'j2k' (HTJ2K too) or ''."""
     if frame[:3] == b"\xff\xd8\xff":
@@ -175,13 +193,16 @@ def sniff(frame: bytes) -> str:
 # -------------------------------------------------------------------------------------- uncompressed
 
 
-def _native(parsed: Parsed, layout: Layout, index: int) -> Frame:
+def _native(parsed: Parsed, layout: Layout, index: int, fill: bool = False) -> Frame:
     """PS3.5 8.1.1, A.1 to A.3: the bytes as they lie in the file."""
-    bits = layout.bits_per_frame
-    if (index + 1) * bits > len(parsed.pixels) * 8:
+    bits, data = layout.bits_per_frame, parsed.pixels
+    if (index + 1) * bits > len(data) * 8:
         need = (layout.frames * bits + 7) // 8
-        raise DicomError(f"pixel data is truncated: {len(parsed.pixels)} of {need} bytes")
-    data = parsed.pixels
+        if not fill or (index + 0.5) * bits > len(data) * 8:  # half of it at least must be there
+            hint = "" if fill else "; `image: {truncated: fill}` reads what is there"
+            raise DicomError(f"pixel data is truncated: {len(data)} of {need} bytes{hint}")
+        warnings.warn("its pixel data is truncated: what is missing is filled with zeros", ReadWarning)
+        data = memoryview(bytes(data).ljust(((index + 1) * bits + 7) // 8, b"\0"))
     if not parsed.little and parsed.pixel_vr == "OW" and layout.allocated == 8:
         # PS3.5 8.1.1, annex A.3: 16-bit words hold two 8-bit samples, the first in the low byte
         data = memoryview(np.frombuffer(data[: len(data) & ~1], "u2").byteswap().tobytes())

@@ -20,6 +20,7 @@ conversion for headers (less than half the speed).
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ from pydantic import Field, field_validator
 from foldwise import source
 from foldwise.decoders import Array, Frame, Layout, decode_frame, layout_of, name_of
 from foldwise.schema import Strict
+from foldwise.source import ReadWarning
 from foldwise.tags import DicomError, Parsed, metadata, parse, parse_with_pydicom, scan
 
 __all__ = [
@@ -93,6 +95,12 @@ class DicomOptions(Strict):
         "times as fast and twice as far from the full decode. CT is always decoded in full.",
     )
     max_pixels: int = Field(100_000_000, gt=0, description="files that claim more pixels a frame are refused")
+    unwrap: bool = Field(
+        False, description="CT whose negative values came out at the top of an unsigned range: they are negative again"
+    )
+    truncated: Literal["refuse", "fill"] = Field(
+        "refuse", description="uncompressed DICOM that ends before its pixels do: refused, or the rest filled with 0"
+    )
 
     @field_validator("window")
     @classmethod
@@ -194,13 +202,15 @@ def _whole(path: Path) -> memoryview:
 
 def _guarded(path: str | Path, work: Callable[[memoryview], Any], read: Callable[[Path], memoryview] = _whole) -> Any:
     """`work` on the file's bytes; whatever goes wrong becomes one DicomError line that names the file."""
-    import warnings
-
     try:
         data = read(Path(path))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
-            return work(data)
+            warnings.simplefilter("always", ReadWarning)
+            result = work(data)
+        for text in dict.fromkeys(str(one.message) for one in caught if one.category is ReadWarning):
+            warnings.warn(f"{path}: {text}", ReadWarning, stacklevel=4)
+        return result
     except DicomError as error:
         raise DicomError(f"{path}: {error}") from None
     except OSError as error:
@@ -263,7 +273,7 @@ def _mean_frame(parsed: Parsed, layout: Layout, options: DicomOptions, at_least:
 def _render_frame(parsed: Parsed, layout: Layout, index: int, options: DicomOptions, at_least: int | None) -> Array:
     if parsed.first("Modality") == "CT":
         at_least = None  # air, tissue and bone side by side under a narrow window: averages must come after it
-    frame = decode_frame(parsed, layout, index, at_least, options.oversample)
+    frame = decode_frame(parsed, layout, index, at_least, options.oversample, options.truncated == "fill")
     if frame.layout.photometric == "PALETTE COLOR":
         return _palette(frame, parsed)
     if frame.layout.samples == 3:
@@ -294,7 +304,7 @@ def _look(scope: list[Parsed], keyword: str) -> Parsed | None:
 def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions) -> Array:
     """Stored values through modality LUT, VOI LUT and inversion: by a table up to 16 bits, else in float."""
     layout, values = frame.layout, frame.values
-    window = _auto_window(scope, layout, options) if window == "auto" else window
+    window = _auto_window(scope, layout, options) if window == "auto" else _named_window(window, scope)
     if layout.kind == "float" or values.dtype.itemsize > 2:
         real = values.astype(np.float64) if layout.kind == "float" else numeric(values, layout).astype(np.float64)
         return _shade(real, real, None, layout, scope, window, options)
@@ -303,8 +313,9 @@ def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions)
     low = layout.high + 1 - layout.stored
     distinct = 8 * values.dtype.itemsize if counts is not None else layout.high + 1
     container = np.arange(0, 1 << distinct, 1 << low if counts is None else 1, dtype=values.dtype)
-    real = numeric(container, layout).astype(np.float64)
-    table = _shade(real, real, counts, layout, scope, window, options)
+    stored = numeric(container, layout).astype(np.float64)
+    real = _unwrapped(stored, layout, options) if _is_wrapped(frame, scope) else stored
+    table = _shade(real, stored, counts, layout, scope, window, options)
     if counts is None:
         table = np.tile(np.repeat(table, 1 << low), 1 << (8 * values.dtype.itemsize - distinct))
     return look_up(values, table)
@@ -354,6 +365,31 @@ def _shade(
     if padding is not None:
         shown[padding] = 0.0  # background, whatever its value would look like (PS3.3 C.7.5.1.1.2)
     return shown.astype(np.uint8)
+
+
+_ROOM = 2048  # values at the top of an unsigned range that may be negative ones: -2000 is a scanner's padding
+
+
+def _is_wrapped(frame: Frame, scope: list[Parsed]) -> bool:
+    """Whether a CT's negative values came out at the top of an unsigned range, -1000 as 3096 of 12 bits: without an
+    intercept that makes room for them, two humps of values, and hardly any in between."""
+    layout = frame.layout
+    if scope[-1].first("Modality") != "CT" or layout.signed or layout.stored < 12 or rescale(scope)[1] <= -100:
+        return False
+    numbers = numeric(np.arange(1 << 8 * frame.values.dtype.itemsize, dtype=frame.values.dtype), layout)
+    counts = np.bincount(numbers, weights=histogram(frame.values), minlength=1 << layout.stored)
+    top = len(counts)
+    humps = counts[: top - _ROOM].sum(), counts[top - 1200 :].sum()
+    return min(humps) > 0.05 * counts.sum() and counts[top - 1900 : top - 1200].sum() < 0.01 * counts.sum()
+
+
+def _unwrapped(stored: Array, layout: Layout, options: DicomOptions) -> Array:
+    if not options.unwrap:
+        warnings.warn("its air seems to have wrapped round to the top of the range; `image: {unwrap: true}` mends it",
+                      ReadWarning)  # fmt: skip
+        return stored
+    span = 1 << layout.stored
+    return np.where(stored >= span - _ROOM, stored - span, stored)
 
 
 def _padding(stored: Array, scope: list[Parsed], layout: Layout) -> Array | None:
@@ -406,15 +442,19 @@ def rescale(scope: list[Parsed]) -> tuple[float, float]:
 def _lut(item: Parsed, owner: Parsed) -> tuple[Array, int, float]:
     """A LUT's entries as float64, the first value that it maps, and its highest output (PS3.3 C.11.1.1.1)."""
     descriptor = item.get("LUTDescriptor")
+    if isinstance(descriptor, bytes) and len(descriptor) == 6:  # written without its VR
+        descriptor = np.frombuffer(descriptor, "<u2" if item.little else ">u2").tolist()
     if not isinstance(descriptor, list) or len(descriptor) != 3:
-        raise DicomError("LUT without a descriptor of three numbers")
+        raise DicomError(f"damaged LUT: its descriptor is {descriptor}, not three numbers")
     entries, first, bits = (int(value) for value in descriptor)
     entries = entries % 65536 or 65536  # read as SS, 65536 may be 0 and 40000 negative
     signed = owner.first("PixelRepresentation", 0) == 1
     first = first - 65536 if signed and first > 32767 else first
     data = _lut_data(item, entries, item.little)
+    if not len(data):
+        raise DicomError("damaged LUT: it has no entries")
     if len(data) < entries:
-        raise DicomError(f"LUT of {len(data)} entries where its descriptor says {entries}")
+        warnings.warn("a LUT has fewer entries than its descriptor says: the last stands for the others", ReadWarning)
     top = (1 << bits) - 1 if 0 < bits <= 16 else 65535
     return data[:entries].astype(np.float64), first, float(max(top, data[:entries].max()))
 
@@ -423,7 +463,7 @@ def _lut_data(item: Parsed, entries: int, little: bool) -> Array:
     """LUTData (US or OW): one word each, or two 8-bit entries a word where so few bytes are there."""
     value = item.get("LUTData")
     if isinstance(value, bytes):
-        if len(value) < 2 * entries:
+        if len(value) <= entries + 1:
             return np.frombuffer(value, np.uint8)
         return np.frombuffer(value[: len(value) & ~1], "<u2" if little else ">u2")
     data = np.atleast_1d(np.asarray(value if value is not None else [], dtype=np.int64)) & 0xFFFF
@@ -494,16 +534,22 @@ def _voi(
         return _ramp(modality, low, high)
     if window == "percentile":
         return _ramp(modality, *_percentiles(modality, padding, counts, options.percentiles))
-    if window in WINDOWS:
-        _refuse_hounsfield_window(window, scope)
     center, width = WINDOWS.get(window) or _numbers(window) or (0.0, 1.0)
     return apply_window(modality, center, width, "LINEAR")
 
 
-def _refuse_hounsfield_window(name: str, scope: list[Parsed]) -> None:
+def _named_window(name: str, scope: list[Parsed]) -> str:
+    """The window, or 'percentile' for a window in Hounsfield units where values are none."""
+    if name not in WINDOWS:
+        return name
     modality = str(scope[-1].first("Modality", "CT"))
     if modality not in ("CT", "PT", "OT", "SC"):
         raise DicomError(f"window '{name}' is in Hounsfield units, and the modality is {modality}")
+    if _is_hounsfield(scope):
+        return name
+    warnings.warn(f"window '{name}' is in Hounsfield units, and no rescale makes its values that: shown by percentiles",
+                  ReadWarning)  # fmt: skip
+    return "percentile"
 
 
 def apply_window(values: Array, center: float, width: float, function: str) -> Array:

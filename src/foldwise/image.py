@@ -218,7 +218,8 @@ def _check_pixels(path: Path, width: int, height: int, options: ImageOptions) ->
     if width < 1 or height < 1:
         raise ImageError(f"{path}: header says {width} x {height} pixels")
     if width * height > options.max_pixels:
-        raise ImageError(f"{path}: {width} x {height} pixels, over the limit max_pixels={options.max_pixels}")
+        what = f"{width} x {height} pixels, over the limit max_pixels={options.max_pixels}"
+        raise ImageError(f"{path}: {what}; raise `image: max_pixels` to read it")
 
 
 def _decode_jpeg(path: Path, target: Size, options: ImageOptions) -> Array:
@@ -232,6 +233,8 @@ def _decode_jpeg(path: Path, target: Size, options: ImageOptions) -> Array:
         return _decode_pillow(path, options)  # CMYK, YCCK, arithmetic coding
     side = None if target is None else target if isinstance(target, int) else max(target)  # EXIF may turn it
     at_least = _shorter_needed(info.rows, info.columns, side, options.fit) if side else None
+    if info.rows * info.columns > CV2_PIXELS:
+        return _decode_pillow(path, options, at_least)
     by = scaled_by(min(info.rows, info.columns), at_least)
     colour = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
               8: cv2.IMREAD_REDUCED_COLOR_8}[by]  # fmt: skip
@@ -251,7 +254,8 @@ def _decode_png(path: Path, options: ImageOptions) -> Array:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     _check_pixels(path, width, height, options)
     bits, kind = data[24], data[25]
-    if kind == 3 or b"acTL" in data[:100] or b"eXIf" in data or bits < 8 or b"tRNS" in data[:4096]:
+    marked = b"acTL" in data[:100] or b"eXIf" in data or b"tRNS" in data[:4096]
+    if marked or kind == 3 or bits < 8 or width * height > CV2_PIXELS:
         return _decode_pillow(path, options)
     with captured_stderr():
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -263,14 +267,21 @@ def _decode_png(path: Path, options: ImageOptions) -> Array:
     return _to_8_bits(image, options)
 
 
-def _decode_pillow(path: Path, options: ImageOptions) -> Array:
-    """The first frame by Pillow, upright, with its alpha laid over the background."""
+CV2_PIXELS = 1 << 30  # cv2 refuses larger images, whatever a caller allows
+
+
+def _decode_pillow(path: Path, options: ImageOptions, at_least: int | None = None) -> Array:
+    """The first frame by Pillow, upright, with its alpha laid over the background; a JPEG at a half, a quarter or an
+    eighth of its size where its shorter side stays `at_least`."""
     from PIL import ImageOps
 
     with _pillow(path) as image:
         _check_pixels(path, image.size[0], image.size[1], options)
         try:
             with captured_stderr():
+                if at_least:
+                    by = scaled_by(min(image.size), at_least)
+                    image.draft(None, (image.size[0] // by, image.size[1] // by))
                 image.load()
                 upright = ImageOps.exif_transpose(image)
         except Exception as error:  # Pillow's plugins raise what they like on damaged data
@@ -329,9 +340,10 @@ def _pillow(path: Path) -> Any:
 
     from PIL import Image, UnidentifiedImageError
 
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels is the limit, and is checked before anything is decoded
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of decompression bombs: the pixel limit is checked right after
+            warnings.simplefilter("ignore")
             return Image.open(source.plain(path))
     except UnidentifiedImageError:
         head = _head(path)[0]
@@ -596,9 +608,13 @@ def _inspect_rows(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _inspect_row(folder: str, name: str) -> dict[str, Any]:
+    import warnings
+
     path = Path(folder, name)
     try:
-        return {"path": name, "status": "ok", "error": "", **_describe(path)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", source.ReadWarning)
+            return {"path": name, "status": "ok", "error": "", **_describe(path)}
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")
     except Exception as error:  # a row must say so, whatever it was

@@ -134,6 +134,14 @@ def set_aside(index: pd.DataFrame) -> list[str]:
     return warnings
 
 
+def remarked(remarks: pd.DataFrame) -> list[str]:
+    """Warnings of cache.remarks: how many images there are of each kind, and one of them."""
+    return [
+        f"{len(part)} images, such as {part['path'].iloc[0]}: {remark}"
+        for remark, part in remarks.groupby("remark")
+    ]  # fmt: skip
+
+
 def left_out(competition: Competition) -> str:
     """What lies in the folders that `folders` and `images` name and is no image, by kind; '' where nothing."""
     splits = [competition.train, competition.test, *competition.extra]

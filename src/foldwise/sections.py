@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import audit, drift, figures, image, index, noise, page, roi
+from foldwise import audit, cache, drift, figures, image, index, noise, page, roi
 from foldwise.image import ImageOptions
 from foldwise.page import Page, counted
 from foldwise.survey import Survey
@@ -71,7 +71,7 @@ def _strip(facts: Survey, name: str, count: str, split: str, ids: np.ndarray) ->
 def _before_after(facts: Survey, sheet: Page) -> str:
     """Each image option that is set, alone, and all of them together, on the same raw files."""
     chosen = facts.competition.image
-    default = ImageOptions()
+    default = ImageOptions(max_pixels=chosen.max_pixels, truncated=chosen.truncated)  # what is read at all
     changed = [name for name in ImageOptions.model_fields if getattr(chosen, name) != getattr(default, name)]
     if not changed:
         return ""
@@ -336,8 +336,11 @@ def _noise(facts: Survey, sheet: Page) -> str:
 
 def _unreadable(facts: Survey, sheet: Page) -> str:
     unread = facts.table[facts.table["error"].notna()]
+    remarks = cache.remarks(facts.competition, facts.table, facts.images.size)
+    odd = [[text, len(part), part["path"].iloc[0]] for text, part in remarks.groupby("remark")]
+    read = page.table(["read all the same, though", "files", "such as"], odd) if odd else ""
     if not len(unread):
-        return page.text("Every file could be read.")
+        return page.text("Every file could be read.") + read
     body = page.text("Training rows are left out. Test rows stay in the submission: their prediction is the stated "
                      "fallback, the mean of the others.")  # fmt: skip
     shown = unread.head(LIST)
@@ -345,7 +348,7 @@ def _unreadable(facts: Survey, sheet: Page) -> str:
     rows = [[r.split, r.id, r.path, r.error, what[r.split]] for r in shown.itertuples()]
     body += page.table(["split", "id", "file", "reason", "what happens"], rows)
     more = page.text(f"The first {LIST} of {len(unread):,}; all are in unreadable.csv.", soft=True)
-    return body + (more if len(unread) > LIST else "")
+    return read + body + (more if len(unread) > LIST else "")
 
 
 SECTIONS: list[tuple[str, Callable[[Survey, Page], str]]] = [

@@ -24,6 +24,10 @@ from foldwise import UserError
 SAMPLE = 1 << 14  # bytes of a file hashed at its head, middle and tail
 
 
+class ReadWarning(UserWarning):
+    """A file that was read all the same, though something about it is odd: what, and what helps."""
+
+
 def read(path: Path) -> bytes:
     """All bytes of a file or member; OSError where it is not there."""
     try:
