@@ -120,20 +120,25 @@ def _trained(load_fold: Callable[[], Trained]) -> Embed:
 
 def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
     """The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
-    if not recipe.model.pretrained or recipe.model.mode == "scratch":
+    backbones = [backbone for backbone in (recipe.model, recipe.model.second) if backbone is not None]
+    if not all(backbone.has_weights for backbone in backbones) or recipe.model.mode == "scratch":
         raise UserError(
             f"--recipe {source}: a network without pretrained weights sees nothing yet; train it and give --run, or "
-            "set model.pretrained=true and another model.mode"
+            "set model.pretrained=true (or model.weights=FILE) and another model.mode"
+        )
+    if recipe.model.start_from:
+        raise UserError(
+            f"--recipe {source}: model.start_from={recipe.model.start_from} is a run, a network a fold; give "
+            f"--run {recipe.model.start_from}, or set model.start_from=null"
         )
     pool = recipe.model.head.pool if recipe.model.head.pool in {"avg", "max"} else "default"
-    update = {"mode": "frozen", "metadata": False, "head": config.Head(pool=pool), "start_from": None}
+    update = {"mode": "frozen", "metadata": False, "head": config.Head(pool=pool)}
     bare = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
 
     @lru_cache
     def network() -> models.Network:
         return models.create(bare, 2).to(infer.pick_device(bare))
 
-    backbones = [backbone for backbone in (bare.model, bare.model.second) if backbone is not None]
     files = [weights.of_backbone(backbone) for backbone in backbones]
     facts = {**_facts(bare), "weights": [_file_digest(file) if file else "timm" for file in files]}
     return lambda images, where, _, label: infer.embed(network(), images, where, bare, label), facts

@@ -51,8 +51,6 @@ class FoldData:
         if sampling == "all":
             return None
         target = self.train_target
-        if self.targets.task == "regression":
-            raise UserError(f"train.sampling={sampling}: a regression has no classes to balance")
         if target.ndim == 2:
             count = np.maximum(target.sum(axis=0), 1)
             none = max(1, int((target.sum(axis=1) == 0).sum()))
@@ -121,10 +119,6 @@ def _encoder(competition: Competition, recipe: Recipe, rows: pd.DataFrame) -> Nu
 
 def _taught(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame, data: FoldData) -> FoldData:
     """Training rows with other models' predictions beside the labels; test rows join them with predictions alone."""
-    if data.targets.column is not None:
-        raise UserError(
-            "train.distill and train.pseudo don't go with target.column: they teach the competition's target"
-        )
     names, t = data.targets.names, recipe.train
     teacher = np.zeros((len(data.train), max(1, len(names))), np.float32)
     trust = np.zeros(len(data.train), np.float32)

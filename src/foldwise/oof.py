@@ -23,7 +23,7 @@ import pandas as pd
 
 from foldwise import UserError, __version__, atomic, folds, index, metrics
 from foldwise.competition import Competition
-from foldwise.config import Recipe, differences, recipe_from
+from foldwise.config import Recipe, differences, recipe_from, refuse_idle
 from foldwise.schema import nearest
 
 DIGITS = "%.9g"  # a float32 comes back to the bit
@@ -165,7 +165,10 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
     other = [text for text in overrides if not text.startswith("predict.")]
     if other:
         raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
-    return recipe_from(config, list(overrides), str(folder / "run.json"))
+    recipe = recipe_from(config, list(overrides), str(folder / "run.json"))
+    if overrides:
+        refuse_idle(recipe, f"run {run}", "predict.")
+    return recipe
 
 
 def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) -> None:
