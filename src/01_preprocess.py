@@ -59,6 +59,7 @@ def main() -> None:
     about = competition.load(args.competition)
     table = index.build(about, args.workers, args.dask)
     table["error"] = cache.build(about, table, args.sizes, args.workers, args.dask)
+    index.check_readable(about, table)
     found = audit.groups(about, table, cache.load(about, args.sizes[0]), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=found.group)
     if args.crop:

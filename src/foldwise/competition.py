@@ -99,6 +99,9 @@ class Competition(Strict):
     frames: Literal["one", "each"] = Field(
         "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"
     )
+    unreadable: float = Field(
+        0.5, ge=0, le=1, description="share of a split's images that may be unreadable before steps 1 and 5 refuse it"
+    )
     metadata: Metadata = Metadata()
     dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
     folds: Folds = Folds()

@@ -211,11 +211,12 @@ def fit_heads(
 ) -> Iterator[Fold]:  # fmt: skip
     """(fold, valid (n, outputs), test (m, outputs), chosen settings): a head fitted on each fold's training rows.
 
-    A row whose image could not be read gets the mean of the others' predictions.
+    A row whose image could not be read gets the mean of the others' predictions, or of the training rows' targets.
     """
     classifiers.check(head, competition.task)
     names = index.classes(competition, table)
-    target = index.target_array(competition, folds.rows(table, fold_table), names)
+    train = folds.rows(table, fold_table)
+    target = index.target_array(competition, train, names)
     fold_of = fold_table["fold"].to_numpy()
     heads: Heads | None = None
     for fold, stored, rows in each_fold(competition, recipe, source, run, table, fold_table):
@@ -229,6 +230,8 @@ def fit_heads(
         test = np.arange(rows.train, len(stored))
         fit = np.flatnonzero((fold_of != fold) & (rows.where[: rows.train] >= 0))
         (of_valid, of_test), chosen = heads.fit_predict(fit, target[fit], [valid, test])
+        prior = index.prior(competition, train.iloc[fit], names)
+        infer.say_unreadable(f"fold {fold} test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
         for pred, places in ((of_valid, valid), (of_test, test)):
-            infer.with_fallback(pred, rows.where[places] >= 0)
+            infer.with_fallback(pred, rows.where[places] >= 0, prior)
         yield fold, of_valid, of_test, chosen

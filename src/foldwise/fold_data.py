@@ -22,6 +22,7 @@ class FoldData:
 
     teacher: float32 (train rows, C), what other models said of the training rows, and trust: float32 (train rows,),
     its share in the target. encoder: metadata columns -> features, fitted on the fold's training rows.
+    prior: float32 (C,), index.prior of the competition's own training rows.
     """
 
     images: cache.Cache
@@ -31,6 +32,7 @@ class FoldData:
     test: pd.DataFrame
     train_target: np.ndarray
     valid_target: np.ndarray  # the competition's own, whatever is learnt
+    prior: np.ndarray
     teacher: np.ndarray | None = None
     trust: np.ndarray | None = None
     encoder: Numbers | None = None
@@ -71,6 +73,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     if not inside.any():
         raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
     fit, valid, test = train[~inside], train[inside], table[table["split"] == "test"]
+    prior = index.prior(competition, fit, plan.names)
     images = cache.load(competition, recipe.image_size, recipe.crop)
     if plan.column is None:
         fit = pd.concat([fit, _extra(table, valid, plan.names)])
@@ -78,7 +81,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     fit_target = plan.array(competition, fit)
     encoder = _encoder(competition, recipe, fit)
     valid_target = index.target_array(competition, valid, plan.names)
-    data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, encoder=encoder)
+    data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, prior, encoder=encoder)
     if recipe.train.distill or recipe.train.pseudo:
         data = _taught(competition, recipe, fold, fold_table, data)
     return data

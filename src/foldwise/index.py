@@ -46,12 +46,7 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
     headers = _headers(competition, index, workers, dask)
     index = pd.concat([index, headers], axis=1)
     index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
-    for split, part in index.groupby("split"):
-        if part["error"].notna().all():
-            raise UserError(
-                f"{competition.file}: none of the {len(part)} {split} images can be used; the first: "
-                f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
-            )
+    check_readable(competition, index)
     return _typed(competition, index)
 
 
@@ -77,6 +72,19 @@ def check_metric(competition: Competition) -> None:
     if competition.file.parent not in metrics.search_folders:
         metrics.search_folders.append(competition.file.parent)
     metrics.resolve(competition.metric)
+
+
+def check_readable(competition: Competition, index: pd.DataFrame) -> None:
+    """UserError where more of a split's images are unreadable than the competition allows, or all training images."""
+    for split, part in index.groupby("split"):
+        broken = part[part["error"].notna()]
+        if len(broken) > competition.unreadable * len(part) or (split == "train" and len(broken) == len(part)):
+            first = broken.iloc[0]
+            raise UserError(
+                f"{competition.file}: {len(broken)} of {len(part)} {split} images can't be read; the first: "
+                f"{competition.raw() / first['path']}: {first['error']}; check `{split}.images`, or allow more than "
+                f"`unreadable: {competition.unreadable:g}`"
+            )
 
 
 def odd_formats(index: pd.DataFrame) -> list[str]:
@@ -114,6 +122,14 @@ def target_array(competition: Competition, rows: pd.DataFrame, names: list[str])
             raise UserError(f"class '{rows['target'].iloc[int(np.argmin(codes))]}' is none of {', '.join(names[:12])}")
         return codes
     return rows["target"].to_numpy(dtype=np.float32, copy=True)
+
+
+def prior(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """float32 (C,): the mean target of rows, shares of classes: what is predicted of a row that nothing is known of."""
+    target = target_array(competition, rows, names)
+    if competition.task == "multiclass":
+        target = np.eye(len(names))[target]
+    return target.reshape(len(rows), -1).mean(axis=0).astype(np.float32)
 
 
 def metadata_columns(competition: Competition) -> list[str]:
