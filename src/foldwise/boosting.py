@@ -130,6 +130,7 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     settings, inner_score, trials = _settings(problem, plan, rows, learn, fold, seconds)
     encoder, x, (x_valid, x_test) = _encoded(problem, plan, rows, learn, [valid, test])
     rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
+    notes += _unseen(problem, learn)
     models = []
     for k, y in enumerate(problem.columns.T):
         data = Data(x, y[learn], encoder.categorical)
@@ -150,6 +151,14 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
         trials,
         notes,
     )
+
+
+def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
+    if problem.competition.task != "multiclass":
+        return []
+    names = [name for name, count in zip(problem.names, problem.wide[learn].sum(axis=0), strict=True) if not count]
+    rate = learners.base_rates(problem.y[learn], problem.outputs).min()
+    return [f"no training row is of class {', '.join(names)}: predicted at the base rate, {rate:.2g}"] if names else []
 
 
 def _encoded(

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from foldwise import UserError, folds, launch
 from foldwise.command import note
 from foldwise.competition import Task
+from foldwise.learners import base_rates, placed
 
 Array = NDArray[Any]
 Setting = dict[str, float]
@@ -220,9 +221,9 @@ def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[A
             return found[:, None]
         if found.ndim == 1:
             found = np.column_stack([-found, found])
-        placed = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
-        placed[:, model.classes_] = found
-        return placed
+        whole = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
+        whole[:, model.classes_] = found
+        return whole
 
     return scores
 
@@ -553,7 +554,10 @@ class Heads:
             if len(present) < 2 and self.task != "multilabel":
                 raise UserError(f"--head {self.name}: a fold's training rows hold one class only; make other folds")
             if len(present) < 2:  # a label that all rows, or none, have
-                return [np.full(len(ask), float(present[0])) for ask in asks], {}
+                self._say(
+                    f"{self.name}: a label is the same in all training rows of a fold: its base rate is predicted"
+                )
+                return [np.full(len(ask), base_rates(codes + present[0], 2)[1]) for ask in asks], {}
         classes = len(present)
         if classes not in methods:
             methods[classes] = self._method(features, fit, classes)
@@ -566,9 +570,9 @@ class Heads:
                 f"{self.name}: nothing in some training rows tells their classes apart: their shares are predicted"
             )
         if self.task == "multiclass":
-            placed = np.zeros((len(found), self.outputs))
-            placed[:, present] = found
-            return np.split(placed, ends[:-1]), setting
+            if classes < self.outputs:
+                self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
+            return np.split(placed(found, present, base_rates(y, self.outputs)), ends[:-1]), setting
         return np.split(found[:, -1], ends[:-1]), setting
 
     def _method(self, features: Features, fit: Array, classes: int) -> Method:
