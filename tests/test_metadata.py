@@ -364,6 +364,27 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.mark.slow
+def test_a_metric_beside_the_competition_file_is_found_by_every_step(trained: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(trained.root, tmp_path / "root")
+    (tmp_path / "hosts").mkdir()
+    place = Workplace(tmp_path / "root", Path(shutil.copy(trained.competition, tmp_path / "hosts" / "tiny.yaml")))
+    source = "def far(target, pred):\n    assert len(set(target)) > 1\n    return abs(target - pred).mean()\n"
+    (tmp_path / "hosts" / "mine.py").write_text(source)
+    place.describe(metric="mine:far")
+    assert "greater_is_better: false" in place.refused("03_metadata.py", "--model", "logreg")
+    place.describe(metric={"function": "mine:far", "greater_is_better": False})
+    place.run("03_metadata.py", "--model", "logreg")
+    place.run("03_metadata.py", "--tune", "0.1", "--trials", 2, "--name", "tuned")
+    said = place.run("06_blend.py", "--runs", "logreg", "tuned", "--method", "mean").stdout
+    assert "mine:far" in said
+    best = min(json.loads((place.runs / run / "run.json").read_text())["score"] for run in ("logreg", "tuned"))
+    facts = json.loads((place.submissions / "blend.json").read_text())
+    assert facts["greater_is_better"] is False and facts["best_single_score"] == pytest.approx(best)
+    (tmp_path / "hosts" / "mine.py").write_text(source.replace("(target, pred)", "(target)"))
+    for step in (("02_train.py", "--recipe", "quick.yaml", "--name", "no"), ("03_metadata.py",), ("04_embed.py",)):
+        assert "takes 1 positional argument" in place.refused(*step)
+
+
 def test_stacking_and_every_option_by_the_script(tabled: Workplace, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "copy", tmp_path / "copy" / "tiny.yaml")
     shutil.copytree(tabled.root, place.root)

@@ -297,9 +297,9 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
     truth = problem.y[np.concatenate([split.watch for split in splits])]
     pred = np.concatenate(preds)
     pred = pred[:, 0] if problem.outputs == 1 else pred
-    for metric in (problem.competition.metric, "log_loss"):
+    for metric in (problem.competition.scorer(), metrics.resolve("log_loss")):
         try:
-            return metrics.score(metric, truth, pred) * (1 if metrics.greater_is_better(metric) else -1)
+            return metrics.score(metric, truth, pred) * (1 if metric.greater_is_better else -1)
         except metrics.Undefined:
             continue
     return float("-inf")
@@ -318,7 +318,7 @@ def _searched(
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed + fold))
     study.enqueue_trial({name: settings[name] if settings[name] is not None else 1.0 for name in space})
     study.optimize(objective, timeout=seconds, n_trials=plan.trials)
-    sign = 1 if metrics.greater_is_better(problem.competition.metric) else -1
+    sign = 1 if problem.competition.scorer().greater_is_better else -1
     return {**settings, **study.best_params}, sign * study.best_value, len(study.trials)
 
 

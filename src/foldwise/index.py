@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
     """The index of both splits, file headers read in parallel; nothing is written."""
-    check_metric(competition)
+    competition.scorer()  # named wrongly, it is said before anything is read
     frames = [_split(competition, "train", competition.train)]
     if competition.test is not None:
         frames.append(_split(competition, "test", competition.test))
@@ -47,7 +47,9 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
     index = pd.concat([index, headers], axis=1)
     index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     check_readable(competition, index)
-    return _typed(competition, index)
+    index = _typed(competition, index)
+    try_metric(competition, index)
+    return index
 
 
 def save(index: pd.DataFrame, competition: Competition) -> None:
@@ -67,11 +69,12 @@ def load(competition: Competition) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def check_metric(competition: Competition) -> None:
-    """UserError where the metric has no such name; module:function is looked for beside the competition's file."""
-    if competition.file.parent not in metrics.search_folders:
-        metrics.search_folders.append(competition.file.parent)
-    metrics.resolve(competition.metric)
+def try_metric(competition: Competition, index: pd.DataFrame) -> None:
+    """UserError where a metric of one's own does not score the training rows: before hours of training, not after."""
+    names = classes(competition, index)
+    rows = index[(index["split"] == "train") & index["error"].isna()]
+    target = target_array(competition, rows, names)
+    metrics.rehearse(competition.scorer(), target, len(names), competition.task)
 
 
 def check_readable(competition: Competition, index: pd.DataFrame) -> None:

@@ -35,7 +35,6 @@ from foldwise import (
     journal,
     launch,
     losses,
-    metrics,
     mixing,
     models,
     oof,
@@ -436,7 +435,7 @@ class Trainer:
     def _keep_best(self, score: float, epoch: int) -> bool:
         gain = score - self.state.best
         first = math.isnan(self.state.best)
-        better = first or (gain > 0 if metrics.greater_is_better(self.competition.metric) else gain < 0)
+        better = first or (gain > 0 if self.competition.scorer().greater_is_better else gain < 0)
         self.state.stale = 0 if better else self.state.stale + 1
         if better:
             self.state.best = score

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, __version__, atomic, folds, index, metrics
+from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe, differences, recipe_from, refuse_idle
 from foldwise.schema import nearest
@@ -200,10 +201,12 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
         oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
     pred = oof[pred_columns(oof)].to_numpy()
     target = index.target_array(competition, oof, names)
-    index.check_metric(competition)
+    metric = competition.scorer()
     try:
-        return metrics.score(competition.metric, target, pred[:, 0] if names == ["pred"] else pred)
-    except metrics.Undefined:
+        return metrics.score(metric, target, pred[:, 0] if names == ["pred"] else pred)
+    except metrics.Undefined as error:
+        if metric.own is not None:
+            note(f"warning: {error}")
         return float("nan")
 
 

@@ -128,9 +128,9 @@ def _cross_fitted(pred: Array, truth: Array, folds: Array, half: Array) -> Array
     for k in np.unique(folds):
         for side in (0, 1):
             apply = (folds == k) & (half == side)
-            fit = (folds == k) & (half != side)
-            if truth[fit].min(initial=1) == truth[fit].max(initial=0):
-                fit = half != side  # a fold too small to hold both classes in each half
+            # its own fold's other half; all folds', all rows, where that is too small to hold both classes
+            fits = [(folds == k) & (half != side), half != side, np.ones(pred.size, bool)]
+            fit = next((rows for rows in fits if truth[rows].any() and not truth[rows].all()), fits[-1])
             out[apply] = _monotone(pred[fit], truth[fit])(pred[apply])
     return out
 

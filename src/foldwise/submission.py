@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, index, metrics, oof
+from foldwise import UserError, atomic, index, oof
 from foldwise.competition import Competition
 
 
@@ -89,7 +89,7 @@ def wants_label(competition: Competition) -> bool:
     """True where one value column holds a class rather than a number."""
     if competition.submission.prediction != "auto":
         return competition.submission.prediction == "label"
-    metric = metrics.resolve(competition.metric)
+    metric = competition.scorer()
     return metric.decides or metric.name.startswith("map@")
 
 
