@@ -31,7 +31,7 @@ GENTLY = [  # a new head on old features: it may move, they should not be thrown
 ]  # fmt: skip
 FOLDS = range(5)
 WAYS = {
-    "scratch": ["model.mode=scratch", "train.lr=2e-3"],
+    "scratch": ["model.mode=scratch", "model.weights=null", "train.lr=2e-3"],
     "frozen": ["model.mode=frozen", "train.lr=1e-2"],
     "finetune": GENTLY,
     "fusion": [*GENTLY, "model.metadata=true", "model.head.samples=5", "model.head.dropout=0.5"],

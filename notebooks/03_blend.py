@@ -40,15 +40,15 @@ from foldwise.blend import fit_weights
 
 about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 runs = lineup.gather(about)
-metric = blend_report.metric_of(about)
-print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric)
+metric = about.scorer()
+print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric.name)
 
 # %% [markdown]
 # ## The runs, one by one
 # `ranked in folds` well above `raw` would mean that the folds' models are on different scales.
 
 # %%
-table = pd.DataFrame(trust.fold_ranks(metrics.resolve(metric), runs.target, runs.preds, runs.folds), index=runs.names)
+table = pd.DataFrame(trust.fold_ranks(metric, runs.target, runs.preds, runs.folds), index=runs.names)
 display(table.round(4))
 
 # %% [markdown]
@@ -61,14 +61,16 @@ display(table.round(4))
 def try_weights(**weights: float) -> None:
     """The score of hand-set weights, and the gain over equal ones with its paired bootstrap interval."""
     chosen = np.array([weights.get(name, 0.0) for name in runs.names])
+    if not chosen.any():
+        print("every weight is 0: there is nothing to average; move one up")
+        return
     chosen = chosen / chosen.sum()
     mix, equal = np.tensordot(chosen, runs.preds, 1), runs.preds.mean(axis=0)
-    found = metrics.resolve(metric)
-    draws = trust.bootstrap(found, runs.target, [mix, equal], runs.groups, draws=300)
+    draws = trust.bootstrap(metric, runs.target, [mix, equal], runs.groups, draws=300)
     scores = [metrics.score(metric, runs.target, pred) for pred in (mix, equal)]
-    gain = trust.gain(draws, scores[0], scores[1], found.greater_is_better)
+    gain = trust.gain(draws, scores[0], scores[1], metric.greater_is_better)
     interval = f"({gain['low']:+.4f} to {gain['high']:+.4f})"
-    print(f"{metric} {scores[0]:.4f}; over equal weights {gain['gain']:+.4f} {interval}")
+    print(f"{metric.name} {scores[0]:.4f}; over equal weights {gain['gain']:+.4f} {interval}")
 
 
 try:

@@ -101,7 +101,7 @@ if COMPETITION == "demo" and not WEIGHTS.exists():
 
 # %%
 WAYS = {
-    "scratch": ["model.mode=scratch"],
+    "scratch": ["model.mode=scratch", "model.weights=null"],
     "frozen": ["model.mode=frozen", "train.lr=1e-2"],
     "partial": ["model.mode=partial", f"model.unfreeze_from={LAYER}"],
     "finetune": ["model.mode=finetune"],

@@ -69,6 +69,7 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
         folds.check_saved(about, table)
     sizes = list(dict.fromkeys([*args.sizes, audit.SIZE]))
     table["error"] = cache.build(about, table, sizes, args.workers, args.dask)
+    index.check_readable(about, table)
     copies = audit.groups(about, table, cache.load(about, audit.SIZE, table=table), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=copies.group)
     if args.crop:

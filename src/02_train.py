@@ -62,7 +62,7 @@ def main() -> None:
     if args.preview:
         preview(about, next(iter(recipes.values()))[1], Path(args.preview))
         return
-    index.load(about)
+    index.try_metric(about, index.load(about))
     wanted = folds.choose(folds.load(about), args.fold)
     deadline = None if args.hours is None else started + 3600 * args.hours
     several = len(recipes) * len(wanted) > 1

@@ -75,6 +75,7 @@ def main() -> None:
     args = arguments()
     about = competition.load(args.competition)
     table, fold_table = index.load(about), folds.load(about)
+    index.try_metric(about, table)
     learner = learners.get(args.model)
     asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name"}}
     settings = {**asked, "params": learners.settings_of(learner, dict(args.params)),

@@ -49,6 +49,7 @@ def main() -> None:
     about = competition.load(args.competition)
     classifiers.check(args.head, about.task)
     table, fold_table = index.load(about), folds.load(about)
+    index.try_metric(about, table)
     recipe = oof.recipe_of(about, args.run, args.overrides) if args.run else config.load(args.recipe, args.overrides)
     made_of = {"run": args.run, "predict": config.settings(recipe)["predict"]} if args.run else config.settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}

@@ -41,7 +41,7 @@ def main() -> None:
         table, broken = ensemble.predict_folder(about, recipe, args.run, Path(args.images))
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
-            note(f"warning: {path}: {reason}; its row holds the mean of the others")
+            note(f"warning: {path}: {reason}")
         others = image.listing(Path(args.images)).left_out
         print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return

@@ -54,9 +54,7 @@ def main() -> None:
     runs = lineup.gather(about, args.runs, args.foreign, blend_report.renames(args.columns))
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
     task = {"space": args.space, "task": about.task}
-    blend = fit_weights(
-        runs.preds, runs.target, blend_report.metric_of(about), args.method, args.seed, **settings, **task
-    )
+    blend = fit_weights(runs.preds, runs.target, about.scorer(), args.method, args.seed, **settings, **task)
     facts = blend_report.examine(about, runs, blend, args.seed)
     path = submission.write(about, blend_report.test_table(runs, blend), args.name, facts)
     blend_report.write(about, args.name, runs, blend, facts)

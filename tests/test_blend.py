@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from foldwise import UserError, blend_report, competition, folds, metrics, submission_log
 from foldwise.blend import fit_weights, make_folds
 from foldwise.methods import METHODS, shrunk
+from foldwise.spaces import Calibration
 
 quick = settings(max_examples=8, deadline=None)
 ON_A_SIMPLEX = ["mean", "rank", "logit", "weights", "gradient", "hill", "caruana", "hierarchical", "hill_negative"]
@@ -415,3 +416,13 @@ def test_several_images_a_row_are_joined_before_scoring(small):
 
 def test_complexity_orders_the_methods():
     assert all(a.complexity <= b.complexity for a, b in pairwise([METHODS["mean"], METHODS["rank"], METHODS["hill"]]))
+
+
+@pytest.mark.smoke
+@pytest.mark.filterwarnings("error")
+def test_calibration_within_folds_too_small_for_halves_borrows_the_other_folds() -> None:
+    rng = np.random.default_rng(0)
+    target = (np.arange(30) % 3 == 0).astype(float)
+    folds = np.where(np.arange(30) == 0, 0, 1 + np.arange(30) % 2)  # fold 0: one row
+    fitted = Calibration(np.clip(target * 0.3 + rng.random((2, 30)) * 0.7, 0, 1), target, folds, 0).fitted
+    assert np.isfinite(fitted).all() and (fitted > 0).all() and (fitted < 1).all()

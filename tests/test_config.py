@@ -119,6 +119,64 @@ def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("idle", "needs"),
+    [
+        (["model.weights=w.pth", "model.mode=scratch"], "model.mode"),
+        (["model.weights=w.pth", "model.start_from=other"], "model.start_from=null"),
+        (["model.unfreeze_from=layer4"], "model.mode=partial"),
+        (["model.labels=names.txt"], "model.mode=as_is"),
+        (["model.label_map={a: [b]}"], "model.mode=as_is"),
+        (["augment.mixup=0.5", "model.mode=as_is", "model.labels=names.txt"], "nothing learns"),
+        (["model.head.hidden=8", "model.mode=as_is", "model.labels=names.txt"], "nothing learns"),
+        (["train.layer_decay=0.8", "model.mode=frozen"], "the head alone learns"),
+        (["model.head.samples=5"], "model.head.dropout"),
+        (["model.fusion.joint=64"], "model.metadata=true"),
+        (["model.fusion={hidden: [64], dropout: 0.5}", "model.metadata=true"], "model.fusion.joint"),
+        (["target.positive=[mel]"], "target.column"),
+        (["train.pseudo=other", "target.column=dx"], "target.column=null"),
+        (["train.focal_gamma=1"], "train.loss=focal"),
+        (["train.class_weights=sqrt", "train.loss=asymmetric"], "train.loss=ce, bce or focal"),
+        (["train.snapshots=true"], "train.cycles=<two or more>"),
+        (["train.snapshots=true", "train.schedule=step"], "train.schedule=cosine"),
+        (["train.checkpoint=last", "train.snapshots=true", "train.cycles=2"], "train.snapshots=false"),
+        (["train.cycles=2", "train.schedule=onecycle"], "train.schedule=cosine"),
+        (["train.patience=5"], "train.schedule=plateau"),
+        (["train.final_lr=0.5", "train.schedule=constant"], "train.schedule"),
+        (["train.ema_decay=0.9"], "train.averaging=ema"),
+        (["train.swa_start=0.9", "train.averaging=ema"], "train.averaging=swa"),
+        (["train.distill=other", "train.distill_weight=0"], "train.distill_weight above 0"),
+        (["train.distill_weight=0.1"], "train.distill=<run>"),
+        (["train.pseudo_keep=0.1"], "train.pseudo=<run>"),
+        (["augment.cutmix=0.5", "train.batch_size=1"], "train.batch_size of two"),
+        (["augment.mixup_alpha=0.1"], "augment.mixup above 0"),
+        (["augment.cutmix_alpha=0.1"], "augment.cutmix above 0"),
+        (["predict.crop_share=0.5"], "predict.crops=5 or 10"),
+        (["predict.average=logit"], "several views"),
+    ],
+)
+def test_a_setting_that_another_one_voids_is_refused_with_both_names(idle: list[str], needs: str) -> None:
+    with pytest.raises(UserError) as error:
+        config.load("baseline", idle)
+    key = idle[0].split("=")[0]
+    assert f"{key}" in str(error.value) and "has no effect" in str(error.value) and needs in str(error.value)
+
+
+def test_settings_with_what_they_need_are_taken() -> None:
+    config.load("baseline", ["train.snapshots=true", "train.cycles=2", "predict.average=logit"])
+    config.load("baseline", ["model.weights=w.pth", "model.pretrained=false", "model.mode=frozen"])
+    config.load("baseline", ["augment={mixup: 0.5, cutmix: 0.5, mixup_alpha: 0.1, cutmix_alpha: 0.2}"])
+    with pytest.raises(UserError, match="their sum is 1 at most"):
+        config.load("baseline", ["augment={mixup: 1.0, cutmix: 0.5}"])
+
+
+def test_every_name_in_the_list_of_needs_is_a_setting() -> None:
+    names = {line.split("=")[0] for line in config.help_recipe().splitlines()} | {"model.second.weights"}
+    for keys, _, _ in config.NEEDS:
+        for key in keys.split():
+            assert any(name == key or name.startswith(f"{key}.") for name in names), key
+
+
 def test_help_lists_every_knob_once_with_its_meaning() -> None:
     lines = config.help_recipe().splitlines()
     names = [line.split("=")[0] for line in lines]

@@ -72,7 +72,7 @@ def test_every_head_tells_classes_apart_and_gives_probabilities(name: str, class
     (pred,), (chosen,) = heads.fit_predict(np.arange(120), y[:120], [np.arange(120, 180)])
     assert pred.shape == (60, classes + 1)
     assert np.allclose(pred.sum(axis=1), 1, atol=1e-6)
-    assert (pred >= 0).all() and np.allclose(pred[:, classes], 0)
+    assert (pred >= 0).all() and np.allclose(pred[:, classes], 0.5 / (120 + 0.5 * (classes + 1)))
     assert (pred.argmax(axis=1) == y[120:]).mean() > 0.8
     assert chosen in classifiers._grid(name)
 
@@ -86,13 +86,49 @@ def test_every_regressor_beats_the_mean(name: str) -> None:
     assert np.square(pred[:, 0] - y[150:]).mean() < 0.7 * np.square(y[:150].mean() - y[150:]).mean()
 
 
+@pytest.mark.parametrize("name", ["svm", "linear_svm", "kernel_ridge", "ridge"])
+def test_no_head_is_turned_upside_down(name: str) -> None:
+    """Labels as in leave-one-out of noise: out of fold, each head ranks the training rows the wrong way round."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (90, 4)).astype(np.float32)
+    for seed in range(20):
+        y = np.random.default_rng(seed).permutation(np.arange(90) % 2)
+        heads = Heads(name, "binary", x, alone(90))
+        method = heads._method(Features.fit(x, np.arange(60)), np.arange(60), 2)
+        (pred,), (chosen,) = heads.fit_predict(np.arange(60), y[:60], [np.arange(60, 90)])
+        raw = method.scores(np.arange(60), y[:60], np.arange(60, 90), [chosen])[0][:, 0]
+        flat = np.ptp(pred[:, 0]) == 0
+        assert np.corrcoef(raw, pred[:, 0])[0, 1] > 0 if not flat else abs(pred[0, 0] - y[:60].mean()) < 0.05
+
+
+@pytest.mark.smoke
+def test_calibration_s_slope_is_never_below_zero() -> None:
+    slope, offset = classifiers.sigmoid(np.linspace(-1, 1, 40), np.arange(40) < 10)
+    assert slope == 0 and 1 / (1 + np.exp(-offset)) == pytest.approx((10 * 11 / 12 + 30 / 32) / 40)
+
+
+@pytest.mark.parametrize("scale", ["fold", "none"])
+def test_ridge_is_scikit_learn_s_at_the_same_penalty(scale: str) -> None:
+    x, y = blobs(120)
+    x = ((x - x.mean(axis=0)) / x.std(axis=0) + 1).astype(np.float32)  # an intercept that matters
+    fit, ask = np.arange(80), np.arange(80, 120)
+    features = Features.fit(x, fit, scale)
+    heads = Heads("ridge", "binary", x, alone(120), scale=scale)
+    inner = fit[:45]  # rows whose own mean is not 0, as in an inner split
+    scaled, variance = features.take(np.arange(120)).astype(np.float64), features.variance(fit)
+    for penalty in (0.01, 1.0, 100.0):
+        (own,) = heads._method(features, fit, 2).scores(inner, y[inner], ask, [{"penalty": penalty}])
+        theirs = Ridge(penalty * variance).fit(scaled[inner], 2 * y[inner] - 1).predict(scaled[ask])
+        assert np.allclose(own[:, 0], theirs, atol=2e-4)
+
+
 def test_labels_one_by_one_even_one_that_nobody_has() -> None:
     x, y = blobs(120)
     labels = np.column_stack([y, np.zeros(120), 1 - y]).astype(np.float32)
     (pred,), chosen = Heads("logreg", "multilabel", x, alone(120), 3).fit_predict(
         np.arange(80), labels[:80], [np.arange(80, 120)]
     )
-    assert pred.shape == (40, 3) and (pred[:, 1] == 0).all() and len(chosen) == 3
+    assert pred.shape == (40, 3) and np.allclose(pred[:, 1], 0.5 / 81) and len(chosen) == 3
     assert np.allclose(pred[:, 0] + pred[:, 2], 1, atol=0.05)
 
 
@@ -116,9 +152,11 @@ def test_groups_stay_together_where_settings_are_chosen() -> None:
     x = np.repeat(rng.normal(0, 1, (60, 5)), 4, axis=0).astype(np.float32)
     y = np.repeat(rng.integers(0, 2, 60), 4)  # nothing to learn, but everything to remember
     groups = np.repeat(np.arange(60), 4).astype(str)
-    kept = Heads("kernel_ridge", "binary", x, groups).fit_predict(np.arange(240), y, [np.arange(4)])[1][0]
-    apart = Heads("kernel_ridge", "binary", x, alone(240)).fit_predict(np.arange(240), y, [np.arange(4)])[1][0]
-    assert apart["penalty"] < kept["penalty"]
+    kept, apart = (
+        Heads("kernel_ridge", "binary", x, units).fit_predict(np.arange(240), y, [np.arange(240)])[0][0]
+        for units in (groups, alone(240))
+    )
+    assert np.ptp(kept) == 0 and np.ptp(apart) > 0.9
 
 
 @pytest.mark.parametrize("name", ["svm", "kernel_ridge", "linear_svm", "ridge", "logreg", "knn"])

@@ -199,7 +199,9 @@ def test_classes_absent_from_a_fold_and_first_seen_categories(model: str, tmp_pa
     problem, parts = fitted((about, table, fold_table), model, target_encode=["site"])
     pred = oof_of(problem, parts)
     assert np.allclose(pred.sum(axis=1), 1, atol=1e-6)
-    assert (pred[problem.fold_of == 0, 2] == 0).all() and (pred[problem.fold_of != 0, 2] > 0).all()
+    assert np.allclose(pred[problem.fold_of == 0, 2], 0.5 / (180 + 1.5)) and (pred[problem.fold_of != 0, 2] > 0).all()
+    assert metrics.score("log_loss", problem.y, pred) < 1.2
+    assert "no training row is of class c" in " ".join(parts[0].notes)
     assert parts[0].contributions.shape == (60, 3, 3)
 
 
@@ -212,7 +214,7 @@ def test_a_fold_of_one_row_and_one_whose_training_rows_hold_one_class(model: str
     assert len(oof_of(problem, parts)) == 80
     table.loc[:79, "target"] = (fold_table["fold"] == 0).astype(float).to_numpy()
     problem, parts = fitted((about, table, fold_table), model)
-    assert parts[0].valid.tolist() == [[0.0]]
+    assert np.allclose(parts[0].valid, 0.5 / 80)
     assert "one class only" in " ".join(parts[0].notes)
 
 
@@ -229,7 +231,7 @@ def test_regression_and_labels(model: str, tmp_path: Path, monkeypatch) -> None:
     table.loc[0, "target_v"] = 1.0  # in fold 0: no other training rows hold it
     problem, parts = fitted((about, table, fold_table), model)
     assert oof_of(problem, parts).shape == (240, 2)
-    assert (parts[0].valid[:, 1] == 0).all() and "of v" in " ".join(parts[0].notes)
+    assert np.allclose(parts[0].valid[:, 1], 0.5 / 181) and "of v" in " ".join(parts[0].notes)
 
 
 def test_seeds_are_averaged_and_the_search_never_sees_its_fold(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -362,6 +364,27 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.mark.slow
+def test_a_metric_beside_the_competition_file_is_found_by_every_step(trained: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(trained.root, tmp_path / "root")
+    (tmp_path / "hosts").mkdir()
+    place = Workplace(tmp_path / "root", Path(shutil.copy(trained.competition, tmp_path / "hosts" / "tiny.yaml")))
+    source = "def far(target, pred):\n    assert len(set(target)) > 1\n    return abs(target - pred).mean()\n"
+    (tmp_path / "hosts" / "mine.py").write_text(source)
+    place.describe(metric="mine:far")
+    assert "greater_is_better: false" in place.refused("03_metadata.py", "--model", "logreg")
+    place.describe(metric={"function": "mine:far", "greater_is_better": False})
+    place.run("03_metadata.py", "--model", "logreg")
+    place.run("03_metadata.py", "--tune", "0.1", "--trials", 2, "--name", "tuned")
+    said = place.run("06_blend.py", "--runs", "logreg", "tuned", "--method", "mean").stdout
+    assert "mine:far" in said
+    best = min(json.loads((place.runs / run / "run.json").read_text())["score"] for run in ("logreg", "tuned"))
+    facts = json.loads((place.submissions / "blend.json").read_text())
+    assert facts["greater_is_better"] is False and facts["best_single_score"] == pytest.approx(best)
+    (tmp_path / "hosts" / "mine.py").write_text(source.replace("(target, pred)", "(target)"))
+    for step in (("02_train.py", "--recipe", "quick.yaml", "--name", "no"), ("03_metadata.py",), ("04_embed.py",)):
+        assert "takes 1 positional argument" in place.refused(*step)
+
+
 def test_stacking_and_every_option_by_the_script(tabled: Workplace, tmp_path: Path) -> None:
     place = Workplace(tmp_path / "copy", tmp_path / "copy" / "tiny.yaml")
     shutil.copytree(tabled.root, place.root)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from foldwise import UserError
-from foldwise.metrics import auc_of, greater_is_better, resampler, resolve, score, score_many
+from foldwise import UserError, competition, trust
+from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -211,11 +214,93 @@ def test_refused_in_one_line(name, target, pred, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_own_metric_beside_the_competition(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
-        "def worst(target, pred):\n    return abs(target - pred).max()\nworst.greater_is_better = False\n"
-    )
-    monkeypatch.setenv("FOLDWISE_COMPETITION", str(tmp_path / "c.yaml"))
+def described(folder: Path, metric: object, source: str, file: str = "mine.py") -> competition.Competition:
+    """A competition file in `folder` with a metric file beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(source)
+    about = {"name": "x", "task": "binary", "metric": metric, "train": {"table": "t.csv", "images": "{id}.png"}}
+    (folder / "c.yaml").write_text(yaml.safe_dump(about))
+    return competition.load(str(folder / "c.yaml"))
+
+
+WORST = "def worst(target, pred):\n    return abs(target - pred).max()\n"
+
+
+def test_own_metric_is_found_beside_the_competition_and_from_here(tmp_path, monkeypatch):
+    about = described(tmp_path / "a", "mine:worst", WORST + "worst.greater_is_better = False\n")
+    other = described(tmp_path / "b", "mine:worst", WORST.replace(".max()", ".min()") + "worst.greater_is_better = 1\n")
+    for one, expected, up in ((about, 0.5, False), (other, 0.25, True), (about, 0.5, False)):
+        assert score(one.scorer(), [0.0, 1.0], [0.25, 0.5]) == expected
+        assert one.scorer().greater_is_better == up and one.scorer().name == one.metric == "mine:worst"
+    monkeypatch.chdir(tmp_path / "a")
     assert score("mine:worst", [0.0, 1.0], [0.25, 0.5]) == 0.5
-    assert not greater_is_better("mine:worst")
-    assert score(f"{tmp_path / 'mine.py'}:worst", [0.0, 1.0], [0.25, 0.5]) == 0.5
+    assert score(f"{tmp_path / 'b' / 'mine.py'}:worst", [0.0, 1.0], [0.25, 0.5]) == 0.25
+
+
+def test_own_metric_declares_its_direction(tmp_path):
+    for metric, up in (
+        ({"function": "mine:worst", "greater_is_better": False}, False),
+        ({"function": "mine:worst", "greater_is_better": True}, True),
+        ("sklearn.metrics:brier_score_loss", False),
+        ("sklearn.metrics:matthews_corrcoef", None),
+        ("mine:worst", None),
+    ):
+        about = described(tmp_path, metric, WORST)
+        if up is not None:
+            assert about.scorer().greater_is_better is up
+        else:
+            with pytest.raises(UserError, match="greater_is_better: false"):
+                about.scorer()
+    ranks = {"function": "mine:worst", "greater_is_better": True, "order_only": True}
+    assert described(tmp_path, ranks, WORST).scorer().order_only
+    for metric, words in (
+        ({"function": "auc", "greater_is_better": True}, "needs no declaring"),
+        ({"function": "mine:worst", "greater_is_beter": True}, "did you mean 'greater_is_better'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            described(tmp_path, metric, WORST)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def worst(target):\n    return 1.0\n", "takes 1 positional argument but 2 were given"),
+        ("def worst(target, pred):\n    return 1 / 0\n", r"ZeroDivisionError: division by zero \(.*mine.py, line 2\)"),
+        ("def worst(target, pred):\n    return None\n", "TypeError"),
+        ("def worst(target, pred):\n    return float('nan')\n", "gives back nan"),
+        ("import nosuchmodule\n", "can't be imported .*nosuchmodule"),
+    ],
+)
+def test_own_metric_that_does_not_score_is_found_out_by_a_dry_call(tmp_path, source, words):
+    about = described(tmp_path, {"function": "mine:worst", "greater_is_better": False}, source)
+    with pytest.raises(UserError, match=words):
+        rehearse(about.scorer(), np.array([0, 1, 1, 0], np.float32), 0, "binary")
+
+
+def test_own_metric_is_undefined_where_it_raises(tmp_path):
+    source = "from sklearn.metrics import roc_auc_score\ndef half(t, p):\n    assert len(set(t)) > 1, 'one class'\n"
+    source += "    return roc_auc_score(t, p)\n"
+    metric = described(tmp_path, {"function": "mine:half", "greater_is_better": True}, source).scorer()
+    rehearse(metric, np.array([0, 1, 1, 0], np.float32), 0, "binary")
+    with pytest.raises(Undefined, match="AssertionError: one class"):
+        score(metric, [1, 1], [0.1, 0.2])
+    target, pred = np.array([1.0] + [0.0] * 9), np.linspace(0, 1, 10)
+    draws = trust.bootstrap(metric, target, [pred], draws=100)[:, 0]
+    assert 10 < np.isnan(draws).sum() < 60
+    gained = trust.gain(np.column_stack([draws + 1, draws]), 1, 0, True)
+    assert gained["share_above_zero"] == 1 and gained["low"] == pytest.approx(1)
+
+
+@pytest.mark.smoke
+def test_kappa_is_plain_and_the_quadratic_one_has_its_name():
+    target, pred = np.array([0, 1, 2, 2, 1, 0]), np.array([0, 2, 2, 1, 1, 1])
+    assert score("kappa", target, pred) == score("cohen_kappa", target, pred)
+    assert score("kappa", target, pred) == pytest.approx(sk.cohen_kappa_score(target, pred))
+    quadratic = sk.cohen_kappa_score(target, pred, weights="quadratic")
+    assert score("qwk", target, pred) == pytest.approx(quadratic) and quadratic != score("kappa", target, pred)
+
+
+@pytest.mark.smoke
+def test_weights_of_zero_are_refused():
+    with pytest.raises(UserError, match="not 0 for all"):
+        score("auc", [0, 1], [0.1, 0.2], weight=[0, 0])

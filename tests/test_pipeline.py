@@ -122,7 +122,7 @@ def test_inspect_needs_no_competition(tiny: Workplace) -> None:
         (lambda place: _edit(place, "train.csv", "image_id", 4, ""), "row 6: 'image_id' is empty"),
         (
             lambda place: place.describe(train={"table": "train.csv", "images": "tarin/{image_id}.png"}),
-            "none of the 60",
+            "60 of 60 train images",
         ),
         (lambda place: place.describe(metric="rocauc_"), "did you mean"),
     ],
@@ -167,6 +167,28 @@ def test_unreadable_test_image_gets_the_stated_fallback(trained: Workplace) -> N
         assert test["te0003"] == pytest.approx(test.drop("te0003").mean(), rel=1e-5)
     info = json.loads((trained.runs / "quick" / "run.json").read_text())
     assert info["folds"]["0"]["unreadable_test"] == ["te0003"]
+
+
+def test_without_a_readable_test_image_the_training_prior_is_predicted_and_said(tiny: Workplace) -> None:
+    for k in range(12):
+        (tiny.raw / "test" / f"te{k:04d}.png").write_bytes(b"not an image")
+    line = tiny.refused("01_preprocess.py", "--sizes", 32)
+    assert "12 of 12 test images can't be read" in line and "unreadable: 0.5" in line
+    tiny.describe(unreadable=1)
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    fold_of = pd.read_csv(tiny.derived / "folds.csv").set_index("id")["fold"]
+    sick = pd.read_csv(tiny.raw / "train.csv").set_index("image_id")["sick"].reindex(fold_of.index)
+    quick = ("--recipe", "quick.yaml", "--fold", 0, "train.epochs=1", "train.threads=1", "train.cpu_step=plain")
+    steps = {
+        "quick": ("02_train.py", *quick),
+        "quick_svm": ("04_embed.py", "--run", "quick", "--head", "svm"),
+        "quick_flip": ("05_predict.py", "--run", "quick", "predict.tta=flip"),
+    }
+    for run, step in steps.items():
+        assert "12 of 12 images can't be read (te" in (said := tiny.run(*step).stderr), said
+        assert "the mean target of the training rows" in said
+        pred = pd.read_csv(tiny.runs / run / "fold0_test.csv")["pred"]
+        assert pred.to_numpy() == pytest.approx(sick[fold_of != 0].mean(), rel=1e-5)
 
 
 def test_a_finished_fold_says_so_and_changes_nothing(trained: Workplace) -> None:

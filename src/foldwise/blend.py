@@ -72,7 +72,7 @@ class Blend:
 def fit_weights(
     preds: ArrayLike | Sequence[ArrayLike],
     target: ArrayLike,
-    metric: str,
+    metric: str | metrics.Metric,
     method: str = "auto",
     seed: int = 0,
     *,
@@ -130,18 +130,18 @@ def _stack(preds: Any, names: Sequence[str]) -> Array:
 def _problem(
     preds: Array,
     target: ArrayLike,
-    name: str,
+    metric: str | metrics.Metric,
     seed: int,
     folds: ArrayLike | None,
     groups: ArrayLike | None,
     families: Sequence[tuple[str, str]] | None,
     task: str | None,
 ) -> Problem:
-    metric = metrics.resolve(name)
+    metric = metrics.resolve(metric)
     truth, first = metrics.check(metric.name, target, preds[0])
     low, width = (preds.min(), preds.max() - preds.min()) if metric.probability else (0.0, 1.0)
     judged = first if low >= 0 and low + width <= 1 else (first - low) / width
-    metrics.score(name, truth, judged)  # refuses labels and truth on which the metric does not exist
+    metrics.score(metric, truth, judged)  # refuses labels and truth on which the metric does not exist
     if task is None:
         task = "regression" if "regression" in metric.tasks else metrics.task_of(truth, first)
     rows = truth.shape[0]
@@ -322,7 +322,7 @@ class _Work:
                     "nested_score": float(scores[i]),
                     "behind_best": behind,
                     "standard_error": error,
-                    "within": bool(behind <= error),
+                    "within": bool(behind <= error or i == best),
                 }
             )
         return _simplest(choices, [bool(row["within"]) for row in table]), table
@@ -341,7 +341,9 @@ class _Work:
             scores = np.array([self.problem.metric.function(target, pred[rest], None) for pred in nested])
             best = int(np.nanargmax(sign * scores))
             errors = np.nanstd(draws - draws[:, [best]], axis=0)
-            picked = _simplest(choices, list(sign * (scores[best] - scores) <= errors))
+            within = sign * (scores[best] - scores) <= errors
+            within[best] = True
+            picked = _simplest(choices, within.tolist())
             out[held] = nested[picked][held]
         return out
 

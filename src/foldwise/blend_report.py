@@ -22,13 +22,6 @@ Array = NDArray[Any]
 Facts = dict[str, Any]
 
 
-def metric_of(competition: Competition) -> str:
-    """The competition's metric; a `module:function` is looked for beside the competition's file first."""
-    if competition.file.parent not in metrics.search_folders:
-        metrics.search_folders.insert(0, competition.file.parent)
-    return competition.metric
-
-
 def renames(pairs: Sequence[str]) -> dict[str, str]:
     """['image_name=id', ...] as a mapping; UserError for anything else."""
     for pair in pairs:
@@ -48,7 +41,7 @@ def test_table(runs: Lineup, blend: Blend) -> pd.DataFrame:
 
 def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0) -> Facts:
     """Everything that the JSON and the page say, as plain numbers and lists."""
-    metric = metrics.resolve(metric_of(competition))
+    metric = competition.scorer()
     preds = Scaling.of(runs.preds, competition.task)(runs.preds)
     singles = [float(metric.function(runs.target, run, None)) for run in preds]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
@@ -63,9 +56,10 @@ def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0)
     facts = {
         "method": blend.method, "space": blend.space, "says": METHODS[blend.method].says, "note": blend.note,
         "metric": metric.name, "greater_is_better": metric.greater_is_better, "nested_score": blend.nested_score,
-        "interval_95": list(blend.interval), "in_sample_score": blend.score, "best_single": runs.names[best],
-        "best_single_score": singles[best], "plain_mean_score": scores[2], "gains": gains,
-        "rows": int(runs.target.shape[0]), "rows_of_all_folds": runs.rows_all,
+        "interval_95": list(blend.interval), "draws": len(draws),
+        "draws_undefined": int(np.isnan(draws).any(axis=1).sum()), "in_sample_score": blend.score,
+        "best_single": runs.names[best], "best_single_score": singles[best], "plain_mean_score": scores[2],
+        "gains": gains, "rows": int(runs.target.shape[0]), "rows_of_all_folds": runs.rows_all,
         "patients_or_groups": int(np.unique(runs.groups).size),
         "runs": _runs(runs, blend, preds, metric), "coverage": runs.coverage,
         "leave_one_out": _leave_one_out(runs, blend, metric, seed),
@@ -105,7 +99,7 @@ def _leave_one_out(runs: Lineup, blend: Blend, metric: metrics.Metric, seed: int
             "groups": runs.groups,
             "families": [runs.families[i] for i in keep],
         }
-        made = fit_weights(runs.preds[keep], runs.target, metric.name, method, seed, space=space, draws=0, **known)
+        made = fit_weights(runs.preds[keep], runs.target, metric, method, seed, space=space, draws=0, **known)
         return made.nested_score
 
     everything = np.arange(m)
@@ -149,6 +143,9 @@ def warnings(facts: Facts) -> list[str]:
             found.append(f"{name} lacks fold {', '.join(sorted(wanted - set(counts)))}")
     if facts["rows"] < facts["rows_of_all_folds"]:
         found.append(f"fitted and judged on {facts['rows']} of {facts['rows_of_all_folds']} rows, those all runs cover")
+    if facts["draws_undefined"]:
+        share = f"{facts['draws_undefined']} of {facts['draws']}"
+        found.append(f"{share} bootstrap draws are left out of the intervals: {facts['metric']} has no value on them")
     apart = abs(facts["in_sample_score"] - facts["nested_score"])
     width = facts["interval_95"][1] - facts["interval_95"][0]
     if apart > width / 2:

@@ -133,6 +133,7 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     settings, inner_score, trials = _settings(problem, plan, rows, learn, fold, seconds)
     encoder, x, (x_valid, x_test) = _encoded(problem, plan, rows, learn, [valid, test])
     rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
+    notes += _unseen(problem, learn)
     models = []
     for k, y in enumerate(problem.columns.T):
         data = _known(x, y[learn], encoder.categorical)
@@ -159,6 +160,14 @@ def _known(x: np.ndarray, y: np.ndarray, categorical: list[int]) -> Data:
     """The rows whose label is known."""
     rows = metrics.known_rows(y)
     return Data(x[rows], y[rows], categorical)
+
+
+def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
+    if problem.competition.task != "multiclass":
+        return []
+    names = [name for name, count in zip(problem.names, problem.wide[learn].sum(axis=0), strict=True) if not count]
+    rate = learners.base_rates(problem.y[learn], problem.outputs).min()
+    return [f"no training row is of class {', '.join(names)}: predicted at the base rate, {rate:.2g}"] if names else []
 
 
 def _encoded(
@@ -297,9 +306,9 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
     truth = problem.y[np.concatenate([split.watch for split in splits])]
     pred = np.concatenate(preds)
     pred = pred[:, 0] if problem.outputs == 1 else pred
-    for metric in (problem.competition.metric, "log_loss"):
+    for metric in (problem.competition.scorer(), metrics.resolve("log_loss")):
         try:
-            return metrics.score(metric, truth, pred) * (1 if metrics.greater_is_better(metric) else -1)
+            return metrics.score(metric, truth, pred) * (1 if metric.greater_is_better else -1)
         except metrics.Undefined:
             continue
     return float("-inf")
@@ -318,7 +327,7 @@ def _searched(
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed + fold))
     study.enqueue_trial({name: settings[name] if settings[name] is not None else 1.0 for name in space})
     study.optimize(objective, timeout=seconds, n_trials=plan.trials)
-    sign = 1 if metrics.greater_is_better(problem.competition.metric) else -1
+    sign = 1 if problem.competition.scorer().greater_is_better else -1
     return {**settings, **study.best_params}, sign * study.best_value, len(study.trials)
 
 

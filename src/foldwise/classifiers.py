@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from foldwise import UserError, folds, launch
 from foldwise.command import note
 from foldwise.competition import Task
+from foldwise.learners import base_rates, placed
 from foldwise.metrics import known_rows
 
 Array = NDArray[Any]
@@ -221,9 +222,9 @@ def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[A
             return found[:, None]
         if found.ndim == 1:
             found = np.column_stack([-found, found])
-        placed = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
-        placed[:, model.classes_] = found
-        return placed
+        whole = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
+        whole[:, model.classes_] = found
+        return whole
 
     return scores
 
@@ -240,12 +241,13 @@ def _ridge(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[
     from scipy.linalg import cho_factor, cho_solve
 
     target = _signs(y, classes)
-    centre = target.mean(axis=0)
     damped = kernel.copy()
     damped.flat[:: len(damped) + 1] += setting["penalty"]
     factor = cho_factor(damped.T, overwrite_a=True, check_finite=False)  # .T: LAPACK's order, so no copy
-    weights = cho_solve(factor, target - centre, check_finite=False)
-    return lambda values: values @ weights + centre
+    solved = cho_solve(factor, np.column_stack([target, np.ones(len(target))]), check_finite=False)
+    intercept = solved[:, :-1].sum(axis=0) / solved[:, -1].sum()  # free of the penalty, as scikit-learn's Ridge has it
+    weights = solved[:, :-1] - solved[:, -1:] * intercept
+    return lambda values: values @ weights + intercept
 
 
 def _signs(y: Array, classes: int) -> Array:
@@ -437,7 +439,9 @@ class Chunked:
 def sigmoid(scores: Array, positive: Array) -> tuple[float, float]:
     """(slope, offset) of Platt's sigmoid 1 / (1 + exp(-(slope f + offset))), with his smoothed targets (Platt 1999).
 
-    What CalibratedClassifierCV(ensemble=False) fits to out-of-fold scores.
+    What CalibratedClassifierCV(ensemble=False) fits to out-of-fold scores, but the slope is never below 0: scores
+    that rank those rows the wrong way round say nothing of others (out of fold, where there is no signal, they tend
+    to). All rows then get the share of positives.
     """
     from scipy.optimize import minimize
 
@@ -452,28 +456,40 @@ def sigmoid(scores: Array, positive: Array) -> tuple[float, float]:
         return float((np.logaddexp(0, z) - target * z).sum()), np.array([error @ f, error.sum()])
 
     start = np.array([0.0, np.log((ones + 1) / (zeros + 1))])
-    slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15}).x
+    bounds, options = [(0, None), (None, None)], {"gtol": 1e-9, "ftol": 1e-15}
+    slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     return float(slope / width), float(offset)
 
 
-def _link(method: Method, scores: Array, y: Array, classes: int) -> Callable[[Array], Array]:
-    """scores -> numbers, or probabilities of every class; learnt from out-of-fold scores where that is needed."""
-    if classes == 0:
-        return lambda values: values
-    fits = [] if method.calibrated else [
-        sigmoid(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Link:
+    """scores (N, outputs) -> numbers, or probabilities (N, classes). fits: a sigmoid a column, if need be."""
 
-    def probabilities(values: Array) -> Array:
-        if fits:
-            z = np.column_stack([slope * v + offset for (slope, offset), v in zip(fits, values.T, strict=True)])
+    classes: int
+    fits: list[tuple[float, float]]
+
+    @classmethod
+    def of(cls, method: Method, scores: Array, y: Array, classes: int) -> Link:
+        """Learnt from out-of-fold scores."""
+        if method.calibrated or not classes:
+            return cls(classes, [])
+        return cls(classes, [sigmoid(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every row gets the same: out of fold, the scores said nothing."""
+        return bool(self.fits) and not any(slope for slope, _ in self.fits)
+
+    def __call__(self, values: Array) -> Array:
+        if not self.classes:
+            return values
+        if self.fits:
+            z = np.column_stack([slope * v + offset for (slope, offset), v in zip(self.fits, values.T, strict=True)])
             values = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
-        if classes == 2:
+        if self.classes == 2:
             return np.column_stack([1 - values[:, 0], values[:, 0]])
         total = values.sum(axis=1, keepdims=True)
-        return np.where(total > 0, values / np.maximum(total, 1e-300), 1 / classes)
-
-    return probabilities
+        return np.where(total > 0, values / np.maximum(total, 1e-300), 1 / self.classes)
 
 
 def _loss(pred: Array, y: Array, classes: int) -> float:
@@ -541,7 +557,10 @@ class Heads:
             if len(present) < 2 and self.task != "multilabel":
                 raise UserError(f"--head {self.name}: a fold's training rows hold one class only; make other folds")
             if len(present) < 2:  # a label that all rows, or none, have
-                return [np.full(len(ask), float(present[0])) for ask in asks], {}
+                self._say(
+                    f"{self.name}: a label is the same in all training rows of a fold: its base rate is predicted"
+                )
+                return [np.full(len(ask), base_rates(codes + present[0], 2)[1]) for ask in asks], {}
         classes = len(present)
         if classes not in methods:
             methods[classes] = self._method(features, fit, classes)
@@ -549,10 +568,14 @@ class Heads:
         setting, link = _choose(method, _grid(self.name), fit, codes, self.groups[fit], classes, self.seed)
         ends = np.cumsum([len(ask) for ask in asks])
         found = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
+        if link.is_flat:
+            self._say(
+                f"{self.name}: nothing in some training rows tells their classes apart: their shares are predicted"
+            )
         if self.task == "multiclass":
-            placed = np.zeros((len(found), self.outputs))
-            placed[:, present] = found
-            return np.split(placed, ends[:-1]), setting
+            if classes < self.outputs:
+                self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
+            return np.split(placed(found, present, base_rates(y, self.outputs)), ends[:-1]), setting
         return np.split(found[:, -1], ends[:-1]), setting
 
     def _method(self, features: Features, fit: Array, classes: int) -> Method:
@@ -620,7 +643,7 @@ def _grid(name: str) -> list[Setting]:
 
 def _choose(
     method: Method, settings: list[Setting], fit: Array, y: Array, groups: Array, classes: int, seed: int
-) -> tuple[Setting, Callable[[Array], Array]]:
+) -> tuple[Setting, Link]:
     """The setting of least inner loss, and the link (calibration) learnt from its inner out-of-fold scores."""
     strata = _strata(y, classes)
     part = np.arange(len(fit))
@@ -629,13 +652,13 @@ def _choose(
         if classes and len(np.unique(y[part])) < classes:
             part = np.arange(len(fit))
     scores = _out_of_fold(method, settings, fit[part], y[part], strata[part], groups[part], seed)
-    links = [_link(method, found, y[part], classes) for found in scores]
+    links = [Link.of(method, found, y[part], classes) for found in scores]
     losses = [_loss(link(found), y[part], classes) for link, found in zip(links, scores, strict=True)]
     best = int(np.argmin(losses))
     if len(part) == len(fit) or method.calibrated or not classes:
         return settings[best], links[best]
     whole = _out_of_fold(method, [settings[best]], fit, y, strata, groups, seed)
-    return settings[best], _link(method, whole[0], y, classes)
+    return settings[best], Link.of(method, whole[0], y, classes)
 
 
 def _strata(y: Array, classes: int) -> Array:

@@ -6,11 +6,11 @@ import os
 import re
 import string
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from foldwise import UserError
+from foldwise import UserError, metrics
 from foldwise.image import ImageOptions
 from foldwise.schema import Strict, nearest, read_yaml, validate
 
@@ -146,6 +146,25 @@ class SubmissionShape(Strict):
         return self
 
 
+class HostMetric(Strict):
+    """The metric: a name from foldwise.metrics, or a function of one's own and what it can't say itself."""
+
+    function: str = Field(description="a name from foldwise.metrics, or module:function")
+    greater_is_better: bool | None = Field(None, description="module:function: its direction")
+    order_only: bool | None = Field(None, description="module:function: whether it sees the order of rows and no more")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {"function": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _declares_its_own(self) -> HostMetric:
+        if ":" not in self.function and (self.greater_is_better is not None or self.order_only is not None):
+            raise ValueError(f"'{self.function}' is known: its direction needs no declaring")
+        return self
+
+
 class Competition(Strict):
     """A competition.yaml. Paths are relative to the folder that holds the competition's raw files."""
 
@@ -153,7 +172,9 @@ class Competition(Strict):
     slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
     root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
     task: Task
-    metric: str = Field(description="a name from foldwise.metrics, or module:function")
+    host_metric: HostMetric = Field(
+        alias="metric", description="a name, module:function, or {function: module:function, greater_is_better: false}"
+    )
     id: str = Field("id", description="the column that names an image")
     target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
     positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
@@ -173,6 +194,9 @@ class Competition(Strict):
     submission: SubmissionShape = SubmissionShape()
     frames: Literal["one", "each"] = Field(
         "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"
+    )
+    unreadable: float = Field(
+        0.5, ge=0, le=1, description="share of a split's images that may be unreadable before steps 1 and 5 refuse it"
     )
     metadata: Metadata = Metadata()
     dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
@@ -225,6 +249,18 @@ class Competition(Strict):
     def aggregates(self) -> bool:
         """True where several rows of the index make one row of the submission."""
         return self.submission.row_id is not None or self.frames == "each"
+
+    @property
+    def metric(self) -> str:
+        """The metric's name, as the file has it."""
+        return self.host_metric.function
+
+    def scorer(self) -> metrics.Metric:
+        """The metric; a module:function is looked for beside this file first. UserError where there is no such."""
+        host = self.host_metric
+        if ":" not in host.function:
+            return metrics.resolve(host.function)
+        return metrics.own(host.function, self._file.parent, host.greater_is_better, host.order_only)
 
     @property
     def file(self) -> Path:

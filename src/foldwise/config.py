@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Backbone(Strict):
     """A timm model and where its weights come from."""
 
     name: str = Field("tf_efficientnet_b0", description="a timm model name")
-    pretrained: bool = Field(True, description="start from timm's weights, or from `weights`")
+    pretrained: bool = Field(True, description="start from timm's weights, where `weights` names no file")
     weights: str | None = Field(None, description="a .safetensors or state-dict file, relative to the repository")
     kwargs: dict[str, Any] = Field({}, description="passed to timm.create_model, such as {drop_path_rate: 0.2}")
     mean: list[float] | None = Field(
@@ -31,6 +31,11 @@ class Backbone(Strict):
     std: list[float] | None = Field(
         None, min_length=1, description="input standard deviation in 0..1 (default: likewise)"
     )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it starts from weights that learnt something: a file that is named counts, whatever `pretrained`."""
+        return self.pretrained or self.weights is not None
 
 
 class Fusion(Strict):
@@ -206,7 +211,10 @@ class Recipe(Strict):
 
 def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """src/recipes/NAME.yaml or a file, over its bases, under `key=value` overrides such as `train.epochs=1`."""
-    return recipe_from(_with_bases(_find(name_or_path), ()), overrides or [], f"recipe {name_or_path}")
+    source = f"recipe {name_or_path}"
+    recipe = recipe_from(_with_bases(_find(name_or_path), ()), overrides or [], source)
+    refuse_idle(recipe, source)
+    return recipe
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
@@ -223,10 +231,87 @@ def _consistent(recipe: Recipe, source: str) -> None:
         raise UserError(f"{source}: model.mode=partial needs model.unfreeze_from=<layer>")
     if recipe.model.mode == "as_is" and not recipe.model.labels:
         raise UserError(f"{source}: model.mode=as_is needs model.labels=<file of class names, one a line>")
-    if recipe.train.snapshots and recipe.train.schedule != "cosine":
-        raise UserError(f"{source}: train.snapshots needs train.schedule=cosine (and train.cycles=<how many>)")
+    if recipe.model.mode == "as_is" and not recipe.model.has_weights:
+        raise UserError(f"{source}: model.mode=as_is needs model.pretrained=true or model.weights=<file>")
     if recipe.train.cycles > recipe.train.epochs:
         raise UserError(f"{source}: train.cycles={recipe.train.cycles} is more than train.epochs={recipe.train.epochs}")
+    if recipe.augment.mixup + recipe.augment.cutmix > 1:
+        raise UserError(f"{source}: augment.mixup and augment.cutmix are chances of one draw: their sum is 1 at most")
+
+
+# --- settings that need others ------------------------------------------------------------------------------
+
+OF_TRAINING = (  # what changes what is learnt; how fast, a base recipe says for all modes alike
+    "train.head_lr train.layer_decay train.class_weights train.sampling train.label_smoothing train.averaging "
+    "train.snapshots train.early_stopping train.sizes train.distill train.pseudo augment.mixup augment.cutmix "
+    "augment.randaugment"
+)
+# (settings or whole sections, what they need to have an effect, whether a recipe has that)
+NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
+    ("model.weights model.second.weights", "another model.mode than scratch", lambda r: r.model.mode != "scratch"),
+    ("model.weights", "model.start_from=null, whose weights it would give way to", lambda r: not r.model.start_from),
+    ("model.unfreeze_from", "model.mode=partial", lambda r: r.model.mode == "partial"),
+    ("model.labels model.label_map", "model.mode=as_is", lambda r: r.model.mode == "as_is"),
+    (
+        f"model.head model.second model.metadata model.thaw_epochs {OF_TRAINING}",
+        "another model.mode than as_is, where nothing learns",
+        lambda r: r.model.mode != "as_is",
+    ),
+    (
+        "model.thaw_epochs train.layer_decay train.head_lr",
+        "another model.mode than frozen, where the head alone learns",
+        lambda r: r.model.mode != "frozen",
+    ),
+    ("model.second", "another model.mode than partial: that names a layer of one", lambda r: r.model.mode != "partial"),
+    ("model.head.samples", "model.head.dropout", lambda r: r.model.head.dropout > 0),
+    ("model.fusion", "model.metadata=true", lambda r: r.model.metadata),
+    (
+        "model.fusion.dropout",
+        "a second model.fusion.hidden layer, or model.fusion.joint",
+        lambda r: len(r.model.fusion.hidden) > 1 or r.model.fusion.joint is not None,
+    ),
+    ("target.positive target.map", "target.column", lambda r: r.target.column is not None),
+    ("train.distill train.pseudo", "target.column=null: it teaches the competition's target",
+     lambda r: r.target.column is None),
+    ("train.focal_gamma", "train.loss=focal", lambda r: r.train.loss == "focal"),
+    ("train.class_weights", "train.loss=ce, bce or focal", lambda r: r.train.loss in {"default", "ce", "bce", "focal"}),
+    ("train.cycles train.snapshots", "train.schedule=cosine", lambda r: r.train.schedule == "cosine"),
+    ("train.snapshots", "train.cycles=<two or more>", lambda r: r.train.cycles > 1),
+    ("train.checkpoint", "train.snapshots=false, which predict instead", lambda r: not r.train.snapshots),
+    ("train.final_lr", "a train.schedule that falls", lambda r: r.train.schedule != "constant"),
+    ("train.patience", "train.schedule=plateau", lambda r: r.train.schedule == "plateau"),
+    ("train.ema_decay", "train.averaging=ema", lambda r: r.train.averaging == "ema"),
+    ("train.swa_start", "train.averaging=swa", lambda r: r.train.averaging == "swa"),
+    ("train.distill", "train.distill_weight above 0", lambda r: r.train.distill_weight > 0),
+    ("train.distill_weight", "train.distill=<run>", lambda r: r.train.distill is not None),
+    ("train.pseudo_keep train.pseudo_hard", "train.pseudo=<run>", lambda r: r.train.pseudo is not None),
+    ("augment.mixup augment.cutmix", "train.batch_size of two or more", lambda r: r.train.batch_size > 1),
+    ("augment.mixup_alpha", "augment.mixup above 0", lambda r: r.augment.mixup > 0),
+    ("augment.cutmix_alpha", "augment.cutmix above 0", lambda r: r.augment.cutmix > 0),
+    ("predict.crop_share", "predict.crops=5 or 10", lambda r: r.predict.crops > 1),
+    (
+        "predict.average",
+        "several views (predict.tta, crops or scales) or train.snapshots",
+        lambda r: r.predict.tta != "none" or r.predict.crops > 1 or len(r.predict.scales) > 1 or r.train.snapshots,
+    ),
+)  # fmt: skip
+
+
+def refuse_idle(recipe: Recipe, source: str, within: str = "") -> None:
+    """UserError names the first setting (its key beginning with `within`) that another one keeps from any effect."""
+    for keys, needs, has in NEEDS:
+        if not has(recipe):
+            refuse(recipe, [key for key in keys.split() if key.startswith(within)], needs, source)
+
+
+def refuse(recipe: Recipe, keys: Iterable[str], needs: str, source: str) -> None:
+    """UserError where one of `keys` (a setting, or a section) is not at its default; `needs`: what it needs."""
+    given, usual = dict(_flat(recipe.model_dump(mode="json"))), dict(_flat(Recipe().model_dump(mode="json")))
+    for key, value in given.items():
+        named = any(key == one or key.startswith(f"{one}.") for one in keys)
+        if named and value != usual.get(key):
+            back = _show(usual.get(key))
+            raise UserError(f"{source}: {key}={_show(value)} has no effect: it needs {needs}; or set {key}={back}")
 
 
 def run_name(name_or_path: str) -> str:

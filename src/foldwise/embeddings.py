@@ -120,20 +120,25 @@ def _trained(load_fold: Callable[[], Trained]) -> Embed:
 
 def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
     """The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
-    if not recipe.model.pretrained or recipe.model.mode == "scratch":
+    backbones = [backbone for backbone in (recipe.model, recipe.model.second) if backbone is not None]
+    if not all(backbone.has_weights for backbone in backbones) or recipe.model.mode == "scratch":
         raise UserError(
             f"--recipe {source}: a network without pretrained weights sees nothing yet; train it and give --run, or "
-            "set model.pretrained=true and another model.mode"
+            "set model.pretrained=true (or model.weights=FILE) and another model.mode"
+        )
+    if recipe.model.start_from:
+        raise UserError(
+            f"--recipe {source}: model.start_from={recipe.model.start_from} is a run, a network a fold; give "
+            f"--run {recipe.model.start_from}, or set model.start_from=null"
         )
     pool = recipe.model.head.pool if recipe.model.head.pool in {"avg", "max"} else "default"
-    update = {"mode": "frozen", "metadata": False, "head": config.Head(pool=pool), "start_from": None}
+    update = {"mode": "frozen", "metadata": False, "head": config.Head(pool=pool)}
     bare = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
 
     @lru_cache
     def network() -> models.Network:
         return models.create(bare, 2).to(infer.pick_device(bare))
 
-    backbones = [backbone for backbone in (bare.model, bare.model.second) if backbone is not None]
     files = [weights.of_backbone(backbone) for backbone in backbones]
     facts = {**_facts(bare), "weights": [_file_digest(file) if file else "timm" for file in files]}
     return lambda images, where, _, label: infer.embed(network(), images, where, bare, label), facts
@@ -206,11 +211,12 @@ def fit_heads(
 ) -> Iterator[Fold]:  # fmt: skip
     """(fold, valid (n, outputs), test (m, outputs), chosen settings): a head fitted on each fold's training rows.
 
-    A row whose image could not be read gets the mean of the others' predictions.
+    A row whose image could not be read gets the mean of the others' predictions, or of the training rows' targets.
     """
     classifiers.check(head, competition.task)
     names = index.classes(competition, table)
-    target = index.target_array(competition, folds.rows(table, fold_table), names)
+    train = folds.rows(table, fold_table)
+    target = index.target_array(competition, train, names)
     fold_of = fold_table["fold"].to_numpy()
     heads: Heads | None = None
     for fold, stored, rows in each_fold(competition, recipe, source, run, table, fold_table):
@@ -224,6 +230,8 @@ def fit_heads(
         test = np.arange(rows.train, len(stored))
         fit = np.flatnonzero((fold_of != fold) & (rows.where[: rows.train] >= 0))
         (of_valid, of_test), chosen = heads.fit_predict(fit, target[fit], [valid, test])
+        prior = index.prior(competition, train.iloc[fit], names)
+        infer.say_unreadable(f"fold {fold} test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
         for pred, places in ((of_valid, valid), (of_test, test)):
-            infer.with_fallback(pred, rows.where[places] >= 0)
+            infer.with_fallback(pred, rows.where[places] >= 0, prior)
         yield fold, of_valid, of_test, chosen

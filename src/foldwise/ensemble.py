@@ -41,7 +41,8 @@ Preds = dict[int, tuple[np.ndarray, np.ndarray]]
 class Trained:
     """One fold's model: networks (one, or several snapshots) in evaluation mode on the device, and what goes with them.
 
-    encoder: metadata columns -> features, where the network is fused with them.
+    encoder: metadata columns -> features, where the network is fused with them. prior: float32 (C,), the training
+    rows' mean target.
     """
 
     competition: Competition
@@ -51,6 +52,7 @@ class Trained:
     networks: list[Network]
     encoder: Numbers | None
     way: Precision
+    prior: np.ndarray
 
     @property
     def network(self) -> Network:
@@ -73,7 +75,7 @@ class Trained:
     def predict(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
         """float32 (N, C) probabilities of index rows that lie in the cache at `where` (-1: unreadable)."""
         return infer.predict(
-            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way
+            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way, self.prior
         )
 
     def embed(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
@@ -104,7 +106,10 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
         weights.check_classes(path, plan.learnt)
         models.load_weights(made, path)
         networks.append(way.lay_out(made.to(device)).eval())
-    return Trained(competition, recipe, fold, plan, networks, encoder, way)
+    fold_table = folds.load(competition)
+    others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
+    prior = index.prior(competition, others, plan.names)
+    return Trained(competition, recipe, fold, plan, networks, encoder, way, prior)
 
 
 def _encoder(path: Path) -> Numbers:
@@ -125,6 +130,7 @@ def predict_folds(
     for fold in trained_folds(competition, run):
         model = load_fold(competition, recipe, run, fold, table)
         valid = train[(fold_table["fold"] == fold).to_numpy()]
+        infer.say_unreadable(f"fold {fold} test", test["id"].tolist(), fold_data.where(images, test) >= 0)
         found[fold] = (
             model.predict(images, fold_data.where(images, valid), valid, f"fold {fold} valid"),
             model.predict(images, fold_data.where(images, test), test, f"fold {fold} test"),
@@ -157,8 +163,13 @@ def predict_folder(
         images, where, broken = cache.passing(
             folder, room, rows, recipe.image_size, competition.image, workers, crops
         )
-        if (where < 0).all():
-            raise UserError(f"--images {folder}: none of {len(ids)} files can be read; the first: {broken[ids[0]]}")
+        if len(broken) > competition.unreadable * len(ids):
+            first, reason = next(iter(broken.items()))
+            raise UserError(
+                f"--images {folder}: {len(broken)} of {len(ids)} files can't be read; the first: {first}: {reason}; "
+                f"mend them, or allow more than `unreadable: {competition.unreadable:g}` in {competition.file}"
+            )
+        infer.say_unreadable(f"--images {folder}", ids, where >= 0)
         preds = [
             load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
             for fold in trained_folds(competition, run)

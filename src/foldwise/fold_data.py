@@ -22,6 +22,7 @@ class FoldData:
 
     teacher: float32 (train rows, C), what other models said of the training rows, and trust: float32 (train rows,),
     its share in the target. encoder: metadata columns -> features, fitted on the fold's training rows.
+    prior: float32 (C,), index.prior of the competition's own training rows.
     """
 
     images: cache.Cache
@@ -31,6 +32,7 @@ class FoldData:
     test: pd.DataFrame
     train_target: np.ndarray
     valid_target: np.ndarray  # the competition's own, whatever is learnt
+    prior: np.ndarray
     teacher: np.ndarray | None = None
     trust: np.ndarray | None = None
     encoder: Numbers | None = None
@@ -51,8 +53,6 @@ class FoldData:
         if sampling == "all":
             return None
         target = self.train_target
-        if self.targets.task == "regression":
-            raise UserError(f"train.sampling={sampling}: a regression has no classes to balance")
         if target.ndim == 2:
             count = np.maximum(np.nansum(target, axis=0), 1)
             none = max(1, int((np.nansum(target, axis=1) == 0).sum()))
@@ -73,6 +73,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     if not inside.any():
         raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
     fit, valid, test = train[~inside], train[inside], table[table["split"] == "test"]
+    prior = index.prior(competition, fit, plan.names)
     images = cache.load(competition, recipe.image_size, recipe.crop)
     if plan.column is None:
         fit = pd.concat([fit, _extra(table, valid, plan.names)])
@@ -80,7 +81,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     fit_target = plan.array(competition, fit)
     encoder = _encoder(competition, recipe, fit)
     valid_target = index.target_array(competition, valid, plan.names)
-    data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, encoder=encoder)
+    data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, prior, encoder=encoder)
     if recipe.train.distill or recipe.train.pseudo:
         data = _taught(competition, recipe, fold, fold_table, data)
     return data
@@ -121,10 +122,6 @@ def _encoder(competition: Competition, recipe: Recipe, rows: pd.DataFrame) -> Nu
 
 def _taught(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame, data: FoldData) -> FoldData:
     """Training rows with other models' predictions beside the labels; test rows join them with predictions alone."""
-    if data.targets.column is not None:
-        raise UserError(
-            "train.distill and train.pseudo don't go with target.column: they teach the competition's target"
-        )
     names, t = data.targets.names, recipe.train
     teacher = np.zeros((len(data.train), max(1, len(names))), np.float32)
     trust = np.zeros(len(data.train), np.float32)

@@ -41,7 +41,7 @@ FEW = 0.01  # share of a split's images that may be set aside without a warning
 
 def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
     """The index of both splits, file headers read in parallel; nothing is written."""
-    check_metric(competition)
+    competition.scorer()  # named wrongly, it is said before anything is read
     frames = [_split(competition, "train", competition.train)]
     if competition.test is not None:
         frames.append(_split(competition, "test", competition.test))
@@ -52,14 +52,11 @@ def build(competition: Competition, workers: int | None = None, dask: str | None
     headers = _headers(competition, index, workers, dask)
     index = pd.concat([index, headers], axis=1)
     index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
-    for split, part in index.groupby("split"):
-        if part["error"].notna().all():
-            raise UserError(
-                f"{competition.file}: none of the {len(part)} {split} images can be used; the first: "
-                f"{competition.raw() / part['path'].iloc[0]}: {part['error'].iloc[0]}; check `{split}.images`"
-            )
+    check_readable(competition, index)
     classes(competition, index)
-    return _typed(competition, index)
+    index = _typed(competition, index)
+    try_metric(competition, index)
+    return index
 
 
 def identity(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,11 +94,25 @@ def load(competition: Competition) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def check_metric(competition: Competition) -> None:
-    """UserError where the metric has no such name; module:function is looked for beside the competition's file."""
-    if competition.file.parent not in metrics.search_folders:
-        metrics.search_folders.append(competition.file.parent)
-    metrics.resolve(competition.metric)
+def try_metric(competition: Competition, index: pd.DataFrame) -> None:
+    """UserError where a metric of one's own does not score the training rows: before hours of training, not after."""
+    names = classes(competition, index)
+    rows = index[(index["split"] == "train") & index["error"].isna()]
+    target = target_array(competition, rows, names)
+    metrics.rehearse(competition.scorer(), target, len(names), competition.task)
+
+
+def check_readable(competition: Competition, index: pd.DataFrame) -> None:
+    """UserError where more of a split's images are unreadable than the competition allows, or all training images."""
+    for split, part in index.groupby("split"):
+        broken = part[part["error"].notna()]
+        if len(broken) > competition.unreadable * len(part) or (split == "train" and len(broken) == len(part)):
+            first = broken.iloc[0]
+            raise UserError(
+                f"{competition.file}: {len(broken)} of {len(part)} {split} images can't be read; the first: "
+                f"{competition.raw() / first['path']}: {first['error']}; check `{split}.images`, or allow more than "
+                f"`unreadable: {competition.unreadable:g}`"
+            )
 
 
 def odd_formats(index: pd.DataFrame) -> list[str]:
@@ -223,6 +234,14 @@ def target_array(competition: Competition, rows: pd.DataFrame, names: list[str])
 def known(truth: pd.DataFrame) -> pd.DataFrame:
     """Labels that are 0 or 1; others (ignored, uncertain) as NaN."""
     return truth.where(truth.isin([0, 1]))
+
+
+def prior(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """float32 (C,): the mean target of rows, shares of classes: what is predicted of a row that nothing is known of."""
+    target = target_array(competition, rows, names)
+    if competition.task == "multiclass":
+        target = np.eye(len(names))[target]
+    return np.nanmean(target.reshape(len(rows), -1), axis=0).astype(np.float32)
 
 
 def metadata_columns(competition: Competition) -> list[str]:

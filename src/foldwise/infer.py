@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from foldwise import launch, precision
 from foldwise.cache import Cache
+from foldwise.command import note
 from foldwise.config import Recipe
 from foldwise.dataset import Batches
 from foldwise.models import Network, to_device
@@ -66,13 +67,16 @@ def predict(
     label: str = "predict",
     metadata: np.ndarray | None = None,
     way: Precision | None = None,
+    prior: np.ndarray | None = None,
 ) -> np.ndarray:
     """float32 (N, C) probabilities for the cache rows `where` (int64 (N,), -1: the file could not be read).
 
     metadata: float32 (N, F) of a fusion network. Several networks (snapshots): their mean. A row without an image
     gets the mean prediction of the rows that have one: it moves nobody else's rank much, and never is another
-    image's prediction.
+    image's prediction. Where no row has one, all get `prior`, (C,).
     """
+    if prior is not None and not (where >= 0).any():
+        return np.tile(prior, (len(where), 1))
     logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
     networks = network if isinstance(network, Sequence) else [network]
 
@@ -83,14 +87,24 @@ def predict(
     made = np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
-    return with_fallback(made, where >= 0)
+    return with_fallback(made, where >= 0, prior)
 
 
-def with_fallback(pred: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one."""
-    if not readable.all() and readable.any():
-        pred[~readable] = pred[readable].mean(axis=0)
+def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
+    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one, else `prior`."""
+    if not readable.all() and (readable.any() or prior is not None):
+        pred[~readable] = pred[readable].mean(axis=0) if readable.any() else prior
     return pred
+
+
+def say_unreadable(label: str, ids: Sequence[str], readable: np.ndarray) -> list[str]:
+    """The ids (N,) of rows without a readable image, bool (N,); what they get instead is told."""
+    missing = [row_id for row_id, fine in zip(ids, readable, strict=True) if not fine]
+    if missing and not launch.ranks().rank:
+        more = ", ..." if len(missing) > 1 else ""
+        what = "the mean of the others" if readable.any() else "the mean target of the training rows"
+        note(f"{label}: {len(missing)} of {len(ids)} images can't be read ({missing[0]}{more}): predicted as {what}")
+    return missing
 
 
 def embed(

@@ -341,24 +341,22 @@ class Constant:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A model of the classes that training rows held, its outputs put in place among all classes."""
+    """A model of the classes that training rows held, put in place among all; the others keep their base rate."""
 
     model: Fitted
     classes: np.ndarray
-    outputs: int
+    rates: np.ndarray  # (outputs,)
 
     @property
     def rounds(self) -> int:
         return self.model.rounds
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        made = np.zeros((len(x), self.outputs))
-        made[:, self.classes] = self.model.predict(x)
-        return made
+        return placed(self.model.predict(x), self.classes, self.rates)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         found = self.model.contributions(x)
-        made = np.zeros((len(x), self.outputs, found.shape[2]))
+        made = np.zeros((len(x), len(self.rates), found.shape[2]))
         made[:, self.classes[-found.shape[1] :]] = found  # a linear model of two classes gives the second's
         return made
 
@@ -369,16 +367,17 @@ class _Placed:
 def fit(
     learner: Learner, settings: Settings, task: Task, outputs: int, data: Data, watch: Data | None, rounds: int
 ) -> Fitted:
-    """A fitted model, whatever the rows hold: classes that are absent get probability 0, one class only a Constant.
+    """A fitted model, whatever the rows hold: absent classes get their base rate, one class only a Constant.
 
     task 'multiclass' has class numbers 0..outputs-1 as target; any other one output.
     """
     if task == "multiclass":
         held = np.unique(data.y).astype(int)
-        share = np.bincount(data.y.astype(int), minlength=outputs) / len(data.y)
+        share = base_rates(data.y, outputs)
+    elif task == "regression":
+        held, share = np.array([]), np.array([data.y.mean()])
     else:
-        held = np.unique(data.y) if task != "regression" else np.array([])
-        share = np.array([data.y.mean()])
+        held, share = np.unique(data.y), base_rates(data.y, 2)[1:]
     flat = (data.x == data.x[:1]) | (np.isnan(data.x) & np.isnan(data.x[:1]))
     if len(held) == 1 or flat.all():
         return Constant(share, data.x.shape[1])
@@ -390,7 +389,19 @@ def fit(
         return Data(part.x[known], np.searchsorted(held, part.y[known]), part.categorical)
 
     model = learner.fit(settings, len(held), renumbered(data), watch and renumbered(watch), rounds)
-    return _Placed(model, held, outputs)
+    return _Placed(model, held, share)
+
+
+def base_rates(y: np.ndarray, classes: int) -> np.ndarray:
+    """float64 (classes,): shares of class numbers, half a row of each added, so that none is 0 (Krichevsky 1981)."""
+    return (np.bincount(y.astype(int), minlength=classes) + 0.5) / (len(y) + 0.5 * classes)
+
+
+def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Probabilities (N, known classes) put among all classes (N, C); the others get their base rate."""
+    made = np.tile(rates, (len(pred), 1))
+    made[:, known] = pred * rates[known].sum()
+    return made
 
 
 BOOSTING: Settings = {"rounds": 2000, "patience": 100}

@@ -35,7 +35,6 @@ from foldwise import (
     journal,
     launch,
     losses,
-    metrics,
     mixing,
     models,
     oof,
@@ -416,7 +415,7 @@ class Trainer:
     def _predict(self, split: str, networks: list[Network] | None = None) -> np.ndarray:
         return infer.predict(
             networks or [self.average.current], self.data.images, self.data.where(split), self.data.targets,  # type: ignore[list-item]
-            self.recipe, f"fold {self.fold} {split}", self.data.metadata(split), self.way,
+            self.recipe, f"fold {self.fold} {split}", self.data.metadata(split), self.way, self.data.prior,
         )  # fmt: skip
 
     def _score(self, pred: np.ndarray) -> float:
@@ -436,7 +435,7 @@ class Trainer:
     def _keep_best(self, score: float, epoch: int) -> bool:
         gain = score - self.state.best
         first = math.isnan(self.state.best)
-        better = first or (gain > 0 if metrics.greater_is_better(self.competition.metric) else gain < 0)
+        better = first or (gain > 0 if self.competition.scorer().greater_is_better else gain < 0)
         self.state.stale = 0 if better else self.state.stale + 1
         if better:
             self.state.best = score
@@ -543,8 +542,8 @@ class Trainer:
         self._stop_in_time(self.state.predict_seconds * (len(self.data.valid) + len(self.data.test)))
         chosen = self.snapshots if self.snapshots else [self.best_weights]
         valid, test = self._predict_with(chosen)
-        where = self.data.where("test")
-        missing = self.data.test["id"].to_numpy()[where < 0].tolist()
+        readable = self.data.where("test") >= 0
+        missing = infer.say_unreadable(f"fold {self.fold} test", self.data.test["id"].tolist(), readable)
         facts = {
             "seconds": round(self.state.seconds, 1), "epochs": self.state.epoch, "threads": self.state.threads,
             "step": self.state.way, "best_epoch": self.state.best_epoch + 1, "skipped_steps": self.state.stumbles,
@@ -552,11 +551,6 @@ class Trainer:
         }  # fmt: skip
         if not self.ranks.rank:
             self._write(valid, test, facts)
-            if missing:
-                note(
-                    f"fold {self.fold}: {len(missing)} of {len(where)} test images can't be read ({missing[0]}"
-                    f"{', ...' if len(missing) > 1 else ''}): predicted as the mean of the others"
-                )
         return facts
 
     def _predict_with(self, chosen: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:

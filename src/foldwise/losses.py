@@ -52,6 +52,8 @@ def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tens
         weight = np.asarray(settings.class_weights, float)
         if len(weight) != len(share):
             raise UserError(f"train.class_weights: {len(weight)} weights for {len(share)} classes")
+        if weight.min() < 0 or not weight.any():
+            raise UserError(f"train.class_weights={settings.class_weights}: 0 or more each, and not 0 for all")
         weight = np.repeat(weight[:, None], share.shape[1], 1) if share.ndim == 2 else weight
     else:
         weight = share ** (-1.0 if settings.class_weights == "balanced" else -0.5)

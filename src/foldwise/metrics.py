@@ -10,7 +10,8 @@ Shapes, the same for every metric:
 A multilabel target may hold NaN: cells that nobody knows, which have no part in the value (a metric of one's own
 gets them as they are).
 
-Where a metric is defined for one column, several columns (one-vs-rest for classes) give the plain mean.
+Where a metric is defined for one column, several columns (one-vs-rest for classes) give the plain mean; so accuracy of
+multilabel targets is the share of right cells, where scikit-learn's asks for whole rows.
 `score` checks its input. `resampler` and `auc_of` are the unchecked parts that the bootstrap and the blender
 call thousands of times.
 """
@@ -19,9 +20,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,9 +38,6 @@ from foldwise.schema import nearest
 Array = NDArray[Any]
 Function = Callable[[Array, Array, Array | None], float]
 
-# Where `module:function` is looked for, after what Python can import by itself. Append your own.
-search_folders: list[Path] = [Path(__file__).resolve().parents[1] / "competitions"]
-
 
 class Undefined(UserError):
     """The metric has no value on these rows: a class is missing."""
@@ -51,7 +49,8 @@ class Metric:
 
     `needs` are the labels that every column must hold for the value to exist: "01" both, "1" a positive.
     `order_only` metrics see the order of the rows and nothing else; `decides` metrics see labels only;
-    `probability` metrics refuse predictions outside 0..1; `ordered` metrics measure how far apart classes are.
+    `probability` metrics refuse predictions outside 0..1; `ordered` metrics measure how far apart classes are. own: the
+    bare function(target, pred) of a `module:function`, where `function` gives NaN for rows on which that raises.
     """
 
     name: str
@@ -63,37 +62,43 @@ class Metric:
     probability: bool = False
     ordered: bool = False
     tasks: frozenset[str] = field(default=frozenset({"binary", "multiclass", "multilabel"}))
+    own: Callable[[Array, Array], Any] | None = None
 
 
 # --- the public calls --------------------------------------------------------------------------------------
 
 
-def score(name: str, target: ArrayLike, pred: ArrayLike, weight: ArrayLike | None = None) -> float:
-    """The metric `name` of `pred` against `target` (shapes above), in the metric's own direction.
+def score(metric: str | Metric, target: ArrayLike, pred: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """`metric`, or the one of that name, of `pred` against `target` (shapes above), in the metric's own direction.
 
-    weight: (N,) non-negative row weights or counts, optional.
-    Raises UserError for unknown names, NaN or infinite values, shapes that differ, labels out of range, and
-    truth on which the metric is undefined (one class only).
+    weight: (N,) non-negative row weights or counts, not all 0, optional.
+    Raises UserError for unknown names, NaN or infinite values, shapes that differ, labels out of range; Undefined for
+    truth on which the metric has no value (one class only).
     """
-    metric = resolve(name)
+    metric = resolve(metric)
     truth, values = check(metric.name, target, pred)
     _check_task(metric, truth, values)
     rows = None if weight is None else _numbers(metric.name, "weight", weight)
-    if rows is not None and (rows.shape != truth.shape[:1] or rows.min() < 0):
-        raise UserError(f"{metric.name}: weight must be {truth.shape[0]} non-negative numbers")
-    return float(metric.function(truth, values, rows))
+    if rows is not None and (rows.shape != truth.shape[:1] or rows.min() < 0 or not rows.any()):
+        raise UserError(f"{metric.name}: weight must be {truth.shape[0]} non-negative numbers, not 0 for all")
+    value = float(metric.function(truth, values, rows))
+    if metric.own is not None and np.isnan(value):
+        raise Undefined(f"metric '{metric.name}' has no value on these rows{_reason(metric.own, truth, values)}")
+    return value
 
 
-def greater_is_better(name: str) -> bool:
-    """Whether a larger value of the metric `name` is better."""
-    return resolve(name).greater_is_better
+def greater_is_better(metric: str | Metric) -> bool:
+    """Whether a larger value of the metric is better."""
+    return resolve(metric).greater_is_better
 
 
-def resolve(name: str) -> Metric:
-    """The metric of that name or alias, `map@K`, or `module:function` of one's own."""
-    if ":" in name:
-        return _own(name)
-    key = name.strip().lower().replace("-", "_").replace(" ", "_")
+def resolve(metric: str | Metric) -> Metric:
+    """The metric of that name or alias, `map@K`, or `module:function` of one's own (see `own`); a Metric as it is."""
+    if isinstance(metric, Metric):
+        return metric
+    if ":" in metric:
+        return own(metric)
+    key = metric.strip().lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     top = re.fullmatch(r"map@?(\d+)", key)
     if top and int(top[1]) > 0:
@@ -101,7 +106,7 @@ def resolve(name: str) -> Metric:
         return Metric(f"map@{top[1]}", partial(_map_at, int(top[1])), tasks=tasks)
     if key not in METRICS:
         hint = nearest(key, [*METRICS, *ALIASES, "map@3"])
-        raise UserError(f"metric '{name}' is not known{hint} (or 'module:function' for your own)")
+        raise UserError(f"metric '{metric}' is not known{hint} (or 'module:function' for your own)")
     return METRICS[key]
 
 
@@ -114,9 +119,9 @@ def resampler(metric: Metric, target: Array, pred: Array) -> Callable[[Array], f
     return lambda weight: _mean([column(weight[rows]) for rows, column in columns])
 
 
-def score_many(name: str, target: ArrayLike, candidates: Array) -> NDArray[np.float64]:
+def score_many(metric: str | Metric, target: ArrayLike, candidates: Array) -> NDArray[np.float64]:
     """The metric of many candidates, (K, N) or (K, N, C), against one target: checked once, (K,) scores."""
-    metric = resolve(name)
+    metric = resolve(metric)
     truth, _ = check(metric.name, target, candidates[0])
     _check_task(metric, truth, candidates[0])
     if not all(np.isfinite(candidate).all() for candidate in candidates):
@@ -487,10 +492,11 @@ def _f1_columns(target: Array, pred: Array, weight: Array | None) -> float:
     return _of_labels(_f1)(target, pred, weight)
 
 
-def _kappa(counts: Array) -> float:
-    """Cohen's kappa with squared distances (Cohen 1968); NaN where both hold one and the same class."""
+def _kappa(counts: Array, quadratic: bool) -> float:
+    """Cohen's kappa, plain (1960) or with squared distances (1968); NaN where both hold one and the same class."""
     k = np.arange(counts.shape[0])
-    distance = np.square(k[:, None] - k[None, :])
+    distance = np.abs(k[:, None] - k[None, :])
+    distance = np.square(distance) if quadratic else distance > 0
     expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
     worst = (distance * expected).sum()
     return float(1.0 - (distance * counts).sum() / worst) if worst > 0 else float("nan")
@@ -514,7 +520,15 @@ METRICS: dict[str, Metric] = {
         Metric("f1_macro", _f1_columns, decides=True, tasks=_LABELS),
         Metric("f1_micro", _f1_micro, decides=True, tasks=_LABELS),
         Metric("pf1", _column_mean(_pf1), needs="1", tasks=_ONE),
-        Metric("quadratic_weighted_kappa", _of_labels(_kappa), decides=True, needs="2", ordered=True, tasks=_LABELS),
+        Metric("cohen_kappa", _of_labels(partial(_kappa, quadratic=False)), decides=True, needs="2", tasks=_LABELS),
+        Metric(
+            "quadratic_weighted_kappa",
+            _of_labels(partial(_kappa, quadratic=True)),
+            decides=True,
+            needs="2",
+            ordered=True,
+            tasks=_LABELS,
+        ),
         Metric("rmse", _rmse, greater_is_better=False, tasks=_NUMBERS),
         Metric("mae", _mae, greater_is_better=False, tasks=_NUMBERS),
     )
@@ -527,54 +541,106 @@ ALIASES = {
     "ap": "average_precision", "pr_auc": "average_precision", "auprc": "average_precision",
     "f1_score": "f1", "f1_binary": "f1", "macro_f1": "f1_macro", "micro_f1": "f1_micro",
     "probabilistic_f1": "pf1", "probabilistic_f1_score": "pf1", "pfbeta": "pf1",
-    "qwk": "quadratic_weighted_kappa", "kappa": "quadratic_weighted_kappa",
-    "cohen_kappa": "quadratic_weighted_kappa",
+    "qwk": "quadratic_weighted_kappa", "quadratic_kappa": "quadratic_weighted_kappa",
+    "kappa": "cohen_kappa", "cohen_kappa_score": "cohen_kappa",
     "root_mean_squared_error": "rmse", "mean_absolute_error": "mae",
 }  # fmt: skip
 
 
 # --- one's own ----------------------------------------------------------------------------------------------
 
+MAXIMISED, MINIMISED = ("_score",), ("_loss", "_error", "_deviance")  # scikit-learn's names, by its own convention
 
-def _own(name: str) -> Metric:
-    """`module:function`, called as function(target, pred); its `greater_is_better` may be False."""
+
+def own(
+    name: str, beside: Path = Path(), greater_is_better: bool | None = None, order_only: bool | None = None
+) -> Metric:
+    """`module:function`, called as function(target, pred); the module is a .py file in the folder `beside`, else in
+    the current one, else what Python can import.
+
+    greater_is_better, order_only: what the competition file declares; else attributes of the function. A direction
+    that neither declares is known for scikit-learn's names only: UserError says how to declare it.
+    """
     module_name, _, function_name = name.rpartition(":")
-    module = _load(module_name, name)
-    plain = getattr(module, function_name, None)
+    plain = getattr(_load(module_name, name, beside), function_name, None)
     if not callable(plain):
         raise UserError(f"metric '{name}': {module_name} has no function '{function_name}'")
+    up = getattr(plain, "greater_is_better", None) if greater_is_better is None else greater_is_better
+    up = _direction_in_scikit_learn(function_name) if up is None else up
+    if up is None:
+        raise UserError(
+            f"metric '{name}': is more of it better? Write `metric: {{function: '{name}', greater_is_better: false}}` "
+            f"(or true) in the competition file, or {function_name}.greater_is_better = False below the function"
+        )
+    ranks = getattr(plain, "order_only", False) if order_only is None else order_only
+    return Metric(
+        name, partial(_where_it_exists, plain), bool(up), order_only=bool(ranks), tasks=frozenset({"any"}), own=plain
+    )
 
-    def function(target: Array, pred: Array, weight: Array | None) -> float:
-        if weight is None:
-            return float(plain(target, pred))
-        rows = np.repeat(np.arange(target.shape[0]), np.asarray(weight).astype(np.int64))
+
+def _direction_in_scikit_learn(function_name: str) -> bool | None:
+    import sklearn.metrics
+
+    if function_name not in sklearn.metrics.__all__ or not function_name.endswith(MAXIMISED + MINIMISED):
+        return None
+    return function_name.endswith(MAXIMISED)
+
+
+def _where_it_exists(plain: Callable[[Array, Array], Any], target: Array, pred: Array, weight: Array | None) -> float:
+    """Rows repeated by weight; NaN where the function raises (`rehearse` has shown that it can do better)."""
+    rows = slice(None) if weight is None else np.repeat(np.arange(len(target)), np.asarray(weight).astype(np.int64))
+    try:
         return float(plain(target[rows], pred[rows]))
+    except Exception:
+        return float("nan")
 
-    return Metric(name, function, bool(getattr(plain, "greater_is_better", True)), tasks=frozenset({"any"}))
+
+def _reason(plain: Callable[[Array, Array], Any], target: Array, pred: Array) -> str:
+    try:
+        plain(target, pred)
+    except Exception as error:
+        return f": {type(error).__name__}: {error}"
+    return ""
 
 
-def _load(module_name: str, name: str) -> Any:
-    path = _find(module_name)
-    if path is None:
-        try:
+def rehearse(metric: Metric, target: Array, classes: int, task: str) -> None:
+    """Call a metric of one's own on the truth and made-up predictions; UserError says what it did instead of scoring.
+
+    target: as above. classes: of a multiclass task.
+    """
+    if metric.own is None:
+        return
+    rng = np.random.default_rng(0)
+    pred = rng.permutation(target) if task == "regression" else rng.random(target.shape)
+    if task == "multiclass":
+        pred = rng.dirichlet(np.ones(classes), len(target))
+    asked = f"metric '{metric.name}', called with target {target.shape} and pred {pred.shape} ({task}), "
+    try:
+        value = float(metric.own(target, pred))
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = frames[min(1, len(frames) - 1)]  # its own function, where it is reached
+        said = f"{type(error).__name__}: {error} ({line.filename}, line {line.lineno})"
+        raise UserError(f"{asked}raises {said}") from None
+    if not np.isfinite(value):
+        raise UserError(f"{asked}gives back {value}; a finite number is needed")
+
+
+def _load(module_name: str, name: str, beside: Path) -> Any:
+    """The module of a metric, by its file, so that two files of one name are two modules."""
+    file = module_name.removesuffix(".py") + ".py"
+    path = next((place.resolve() for place in (beside / file, Path(file)) if place.is_file()), None)
+    try:
+        if path is None:
             return importlib.import_module(module_name)
-        except ImportError as error:
-            raise UserError(f"metric '{name}': cannot import {module_name} ({error})") from None
-    key = f"foldwise_metric_{path.stem}_{abs(hash(str(path.resolve())))}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, path)
-        if spec is None or spec.loader is None:
-            raise UserError(f"metric '{name}': {path} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[key] = module
-    return sys.modules[key]
-
-
-def _find(module_name: str) -> Path | None:
-    """The .py file that a metric names: a path, or beside the competition, or in the working folder."""
-    if module_name.endswith(".py"):
-        module_name = module_name[:-3]
-    beside = Path(os.environ.get("FOLDWISE_COMPETITION", "")).parent
-    candidates = [Path(module_name + ".py")] + [folder / f"{module_name}.py" for folder in (beside, *search_folders)]
-    return next((path for path in candidates if path.is_file()), None)
+        key = f"foldwise_metric_{path.stem}_{abs(hash(str(path)))}"
+        if key not in sys.modules:
+            spec = importlib.util.spec_from_file_location(key, path)
+            assert spec is not None and spec.loader is not None  # it ends in .py
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[key] = module
+        return sys.modules[key]
+    except Exception as error:  # whatever the file does when it is run
+        where = f"{path}: " if path else f"no {file} in {beside.resolve()} or here, and "
+        raise UserError(f"metric '{name}': {where}can't be imported ({type(error).__name__}: {error})") from None

@@ -159,7 +159,8 @@ def create(
     binary, where the classes are '0' and '1'). pretrained=False: look for no weights, because `load_weights` follows.
     """
     settings = recipe.model
-    _check(settings, metadata)
+    if settings.metadata and not metadata:
+        raise UserError("model.metadata=true: the competition names no metadata columns")
     if not pretrained:
         recipe, settings = _without_weights(recipe)
     own = _has_own_head(settings)
@@ -179,21 +180,10 @@ def create(
 
 
 def _without_weights(recipe: config.Recipe) -> tuple[config.Recipe, config.Model]:
-    bare = {"pretrained": False}
+    bare = {"pretrained": False, "weights": None}
     second = recipe.model.second and recipe.model.second.model_copy(update=bare)
     settings = recipe.model.model_copy(update={**bare, "second": second})
     return recipe.model_copy(update={"model": settings}), settings
-
-
-def _check(settings: config.Model, metadata: int) -> None:
-    if settings.mode == "as_is" and (_has_own_head(settings) or not settings.pretrained):
-        raise UserError("model.mode=as_is: the pretrained head, unchanged; no head, second, metadata, pretrained=false")
-    if settings.mode == "partial" and settings.second is not None:
-        raise UserError("model.mode=partial names a layer of one backbone; with model.second: frozen or finetune")
-    if settings.thaw_epochs and settings.mode in {"frozen", "as_is"}:
-        raise UserError(f"model.thaw_epochs: nothing thaws in model.mode={settings.mode}; use finetune or partial")
-    if settings.metadata and not metadata:
-        raise UserError("model.metadata=true: the competition names no metadata columns")
 
 
 def _has_own_head(settings: config.Model) -> bool:
@@ -280,7 +270,7 @@ def _backbone(settings: config.Backbone, recipe: config.Recipe, outputs: int | N
     if outputs is not None:
         kwargs = {"num_classes": outputs, **kwargs}
     replaced = recipe.model.start_from is not None and key == "model"
-    if recipe.model.mode == "scratch" or not settings.pretrained or replaced:
+    if recipe.model.mode == "scratch" or not settings.has_weights or replaced:
         return _create(settings.name, kwargs, key)
     file = weights.of_backbone(settings)
     if file is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, index, metrics, oof
+from foldwise import UserError, index, oof
 from foldwise.competition import Competition
 
 
@@ -53,7 +53,7 @@ def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.Data
     runs = [run for run in map(lambda name: _load(competition, name), oof.list_runs(competition)) if run is not None]
     if not runs:
         return None
-    sign = 1 if metrics.resolve(competition.metric).greater_is_better else -1
+    sign = 1 if competition.scorer().greater_is_better else -1
     best = max(runs, key=lambda run: np.nan_to_num(sign * oof.score(competition, run.oof, table), nan=-np.inf))
     return best.name, _of_table(competition, table, best.oof)
 

@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, __version__, atomic, folds, index, metrics
+from foldwise.command import note
 from foldwise.competition import Competition
-from foldwise.config import Recipe, differences, recipe_from
+from foldwise.config import Recipe, differences, recipe_from, refuse_idle
 from foldwise.schema import nearest
 
 DIGITS = "%.9g"  # a float32 comes back to the bit
@@ -172,7 +173,10 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
     other = [text for text in overrides if not text.startswith("predict.")]
     if other:
         raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
-    return recipe_from(config, list(overrides), str(folder / "run.json"))
+    recipe = recipe_from(config, list(overrides), str(folder / "run.json"))
+    if overrides:
+        refuse_idle(recipe, f"run {run}", "predict.")
+    return recipe
 
 
 def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) -> None:
@@ -206,10 +210,12 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
         oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
     pred = oof[["pred"] if names == ["pred"] else [f"pred_{name}" for name in names]].to_numpy()
     target = index.target_array(competition, oof, names)
-    index.check_metric(competition)
+    metric = competition.scorer()
     try:
-        return metrics.score(competition.metric, target, pred[:, 0] if names == ["pred"] else pred)
-    except metrics.Undefined:
+        return metrics.score(metric, target, pred[:, 0] if names == ["pred"] else pred)
+    except metrics.Undefined as error:
+        if metric.own is not None:
+            note(f"warning: {error}")
         return float("nan")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, blend_report, config, curves, folds, lineup, metrics, oof, run_report, trust
+from foldwise import UserError, config, curves, folds, lineup, metrics, oof, run_report, trust
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
@@ -73,7 +73,7 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
     if not known:
         raise UserError(f"{competition.runs()}: no runs; make one with python src/02_train.py")
     wanted = folds.load(competition)["fold"].nunique()
-    metric = metrics.resolve(blend_report.metric_of(competition))
+    metric = competition.scorer()
     found = [_result(competition, metric, name, wanted) for name in names or known]
     sign = 1 if metric.greater_is_better else -1
     best = _best(found, sign)
@@ -137,7 +137,7 @@ def _scores(metric: metrics.Metric, runs: Lineup) -> dict[str, Any]:
 def score(metric: metrics.Metric, target: NDArray[Any], pred: NDArray[Any]) -> float:
     """The metric, or NaN where it does not exist (one class only)."""
     try:
-        return metrics.score(metric.name, target, pred)
+        return metrics.score(metric, target, pred)
     except metrics.Undefined:
         return NAN
 

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from foldwise import UserError, __version__, atomic, curves, figures, metrics, page, results
+from foldwise import UserError, __version__, atomic, curves, figures, page, results
 from foldwise.competition import Competition
 from foldwise.page import Page, counted
 from foldwise.results import Result
@@ -75,7 +75,7 @@ def write(competition: Competition, found: list[Result]) -> Path:
 def make(competition: Competition, found: list[Result]) -> Page:
     """The page of those runs (results.gather)."""
     scored, broken = [one for one in found if not one.reason], [one for one in found if one.reason]
-    up = metrics.greater_is_better(competition.metric)
+    up = competition.scorer().greater_is_better
     sheet = Page(f"{competition.name}: every run")
     sheet.lead = STYLE + page.text(
         f"{competition.task}, scored by {competition.metric} ({'higher' if up else 'lower'} is better) on rows that "

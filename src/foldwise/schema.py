@@ -92,7 +92,8 @@ def submodel(annotation: Any) -> type[BaseModel] | None:
 
 def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
+        known = {field.alias or name: field for name, field in model.model_fields.items()}
+        field = known.get(str(part))
         inner = submodel(field.annotation) if field else None
         if inner is None:
             return ""

@@ -21,7 +21,6 @@ import pandas as pd
 from foldwise import (
     UserError,
     atomic,
-    blend_report,
     cache,
     cases,
     config,
@@ -30,7 +29,6 @@ from foldwise import (
     folds,
     index,
     lineup,
-    metrics,
     oof,
 )
 from foldwise.blend import Blend, fit_weights
@@ -140,7 +138,7 @@ class Service:
         """Runs whose models are here, best score first: trained by step 2, or the same weights with other views."""
         folder = self.competition.runs()
         found = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
-        sign = 1 if metrics.resolve(blend_report.metric_of(self.competition)).greater_is_better else -1
+        sign = 1 if self.competition.scorer().greater_is_better else -1
         scores = {run: oof.read_info(folder / run).get("score") for run in found if self._is_served(run)}
         return sorted(scores, key=lambda run: (scores[run] is None, -sign * (scores[run] or 0), run))
 
@@ -280,7 +278,7 @@ class Service:
         said = {row["run"]: float(row["weight"]) for row in facts["runs"]}
         runs = lineup.gather(self.competition, list(said))
         blend = fit_weights(
-            runs.preds, runs.target, blend_report.metric_of(self.competition), facts["method"], folds=runs.folds,
+            runs.preds, runs.target, self.competition.scorer(), facts["method"], folds=runs.folds,
             groups=runs.groups, families=runs.families, names=runs.names, space=facts["space"],
             task=self.competition.task, nested=False,
         )  # fmt: skip

@@ -135,10 +135,10 @@ def _cross_fitted(pred: Array, rows: Array, truth: Array, folds: Array, half: Ar
     for k in np.unique(folds):
         for side in (0, 1):
             apply = (folds == k) & (half == side)
-            fit = (folds[rows] == k) & (half[rows] != side)
-            if truth[fit].min(initial=1) == truth[fit].max(initial=0):
-                fit = half[rows] != side  # a fold too small to hold both classes in each half
-            out[apply] = _monotone(pred[rows[fit]], truth[fit])(pred[apply])
+            # its own fold's other half; all folds', all rows, where that is too small to hold both classes
+            fits = [(folds[rows] == k) & (half[rows] != side), half[rows] != side, np.ones(truth.size, bool)]
+            fit = next((some for some in fits if truth[some].any() and not truth[some].all()), fits[-1])
+            out[apply] = _monotone(pred[rows][fit], truth[fit])(pred[apply])
     return out
 
 

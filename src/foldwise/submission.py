@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, index, metrics, oof
+from foldwise import UserError, atomic, index, oof
 from foldwise.competition import Competition
 
 
@@ -96,7 +96,7 @@ def wants_label(competition: Competition, shown: pd.DataFrame | None = None) -> 
     kinds = set() if shown is None else {_kind(shown[column]) for column in shown}
     if kinds & {"text", "true or false"}:
         return True
-    metric = metrics.resolve(competition.metric)
+    metric = competition.scorer()
     if shown is not None and shown.shape[1] > 1:  # a column a label; probabilities where the sample shows fractions
         return competition.task == "multilabel" and metric.decides and bool((shown % 1 == 0).all(axis=None))
     return metric.decides or metric.name.startswith("map@")

@@ -8,11 +8,15 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, index
+from foldwise import UserError, config, index
 from foldwise.competition import Competition
 from foldwise.config import Recipe
 from foldwise.schema import nearest
 
+OF_CLASSES = (  # settings that a regression has no use for
+    "train.class_weights", "train.sampling", "train.label_smoothing", "train.pseudo_keep", "train.pseudo_hard",
+    "predict.average",
+)  # fmt: skip
 Activation = Literal["softmax", "sigmoid", "sigmoid_share", "ordinal", "identity"]
 
 
@@ -58,15 +62,18 @@ class Targets:
 def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targets:
     """Targets of a recipe; `table` is the index. UserError where recipe and competition don't go together."""
     names = index.classes(competition, table)
-    loss, kind = recipe.train.loss, competition.task
-    if recipe.target.column is not None:
-        return _auxiliary(competition, recipe, names)
+    kind = competition.task if recipe.target.column is None else "multiclass"
+    loss = recipe.train.loss
     fitting = {
         "regression": {"default", "mse", "mae", "huber"},
         "multiclass": {"default", "ce", "bce", "focal", "asymmetric", "ordinal"},
     }.get(kind, {"default", "bce", "focal", "asymmetric"})
     if loss not in fitting:
         raise UserError(f"train.loss={loss}: does not go with task {kind}; choose from {', '.join(sorted(fitting))}")
+    if kind == "regression":
+        config.refuse(recipe, OF_CLASSES, "a task with classes", competition.name)
+    if recipe.target.column is not None:
+        return _auxiliary(competition, recipe, names)
     if loss == "ordinal":
         index.check_order(competition, names, "train.loss=ordinal")
     return Targets(kind, names, names, _activation(kind, loss))
@@ -97,6 +104,8 @@ def _auxiliary(competition: Competition, recipe: Recipe, names: list[str]) -> Ta
     if len(learnt) < 2:
         raise UserError(f"target.column={column}: {path} holds fewer than two classes of it")
     fold = np.zeros((len(learnt), max(1, len(names))), np.float32)
+    idle, other = ("target.map", "multiclass") if competition.task == "binary" else ("target.positive", "binary")
+    config.refuse(recipe, [idle], f"task {other}", competition.name)
     if competition.task == "binary":
         if not settings.positive:
             raise UserError(f"target.positive: name the classes of {column} that count as 1: {', '.join(learnt)}")

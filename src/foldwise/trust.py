@@ -59,6 +59,9 @@ def gain(draws: Array, score: float, other: float, greater_is_better: bool) -> d
     """draws: (draws, 2) of the two scores. The gain (positive is better), its 95 % interval, the share above 0."""
     sign = 1 if greater_is_better else -1
     differences = sign * (draws[:, 0] - draws[:, 1])
+    differences = differences[~np.isnan(differences)]  # draws on which the metric has no value
+    if not len(differences):
+        return dict.fromkeys(("gain", "low", "high", "share_above_zero"), float("nan"))
     low, high = percentiles(differences)
     above = float(np.mean((differences > 0) + 0.5 * (differences == 0)))
     return {"gain": float(sign * (score - other)), "low": low, "high": high, "share_above_zero": above}
@@ -182,13 +185,14 @@ def fold_ranks(metric: Metric, target: Array, preds: Array, folds: Array) -> lis
     ranked = ranks(preds, folds)
     out = []
     for run, again in zip(preds, ranked, strict=True):
-        parts = [metric.function(target[folds == k], run[folds == k], None) for k in np.unique(folds)]
+        each = [metric.function(target[folds == k], run[folds == k], None) for k in np.unique(folds)]
+        parts = [value for value in each if not np.isnan(value)]
         out.append(
             {
                 "raw": float(metric.function(target, run, None)),
                 "fold_ranked": float(metric.function(target, again, None)),
-                "fold_mean": float(np.nanmean(parts)),
-                "fold_std": float(np.nanstd(parts, ddof=1)),
+                "fold_mean": float(np.mean(parts)) if parts else float("nan"),
+                "fold_std": float(np.std(parts, ddof=1)) if len(parts) > 1 else float("nan"),
             }
         )
     return out
