@@ -1,7 +1,8 @@
 """Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
 
     images_<size>.npy        uint8 (N, size, size, 3), RGB, a row per row of index.parquet, in its order
-    images_<size>_ids.csv    split, id, ok: whose row is which; ok is 0 where the file could not be read (row of zeros)
+    images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
+                             zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
     images_<size>_crop...    the same three for the windows of 01_preprocess.py --crop (foldwise.roi)
 
@@ -18,6 +19,7 @@ import shutil
 import time
 import warnings
 import weakref
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -68,10 +70,22 @@ class Cache:
         if out is None:
             out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
         step = self.size * self.size * 3
+        checked, expected = self._checked
         for place, row in zip(out, rows, strict=True):
             if os.preadv(descriptor, [place.reshape(-1)], header + int(row) * step) != step:
-                raise UserError(f"{self.path}: ends before image {row}; delete it and run 01_preprocess.py again")
+                raise UserError(f"{self.path}: ends before image {row}; run 01_preprocess.py again")
+            if not checked[row]:
+                if zlib.crc32(place.data) != expected[row]:
+                    raise UserError(f"{self.path}: image {row} is damaged; delete the file and run 01_preprocess.py again")
+                checked[row] = True
         return out
+
+    @cached_property
+    def _checked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows' pixels need no check (any more), and their checksums: once a process, 2 to 3 GB/s."""
+        known = "crc" in self.ids
+        expected = self.ids["crc"].to_numpy(np.int64) if known else np.zeros(len(self.ids), np.int64)
+        return (self.ids["ok"].to_numpy() == 0) | (not known), expected
 
     def rows(self, split: str, ids: Sequence[str]) -> np.ndarray:
         """Row numbers int64 of ids in one split, -1 where the file could not be read; UserError for an unknown id."""
@@ -92,13 +106,13 @@ def load(competition: Competition, size: int, crop: bool = False, table: pd.Data
     path = competition.derived() / f"{_stem(size, crop)}.npy"
     how = f"run python src/01_preprocess.py --competition {competition.name} --sizes {size}"
     how += " --crop ... (see its --help)" if crop else ""
-    if not (path.exists() and path.with_suffix(".json").exists()):  # the json comes last, and vouches for the rest
+    known = atomic.read_voucher(path.with_suffix(".json"))
+    if known is None or not path.exists():
         stems = [p.stem.removesuffix("_crop") for p in path.parent.glob("images_*.npy")
                  if p.stem.endswith("_crop") == crop]  # fmt: skip
         made = sorted(int(stem.split("_")[1]) for stem in stems)
         has = f" (made so far: {', '.join(map(str, made))})" if made else ""
         raise UserError(f"{path}: not there yet{has}; {how}")
-    known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if known["image"] != _options_digest(competition.image):
         raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
     facts = roi.load_facts(competition) if crop else None
@@ -186,17 +200,17 @@ def build_size(
     """
     path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
     facts = path.with_suffix(".json")
-    if path.exists() and facts.exists():
-        known = json.loads(facts.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            reasons = {int(row): reason for row, reason in known["errors"].items()}
-            return pd.Series(reasons, dtype=object).reindex(table.index)
+    known = atomic.read_voucher(facts)
+    whole = len(_header(len(table), size)) + len(table) * size * size * 3
+    if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
+        reasons = {int(row): reason for row, reason in known["errors"].items()}
+        return pd.Series(reasons, dtype=object).reindex(table.index)
     started = time.perf_counter()
     pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
     folder.mkdir(parents=True, exist_ok=True)
     _allocate(pixels, state, path.with_suffix(".key.part"), key, len(table), size)
 
-    done = np.fromfile(state, np.uint8) == 1
+    done = np.fromfile(state, np.int64) > 0
     todo = table.index[table["error"].isna() & ~done]
     job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
     reasons = {}
@@ -207,12 +221,13 @@ def build_size(
     for (row, *_), result in launch.map_rows(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
         if result is not None:
             reasons[row] = str(result)
-    ok = np.fromfile(state, np.uint8) == 1
-    ids = table[["split", "id"]].assign(ok=ok.astype(int))
+    marks = np.fromfile(state, np.int64)
+    ok = marks > 0
+    ids = table[["split", "id"]].assign(ok=ok.astype(int), crc=np.where(ok, marks - 1, 0))
     facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
     atomic.write_csv(_ids_file(path), ids)
     pixels.replace(path)
-    atomic.write_json(
+    atomic.write_voucher(
         facts,
         {
             "key": key,
@@ -225,6 +240,7 @@ def build_size(
             "errors": reasons,
             "remarks": _remarks(state),
         },
+        _ids_file(path),
     )
     for part in (state, path.with_suffix(".key.part"), _remarks_file(state)):
         part.unlink(missing_ok=True)
@@ -233,8 +249,8 @@ def build_size(
 
 def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
     """What was odd about images that could be read (split, path, remark), from the cache of one size."""
-    facts = json.loads((competition.derived() / f"{_stem(size, False)}.json").read_text(encoding="utf-8"))
-    said = {int(row): text for row, text in facts["remarks"].items()}
+    facts = atomic.read_voucher(competition.derived() / f"{_stem(size, False)}.json") or {}
+    said = {int(row): text for row, text in facts.get("remarks", {}).items()}
     return table.loc[list(said), ["split", "path"]].assign(remark=list(said.values()))
 
 
@@ -278,7 +294,7 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, total)
         stream.truncate(total)
-    state.write_bytes(bytes(n))
+    state.write_bytes(bytes(8 * n))
     keyfile.write_text(key, encoding="utf-8")  # last: it vouches for the other two
 
 
@@ -315,7 +331,8 @@ def _decode_rows(
             if odd:  # one short line at once: other workers write there too
                 with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
                     file.write(json.dumps([row, "; ".join(odd)]) + "\n")
-            os.pwrite(out.fileno(), np.ascontiguousarray(found).data, header + row * found.size)
-            os.pwrite(marks.fileno(), b"\x01", row)
+            data = np.ascontiguousarray(found).data
+            os.pwrite(out.fileno(), data, header + row * found.size)
+            os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)
             results.append(None)
     return results

@@ -247,8 +247,15 @@ def load(competition: Competition) -> pd.DataFrame:
     path = competition.derived() / "folds.csv"
     if not _saved(path.parent):
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
-    folds = pd.read_csv(path, dtype={"id": str, "group": str}, keep_default_na=False)
-    facts = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))
+    remedy = "restore it from a copy, or run 01_preprocess.py --new-folds (the same seed gives the same folds)"
+    try:
+        folds = pd.read_csv(path, dtype={"id": str, "group": str, "fold": int}, keep_default_na=False)
+        facts = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))
+        if not {"id", "group", "fold"} <= set(folds) or not {"hash"} <= set(facts):
+            raise ValueError("columns or keys are missing")
+    except (ValueError, TypeError, OSError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} or folds.json beside it: damaged ({why}); {remedy}") from None
     if digest(folds) != facts["hash"] or digest(folds, "group") != facts.get("groups", digest(folds, "group")):
         raise UserError(
             f"{path}: edited since it was made (hash {digest(folds)}, was {facts['hash']}); to use other "

@@ -82,7 +82,7 @@ def save(index: pd.DataFrame, competition: Competition) -> None:
     folder = competition.derived()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(folder / "index.parquet") as part:
-        index.to_parquet(part, index=False)
+        index.to_parquet(part, index=False, write_page_checksum=True)
     atomic.write_csv(folder / "unreadable.csv", index.loc[index["error"].notna(), ["split", "id", "path", "error"]])
 
 
@@ -91,7 +91,11 @@ def load(competition: Competition) -> pd.DataFrame:
     path = competition.derived() / "index.parquet"
     if not path.exists():
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise UserError(f"{path}: damaged ({why}); run 01_preprocess.py again, which makes it anew") from None
 
 
 def try_metric(competition: Competition, index: pd.DataFrame) -> None:

@@ -157,8 +157,8 @@ def _check_rows(run: oof.Run, rows: pd.DataFrame, competition: Competition) -> N
     if torn:
         ids = pd.Series(missing.index[missing["fold"] == torn[0]])
         raise UserError(
-            f"run '{run.name}': fold {torn[0]} lacks {len(ids)} of its rows, such as id '{ids.iloc[0]}'; a run may "
-            "lack whole folds only"
+            f"run '{run.name}': fold {torn[0]} lacks {len(ids)} of its rows, such as id '{ids.iloc[0]}'; only "
+            "whole folds may be missing"
         )
 
 

@@ -149,9 +149,15 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(info, dict) and isinstance(info.get("config", {}), dict):
+            return info
+        raise ValueError("no mapping")
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it or write the run anew") from None
+        raise UserError(
+            f"{path}: damaged ({error}); delete it and run the step that made the run again, with the same settings: "
+            "what is finished stays"
+        ) from None
 
 
 def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from foldwise import UserError, atomic
+from foldwise import UserError, atomic, command
 from foldwise.competition import Competition
 from foldwise.schema import nearest
 
@@ -28,7 +28,10 @@ def read(competition: Competition) -> pd.DataFrame:
     path = path_of(competition)
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
-    log = pd.read_csv(path, dtype={"competition": str, "name": str})
+    try:
+        log = pd.read_csv(path, dtype={"competition": str, "name": str})
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from None
     missing = [column for column in COLUMNS if column not in log]
     if missing:
         raise UserError(f"{path}: lacks column {missing[0]}; mend it, or move it away to start a new one")
@@ -44,7 +47,12 @@ def add(competition: Competition, name: str, facts: dict[str, Any]) -> None:
         "low": facts["interval_95"][0], "high": facts["interval_95"][1], "public": None, "private": None,
     }  # fmt: skip
     with _writing(competition):
-        log = read(competition)
+        try:
+            log = read(competition)
+        except UserError as error:  # a log is no reason to lose a submission
+            path_of(competition).replace(path_of(competition).with_suffix(".csv.damaged"))
+            command.note(f"warning: {error}; kept as log.csv.damaged, and a new one begun")
+            log = read(competition)
         mine = (log["competition"] == competition.name) & (log["name"] == name)
         lines = [*log[~mine].to_dict("records"), line]
         atomic.write_csv(path_of(competition), pd.DataFrame(lines, columns=COLUMNS))
