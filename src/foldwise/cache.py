@@ -76,7 +76,9 @@ class Cache:
                 raise UserError(f"{self.path}: ends before image {row}; run 01_preprocess.py again")
             if not checked[row]:
                 if zlib.crc32(place.data) != expected[row]:
-                    raise UserError(f"{self.path}: image {row} is damaged; delete the file and run 01_preprocess.py again")
+                    raise UserError(
+                        f"{self.path}: image {row} is damaged; delete the file and run 01_preprocess.py again"
+                    )
                 checked[row] = True
         return out
 
