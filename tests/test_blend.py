@@ -299,6 +299,7 @@ def test_auto_and_partial_and_foreign_runs(tmp_path):
     assert [row["run"] for row in facts["runs"]] == ["a", "c", "nb"]
     assert facts["rows"] == sum(facts["coverage"]["c"].values()) < facts["rows_of_all_folds"] == 240
     assert "c lacks fold 3, 4" in done.stdout
+    assert "note: nb has no fold column" in done.stdout and "note: a has no" not in done.stdout
     assert len(facts["methods"]) > 8
 
 
