@@ -15,9 +15,10 @@ from conftest import REPOSITORY, Workplace, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise import UserError, blend_report, competition, folds, metrics, submission_log
+from foldwise import UserError, blend_report, competition, folds, metrics, stacking, submission_log
 from foldwise.blend import fit_weights, make_folds
 from foldwise.methods import METHODS, shrunk
+from foldwise.search import Problem
 from foldwise.spaces import Calibration
 
 quick = settings(max_examples=8, deadline=None)
@@ -302,6 +303,7 @@ def test_auto_and_partial_and_foreign_runs(tmp_path):
     assert [row["run"] for row in facts["runs"]] == ["a", "c", "nb"]
     assert facts["rows"] == sum(facts["coverage"]["c"].values()) < facts["rows_of_all_folds"] == 240
     assert "c lacks fold 3, 4" in done.stdout
+    assert "note: nb has no fold column" in done.stdout and "note: a has no" not in done.stdout
     assert len(facts["methods"]) > 8
 
 
@@ -426,3 +428,25 @@ def test_calibration_within_folds_too_small_for_halves_borrows_the_other_folds()
     folds = np.where(np.arange(30) == 0, 0, 1 + np.arange(30) % 2)  # fold 0: one row
     fitted = Calibration(np.clip(target * 0.3 + rng.random((2, 30)) * 0.7, 0, 1), target, folds, 0).fitted
     assert np.isfinite(fitted).all() and (fitted > 0).all() and (fitted < 1).all()
+
+
+@pytest.mark.smoke
+def test_multiclass_stacking_chooses_its_pull_by_the_folds() -> None:
+    """Twenty noisy twins: free weights would fit noise. One good run among bad ones: equal weights would waste it."""
+    rng = np.random.default_rng(0)
+    target, folds = rng.integers(0, 3, 240), np.arange(240) % 4
+    truth = np.eye(3)[target]
+
+    def run(skill: float) -> np.ndarray:
+        power = np.exp(skill * truth + rng.normal(0, 1, (240, 3)))
+        return power / power.sum(axis=1, keepdims=True)
+
+    twins, unlike = np.stack([run(0.3) for _ in range(20)]), np.stack([run(4.0), *(run(0.0) for _ in range(4))])
+    problem = Problem(target, metrics.resolve("log_loss"), "multiclass", folds)
+    assert stacking._choose_softmax_strength(np.log(twins), problem) == stacking.STRENGTHS[-1]
+    assert stacking._choose_softmax_strength(np.log(unlike), problem) <= 0.1
+    stack, plain = (
+        fit_weights(twins, target, "log_loss", method, folds=folds, draws=0).nested_score
+        for method in ("stack", "mean")
+    )
+    assert stack < plain

@@ -118,6 +118,12 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     recipe = config.load("baseline", ["model.name=test_resnet", f"model.weights={tmp_path / 'w.safetensors'}"])
     with pytest.raises(UserError, match="of another model"):
         models.create(recipe, 2)
+    save_file({k: v.contiguous() for k, v in made().backbone.state_dict().items()}, tmp_path / "w.safetensors")
+    recipe = config.load("baseline", ["model.name=resnet18", f"model.weights={tmp_path / 'w.safetensors'}"])
+    with pytest.raises(
+        UserError, match=r"w.safetensors: is not of model.name=resnet18: bn1.weight is 32 in the file and 64 in"
+    ):
+        models.create(recipe, 2)
 
 
 def test_a_named_file_is_used_whatever_pretrained_says(tmp_path: Path) -> None:

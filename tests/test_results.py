@@ -120,8 +120,10 @@ def test_scores_are_those_of_the_tables(place: Workplace, found: dict[str, resul
         assert one.low <= one.score <= one.high and one.complete and one.folds_wanted == 3
     assert found[HOSTILE].score == found["lightgbm"].score and found[HOSTILE].model == "made elsewhere"
     quick = json.loads((place.runs / "quick" / "run.json").read_text())
-    assert found["quick"].seconds == pytest.approx(sum(fold["seconds"] for fold in quick["folds"].values()))
+    assert found["quick"].seconds == pytest.approx(sum(fold["seconds"] for fold in quick["folds"].values()), abs=0.5)
     assert np.isnan(found[HOSTILE].seconds)
+    beside = [{"seconds": 60, "ended": 100}, {"seconds": 50, "ended": 110}, {"seconds": 10, "ended": 200}]
+    assert results._wall(beside) == 80 and results._wall([*beside, {"seconds": 7}]) == 87
 
 
 def test_what_is_broken_is_named_with_its_reason(found: dict[str, results.Result]) -> None:

@@ -62,6 +62,7 @@ def examine(competition: Competition, runs: Lineup, blend: Blend, seed: int = 0)
         "gains": gains, "rows": int(runs.target.shape[0]), "rows_of_all_folds": runs.rows_all,
         "patients_or_groups": int(np.unique(runs.groups).size),
         "runs": _runs(runs, blend, preds, metric), "coverage": runs.coverage,
+        "unchecked_folds": list(runs.unchecked),
         "leave_one_out": _leave_one_out(runs, blend, metric, seed),
         "leave_one_out_by": " in ".join(dict.fromkeys(_leave_one_out_method(runs, blend))), "methods": blend.table,
         "error_correlation": np.round(matrix, 4).tolist(), "effective_number_of_runs": trust.effective_number(matrix),
@@ -143,6 +144,11 @@ def warnings(facts: Facts) -> list[str]:
             found.append(f"{name} lacks fold {', '.join(sorted(wanted - set(counts)))}")
     if facts["rows"] < facts["rows_of_all_folds"]:
         found.append(f"fitted and judged on {facts['rows']} of {facts['rows_of_all_folds']} rows, those all runs cover")
+    found += [
+        f"{name} has no fold column: if it was made on other folds than these, its models saw rows that they are "
+        "judged by, and its score and weight are too good"
+        for name in facts["unchecked_folds"]
+    ]
     if facts["draws_undefined"]:
         share = f"{facts['draws_undefined']} of {facts['draws']}"
         found.append(f"{share} bootstrap draws are left out of the intervals: {facts['metric']} has no value on them")

@@ -30,6 +30,7 @@ class Lineup:
     OOF can fairly be compared with. A run without tables a fold has its means there.
 
     columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
+    unchecked: runs whose tables don't say on which folds they were made.
     Where several images make a submission row, N and T count submission rows: images are joined before they are
     blended, in OOF and test alike.
     """
@@ -46,6 +47,7 @@ class Lineup:
     coverage: dict[str, dict[str, int]] = field(default_factory=dict)
     rows_all: int = 0
     tests_by_one: Array | None = None
+    unchecked: tuple[str, ...] = ()
 
 
 def gather(
@@ -215,6 +217,7 @@ def _line_up(
     return Lineup(
         tuple(run.name for run in runs), preds, target, fold, group, tests, test_ids, columns,
         [family(run) for run in runs], coverage, total, single,
+        tuple(run.name for run in runs if "fold" not in run.oof),
     )  # fmt: skip
 
 

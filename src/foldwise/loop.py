@@ -545,7 +545,8 @@ class Trainer:
         readable = self.data.where("test") >= 0
         missing = infer.say_unreadable(f"fold {self.fold} test", self.data.test["id"].tolist(), readable)
         facts = {
-            "seconds": round(self.state.seconds, 1), "epochs": self.state.epoch, "threads": self.state.threads,
+            "seconds": round(self.state.seconds, 1), "ended": round(time.time(), 1), "epochs": self.state.epoch,
+            "threads": self.state.threads,
             "step": self.state.way, "best_epoch": self.state.best_epoch + 1, "skipped_steps": self.state.stumbles,
             "pieces": self.state.pieces, "snapshots": len(self.snapshots), "unreadable_test": missing,
         }  # fmt: skip

@@ -272,13 +272,13 @@ def _backbone(settings: config.Backbone, recipe: config.Recipe, outputs: int | N
     replaced = recipe.model.start_from is not None and key == "model"
     if recipe.model.mode == "scratch" or not settings.has_weights or replaced:
         return _create(settings.name, kwargs, key)
-    file = weights.of_backbone(settings)
+    file = weights.of_backbone(settings, key)
     if file is None:
         weights.offline_if_unreachable()
         return _create(settings.name, {**kwargs, "pretrained": True}, key)
     state = weights.read_state(file)
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
-    backbone = _create(settings.name, {**kwargs, **overlay}, key)
+    backbone = _create(settings.name, {**kwargs, **overlay}, key, file)
     weights.check_covered(backbone, _head_names(backbone), state, file, settings.name)
     backbone.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]  # else every copy holds it
     return backbone
@@ -328,7 +328,7 @@ def _without_copies(backbone: nn.Module) -> nn.Module:
     return backbone
 
 
-def _create(name: str, kwargs: dict[str, Any], key: str) -> nn.Module:
+def _create(name: str, kwargs: dict[str, Any], key: str, file: Path | None = None) -> nn.Module:
     if name.split(".")[0] not in timm.list_models():
         raise UserError(f"{key}.name={name}: timm has no such model{nearest(name, timm.list_models())}")
     try:
@@ -343,6 +343,11 @@ def _create(name: str, kwargs: dict[str, Any], key: str) -> nn.Module:
             ) from None
         raise UserError(f"{key}.kwargs for {name}: {error}") from None
     except Exception as error:  # hub errors come as many classes: OSError, RuntimeError, hub's own
+        if file is not None and "size mismatch" in str(error):
+            raise UserError(
+                f"{file}: is not of {key}.name={name}: {weights.misfit(error)}; set {key}.name to the model that the "
+                f"file is of, or {key}.weights to a file of {name}"
+            ) from None
         fits = "size mismatch" not in str(error) and "Unexpected key" not in str(error)
         if kwargs.get("pretrained") and "pretrained_cfg_overlay" not in kwargs and fits:
             raise UserError(
@@ -440,7 +445,9 @@ def load_weights(network: Network, path: Path) -> None:
     try:
         network.load_state_dict(state)
     except Exception as error:
-        raise UserError(f"{path}: does not fit the recipe's network: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"{path}: does not fit the recipe's network: {weights.misfit(error)}; train the fold anew with --restart"
+        ) from error
 
 
 def _choose_what_learns(network: Network, settings: config.Model) -> None:

@@ -30,7 +30,8 @@ class Result:
 
     reason: why the run has no score here, '' where it has one. note: what a reader should know about one that has.
     gain, gain_low, gain_high: against the best complete run, on the rows of both, positive is better.
-    seconds: what making it took, NaN where run.json does not say. differs: settings other than the defaults, key=value.
+    seconds: of wall time that making it took, NaN where run.json does not say. differs: settings other than the
+    defaults, key=value.
     """
 
     run: str
@@ -154,6 +155,8 @@ def _note(info: dict[str, Any], metric: metrics.Metric, runs: Lineup) -> str:
     gone = sorted(set(info.get("folds_done") or []) - set(np.unique(runs.folds).tolist()))
     if gone:
         return f"fold {', '.join(map(str, gone))} is missing, though run.json says that it was done"
+    if runs.unchecked:
+        return "its table has no fold column: on other folds, its models saw rows that they are judged by"
     said = info.get("score")
     if info.get("metric") == metric.name and isinstance(said, int | float):
         found = score(metric, runs.target, runs.preds[0])
@@ -196,9 +199,20 @@ def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
 def _seconds(info: dict[str, Any]) -> float:
     if isinstance(info.get("seconds"), int | float):
         return float(info["seconds"])
-    parts = [fold.get("seconds") for fold in (info.get("folds") or {}).values() if isinstance(fold, dict)]
-    known = [float(part) for part in parts if isinstance(part, int | float)]
-    return sum(known) if known else NAN
+    each = [fold for fold in (info.get("folds") or {}).values() if isinstance(fold, dict)]
+    known = [fold for fold in each if isinstance(fold.get("seconds"), int | float)]
+    return _wall(known) if known else NAN
+
+
+def _wall(each: list[dict[str, Any]]) -> float:
+    """Seconds in which at least one fold was trained: folds side by side count once. One that does not say when it
+    ended (of an older run) counts by itself."""
+    total, until = sum(fold["seconds"] for fold in each if "ended" not in fold), float("-inf")
+    spans = [(fold["ended"] - fold["seconds"], fold["ended"]) for fold in each if "ended" in fold]
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def differs(settings: dict[str, Any]) -> dict[str, str]:

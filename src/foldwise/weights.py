@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -60,10 +61,10 @@ def check_classes(path: Path, classes: Sequence[str]) -> None:
         )
 
 
-def of_backbone(settings: config.Backbone) -> Path | None:
+def of_backbone(settings: config.Backbone, key: str = "model") -> Path | None:
     """`weights`, else <model name>.safetensors/.pth/.pt/.bin in input/weights or in an attached Kaggle dataset."""
     if settings.weights is not None:
-        return named(settings.weights, "model.weights")
+        return named(settings.weights, f"{key}.weights")
     names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
     folders = [output_root() / "input" / "weights", REPOSITORY / "input" / "weights"]
     if KAGGLE_INPUT.is_dir():
@@ -93,6 +94,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def misfit(error: Exception) -> str:
+    """Torch's complaint about a state dict that does not fit, in a few words: the first tensor of another shape."""
+    found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", " ".join(str(error).split()))
+    if not found:
+        return " ".join(str(error).split())[:200]
+    theirs, ours = (" x ".join(shape.split(", ")) or "a number" for shape in found.groups()[1:])
+    return f"{found[1]} is {theirs} in the file and {ours} in the model"
 
 
 def check_covered(backbone: nn.Module, heads: list[str], state: dict[str, Tensor], file: Path, name: str) -> None:
