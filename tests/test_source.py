@@ -57,8 +57,8 @@ def test_images_are_known_by_their_first_bytes_and_the_rest_is_counted(tmp_path:
         (tmp_path / name).write_text("BMW P6 is a car, of " + name)
     listed = image.listing(tmp_path)
     assert [path.name for path in listed.images] == sorted(formats)
-    assert listed.others == Counter({".txt": 3, "no suffix": 1})
-    assert listed.left_out == ", 4 other files, no images, left out (3 .txt, 1 no suffix)"
+    assert listed.others == Counter({".txt": 3, "no suffix": 1, "hidden": 1})
+    assert listed.left_out == ", 5 other files, no images, left out (3 .txt, 1 no suffix, 1 hidden)"
 
 
 @pytest.mark.smoke
@@ -90,10 +90,10 @@ def test_a_class_folder_may_be_a_link_and_what_is_no_image_is_said(tiny: Workpla
     (tiny.raw / "classes" / "labels.txt").write_text("sick, well")
     tiny.describe(train={"folders": "classes"}, test={"images": "test"}, positive="sick", metadata={}, group=None)
     said = tiny.run("01_preprocess.py", "--sizes", 32).stderr
-    assert "1 links lead out of the raw folder and are followed" in said
-    assert "1 other files, no images, left out (1 .txt)" in said.splitlines()[-1]
+    assert "train: a link leads out of the raw folder and is followed" in said
+    assert "1 other file, no image, left out (1 .txt)" in said.splitlines()[-1]
     assert len(pd.read_csv(tiny.derived / "folds.csv")) == 59  # the broken file has no suffix: it is no image
-    assert "no images, left out" in (tiny.derived / "report.html").read_text()
+    assert "no image, left out" in (tiny.derived / "report.html").read_text()
 
 
 def test_one_table_over_folders_suffixes_and_an_hdf5_file(tiny: Workplace) -> None:

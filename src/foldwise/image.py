@@ -148,7 +148,8 @@ class Listing:
 def left_out(others: Counter[str]) -> str:
     """The files of a Listing that are no images, in words that go on a sentence; '' where there are none."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
-    return f", {others.total()} other files, no images, left out ({kinds})" if others else ""
+    files = "other file, no image," if others.total() == 1 else "other files, no images,"
+    return f", {others.total()} {files} left out ({kinds})" if others else ""
 
 
 def listing(folder: Path, within: Path | None = None) -> Listing:
@@ -161,7 +162,7 @@ def listing(folder: Path, within: Path | None = None) -> Listing:
     images = [path for path in tree.files if path.suffix.lower() in _SUFFIXES or _is_image(path)]
     kept = set(images)
     others = Counter(path.suffix.lower() or "no suffix" for path in tree.files if path not in kept)
-    return Listing(images, others + tree.dead, tree.outside)
+    return Listing(images, others + tree.others, tree.outside)
 
 
 def _is_image(path: Path) -> bool:

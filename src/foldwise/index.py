@@ -431,7 +431,8 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         raise UserError(f"{folder}: no images in it{listed.left_out}")
     if listed.outside:
         some = f"{listed.outside[0]} -> {listed.outside[0].resolve()}"
-        note(f"{name}: {len(listed.outside)} links lead out of the raw folder and are followed: {some}")
+        more = f" and {len(listed.outside) - 1} more links" if len(listed.outside) > 1 else ""
+        note(f"{name}: a link leads out of the raw folder and is followed: {some}{more}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
     rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]

@@ -11,7 +11,6 @@ import io
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -153,12 +152,12 @@ class _Hdf5:
 
 @dataclass
 class Tree:
-    """What lies below a folder, hidden names left out: files, sorted; links that lead out of `within`; dead links."""
+    """What lies below a folder: files, sorted; links that lead out of `within`; how much else, hidden or dead."""
 
     within: Path
     files: list[Path] = field(default_factory=list)
     outside: list[Path] = field(default_factory=list)
-    dead: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def tree(folder: Path, within: Path | None = None) -> Tree:
@@ -174,26 +173,32 @@ def tree(folder: Path, within: Path | None = None) -> Tree:
 
 def _grow(grown: Tree, folder: Path, above: tuple[Path, ...], allowed: list[Path]) -> None:
     """above: the real folders from the top to this one; allowed: where links may lead."""
-    for path, link in _entries(folder):
-        real = path.resolve() if link else above[-1] / path.name
-        inside = any(real.is_relative_to(place) for place in allowed)
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        grown.others["folder that can't be opened"] += 1
+        return
+    for entry in entries:
+        path, link = Path(entry.path), entry.is_symlink()
+        real = path.resolve() if link else above[-1] / entry.name
+        inside = not link or any(real.is_relative_to(place) for place in allowed)
+        reason = _left_out(entry, real, above)
         if not inside and not above[-1].is_relative_to(grown.within):
-            grown.dead["link out of a linked folder"] += 1
-        elif real in above:
-            grown.dead["link to a folder above it"] += 1
-        elif path.is_dir():
-            _grow(grown, path, (*above, real), allowed if inside else [*allowed, real])
-        elif path.is_file():
-            grown.files.append(path)
-        else:
-            grown.dead["broken link" if link else "special file"] += 1
+            reason = reason or "link out of a linked folder"
+        if reason:
+            grown.others[reason] += 1
             continue
-        if link and not inside and above[-1].is_relative_to(grown.within):
+        if not inside:
             grown.outside.append(path)
+        if entry.is_dir():
+            _grow(grown, path, (*above, real), allowed if inside else [*allowed, real])
+        else:
+            grown.files.append(path)
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                yield Path(entry.path), entry.is_symlink()
+def _left_out(entry: os.DirEntry[str], real: Path, above: tuple[Path, ...]) -> str:
+    if entry.name.startswith("."):
+        return "hidden"
+    if not (entry.is_dir() or entry.is_file()):
+        return "broken link" if entry.is_symlink() else "special file"
+    return "link to a folder above it" if real in above else ""
