@@ -45,11 +45,12 @@ def measure(files: list[Path]) -> dict[str, list[float]]:
     from foldwise import launch
 
     launch.settle()
-    from foldwise import competition, config, folds, intake, models, oof, serve, weights
+    from foldwise import competition, config, folds, intake, models, serve, weights
+    from foldwise.runs import open_run
 
     about = competition.load("skin1500")
     recipe = config.load("mobilenetv2", [])
-    folder = oof.open_run(about, "mobilenetv2", config.settings(recipe), folds.load(about))
+    folder = open_run(about, "mobilenetv2", config.settings(recipe), folds.load(about))
     network = models.create(recipe, 1)
     for fold in range(5):
         weights.save(network, folder / f"fold{fold}.safetensors")

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from sklearn.svm import SVC
 
-from foldwise import classifiers
-from foldwise.classifiers import Features, KernelMethod, Pairs
+from foldwise.kernel import Features, KernelMethod, Pairs, _svc
 
 GAMMA = 0.25
 
@@ -62,7 +61,7 @@ def main() -> None:
 
     def own(costs: tuple[float, ...]) -> list[np.ndarray]:
         scaled = Features.fit(x, fit)
-        method = KernelMethod(Pairs(scaled, True, fit), classifiers._svc, 2, scaled.variance(fit))
+        method = KernelMethod(Pairs(scaled, True, fit), _svc, 2, scaled.variance(fit))
         return method.scores(fit, y[fit], ask, [{"gamma": GAMMA, "C": c} for c in costs])
 
     def usual(costs: tuple[float, ...]) -> list[np.ndarray]:

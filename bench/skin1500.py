@@ -25,6 +25,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
 from foldwise import UserError, competition, metrics, oof  # noqa: E402
+from foldwise.runs import finished_folds, load_run
 
 STEPS = (
     ("01_preprocess.py", "--sizes", "224"),
@@ -98,7 +99,7 @@ class Truth:
 
 def by_fold(about: competition.Competition, truth: Truth, names: Sequence[str]) -> None:
     """OOF and test scores of runs and of each fold."""
-    runs = [oof.load_run(about, name) for name in names]
+    runs = [load_run(about, name) for name in names]
     print(f"\nROC AUC, 95 % interval\n{'':<22} OOF")
     for run in runs:
         print(line(run.name, *truth.of_oof(run.oof)))
@@ -107,7 +108,7 @@ def by_fold(about: competition.Competition, truth: Truth, names: Sequence[str]) 
     print(f"{'':<22} test")
     for run in runs:
         print(line(run.name, *truth.of_test(run.test["id"], run.test["pred"])))
-        for k in oof.finished_folds(run.folder):
+        for k in finished_folds(run.folder):
             test = oof.read_table(run.folder / f"fold{k}_test.csv")
             print(line(f"  fold {k}", *truth.of_test(test["id"], test["pred"])))
     blend = pd.read_csv(about.submissions() / "blend.csv")
@@ -123,7 +124,7 @@ def table(about: competition.Competition, truth: Truth, names: Sequence[str], bl
 
     print("| run | OOF | test |\n|---|---|---|")
     for name in names:
-        run = oof.load_run(about, name)
+        run = load_run(about, name)
         print(f"| {name} | {cell(*truth.of_oof(run.oof))} | {cell(*truth.of_test(run.test['id'], run.test['pred']))} |")
     facts = json.loads((about.submissions() / f"{blend}.json").read_text(encoding="utf-8"))
     made = pd.read_csv(about.submissions() / f"{blend}.csv")

@@ -117,7 +117,7 @@ def test_scores(about, name: str, solution: Path) -> dict[str, object]:  # type:
     for fold in FOLDS:
         table = oof.read_table(folder / f"fold{fold}_test.csv")
         single.append(metrics.score(about.metric, truth.loc[table["id"]].to_numpy(), table["pred"].to_numpy()))
-    table = oof.mean_test(folder, FOLDS)
+    table = mean_test(folder, FOLDS)
     mean = metrics.score(about.metric, truth.loc[table["id"]].to_numpy(), table["pred"].to_numpy())
     return {"test_single": np.mean(single), "test_single_sd": np.std(single, ddof=1), "test_mean": mean}
 

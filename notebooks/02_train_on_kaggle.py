@@ -124,6 +124,7 @@ status = step("02_train.py", *RECIPE, f"image_size={SIZE}", "--name", "first", "
 # %%
 from IPython.display import HTML, display
 
+from foldwise.runs import load_run
 from foldwise import curves, figures, oof
 
 about = competition.load(COMPETITION)
@@ -147,7 +148,7 @@ if status == 75:
 # Each training row as predicted by the model that never saw it: what every decision from here on is judged by.
 
 # %%
-run = oof.load_run(about, "first")
+run = load_run(about, "first")
 display(run.oof.head())
 print(f"{about.metric} out-of-fold {oof.score(about, run.oof):.4f} on {len(run.oof)} rows")
 

@@ -46,9 +46,11 @@ sys.path.insert(0, str(root / "src"))
 import pandas as pd
 from IPython.display import HTML, display
 
+from foldwise.runs import recipe_of
 from foldwise import competition, curves, figures, index, launch, oof, results
 
 launch.settle()  # before torch is loaded
+from foldwise.finetune import count_parameters
 from foldwise import models
 
 COMPETITION = os.environ.get("FOLDWISE_COMPETITION", "demo")
@@ -128,7 +130,7 @@ display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves 
 outputs = max(1, len(index.classes(about, index.load(about))))
 rows = []
 for one in results.gather(about, [f"transfer_{way}" for way in WAYS]):
-    learn, every = models.count_parameters(models.create(oof.recipe_of(about, one.run), outputs))
+    learn, every = count_parameters(models.create(recipe_of(about, one.run), outputs))
     log = logs[one.run.removeprefix("transfer_")]
     rows.append({
         "way": one.run.removeprefix("transfer_"), "parameters that train": f"{learn:,}", "of": f"{every:,}",

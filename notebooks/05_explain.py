@@ -34,6 +34,7 @@ sys.path.insert(0, str(root / "src"))
 import numpy as np
 from IPython.display import HTML, display
 
+from foldwise.runs import load_run, recipe_of
 from foldwise import cache, cases, competition, ensemble, explain, figures, index, oof, page
 from foldwise import explain_figures as pictures
 
@@ -42,11 +43,11 @@ trained = sorted(
     path.parent.name for path in about.runs().glob("*/fold0.safetensors") if (path.parent / "oof.csv").exists()
 )
 run = os.environ.get("FOLDWISE_RUN") or ("demo" if "demo" in trained else trained[0])
-recipe = oof.recipe_of(about, run)
+recipe = recipe_of(about, run)
 table = index.load(about)
 rows = table[table["split"] == "train"].set_index("id", drop=False)
 images = cache.load(about, recipe.image_size, recipe.crop)
-found = cases.answers(about, oof.load_run(about, run).oof)
+found = cases.answers(about, load_run(about, run).oof)
 print(f"{run}: {recipe.model.name} at {recipe.image_size} px, {len(found.table)} out-of-fold answers")
 
 # %% [markdown]

@@ -27,7 +27,9 @@ import sys
 import time
 from pathlib import Path
 
-from foldwise import UserError, command, competition, config, folds, index, launch, oof, session
+from foldwise import UserError, command, competition, config, folds, index, launch, session
+from foldwise.ranks import current_ranks
+from foldwise.runs import print_scores, run_lock
 
 
 def main() -> None:
@@ -76,15 +78,15 @@ def main() -> None:
         )  # fmt: skip
     else:
         abreast = min(launch.cores(), len(recipes) * len(wanted))
-        if args.devices is None and not gpus and abreast > 1 and launch.ranks().size == 1:
+        if args.devices is None and not gpus and abreast > 1 and current_ranks().size == 1:
             command.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
         status, infos = session.in_turn(about, recipes, wanted, args.restart, deadline)
     from foldwise import curves, run_report  # matplotlib: after the training, not before
 
     for info in infos:
-        oof.print_scores(info)
+        print_scores(info)
         folder = about.runs() / info["run"]
-        with oof.writing(folder):
+        with run_lock(folder):
             curves.draw(folder)
             run_report.after(about, info)
     if status:

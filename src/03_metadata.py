@@ -26,7 +26,8 @@ from typing import Any
 
 import yaml
 
-from foldwise import UserError, boosting, command, competition, features, folds, importance, index, learners, oof
+from foldwise import UserError, boosting, command, competition, features, folds, importance, index, learners
+from foldwise.runs import print_scores, write_run
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -99,9 +100,9 @@ def main() -> None:
         "seconds": round(time.monotonic() - started, 1),
     }
     preds = {part.fold: (part.valid, part.test) for part in found}
-    info = oof.write_run(about, args.name, settings, fold_table, table, preds, facts)
+    info = write_run(about, args.name, settings, fold_table, table, preds, facts)
     importance.write(about.runs() / args.name, problem, found)
-    oof.print_scores(info)
+    print_scores(info)
     from foldwise import run_report  # matplotlib
 
     run_report.after(about, info)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import time
 
-from foldwise import classifiers, command, competition, config, folds, index, launch, oof
+from foldwise import classifiers, command, competition, config, folds, index, launch
+from foldwise.runs import print_scores, recipe_of, write_run
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     classifiers.check(args.head, about.task)
     table, fold_table = index.load(about), folds.load(about)
     index.try_metric(about, table)
-    recipe = oof.recipe_of(about, args.run, args.overrides) if args.run else config.load(args.recipe, args.overrides)
+    recipe = recipe_of(about, args.run, args.overrides) if args.run else config.load(args.recipe, args.overrides)
     made_of = {"run": args.run, "predict": config.settings(recipe)["predict"]} if args.run else config.settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or config.run_name(args.recipe)}_{args.head}"
@@ -60,8 +61,8 @@ def main() -> None:
     ):
         preds[fold], chosen[str(fold)] = (valid, test), best
     facts = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
-    info = oof.write_run(about, name, settings, fold_table, table, preds, facts)
-    oof.print_scores(info)
+    info = write_run(about, name, settings, fold_table, table, preds, facts)
+    print_scores(info)
     run_report.after(about, info)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from foldwise import command, competition, config, folds, image, index, launch, oof
 from foldwise.command import note
+from foldwise.runs import print_scores, recipe_of, write_run
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     about = competition.load(args.competition)
-    recipe = oof.recipe_of(about, args.run, args.overrides)
+    recipe = recipe_of(about, args.run, args.overrides)
     launch.settle()
     from foldwise import ensemble, run_report  # torch, matplotlib
 
@@ -49,8 +50,8 @@ def main() -> None:
     preds = ensemble.predict_folds(about, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
     facts = {"weights_of": args.run}
-    info = oof.write_run(about, name, config.settings(recipe), fold_table, table, preds, facts, anew=False)
-    oof.print_scores(info)
+    info = write_run(about, name, config.settings(recipe), fold_table, table, preds, facts, anew=False)
+    print_scores(info)
     run_report.after(about, info)
 
 

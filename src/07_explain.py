@@ -15,8 +15,9 @@ examples
 
 from __future__ import annotations
 
-from foldwise import command, competition, launch, oof
+from foldwise import command, competition, launch
 from foldwise.cases import SHEETS
+from foldwise.runs import recipe_of
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
 
     about = competition.load(args.competition)
-    recipe = oof.recipe_of(about, args.run)
+    recipe = recipe_of(about, args.run)
     launch.settle()
     from foldwise import explain_report  # torch
 

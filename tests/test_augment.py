@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from torchvision.transforms.v2 import functional as tv
 
-from foldwise import UserError, augment, figures, previews, randaugment, views, warps
+from foldwise import UserError, augment, figures, previews, randaugment, warps
 from foldwise.config import Augment, Predict
+from foldwise.infer import tta_views, turned
 from foldwise.operations import (
     Affine,
     BrightnessContrast,
@@ -112,13 +113,13 @@ def test_the_eight_symmetries_are_exact_and_those_of_the_views() -> None:
         canvas.load(image)
         canvas.turn(symmetry)
         canvas.finish(out)
-        assert (out == views.turned(image[None], symmetry)[0]).all(), symmetry
+        assert (out == turned(image[None], symmetry)[0]).all(), symmetry
         seen.add(out.tobytes())
         canvas.load(image)
         canvas.turn(symmetry)
         canvas.distort(lambda x, y: (x, y), REFLECT)  # through the remap
         canvas.finish(out)
-        assert (out == views.turned(image[None], symmetry)[0]).all(), symmetry
+        assert (out == turned(image[None], symmetry)[0]).all(), symmetry
     assert len(seen) == 8
 
 
@@ -374,14 +375,14 @@ def test_randaugment_grows_with_its_magnitude_and_draws_every_operation() -> Non
 
 def test_views_are_counted_once_and_whole_ones_are_exact() -> None:
     image = np.random.default_rng(0).integers(0, 255, (1, 40, 40, 3)).astype(np.uint8)
-    whole = [view(image)[0] for view in views.tta_views(Predict(tta="d4"))]
+    whole = [view(image)[0] for view in tta_views(Predict(tta="d4"))]
     assert len({view.tobytes() for view in whole}) == 8
     assert (whole[0] == image[0]).all()
     for tta, crops, scales, count in (
         ("none", 1, [1.0], 1), ("flip", 1, [1.0, 1.25], 4), ("none", 5, [1.0], 5), ("none", 10, [1.0], 10),
         ("flip", 10, [1.0], 10), ("d4", 10, [1.0, 1.5], 80),
     ):  # fmt: skip
-        made = [view(image) for view in views.tta_views(Predict(tta=tta, crops=crops, scales=scales))]
+        made = [view(image) for view in tta_views(Predict(tta=tta, crops=crops, scales=scales))]
         assert len(made) == count == len({view.tobytes() for view in made}), (tta, crops, scales)
         assert {view.shape[1] for view in made} == {round(40 * scale) for scale in scales}
         assert all(view.dtype == np.uint8 and view.flags.c_contiguous for view in made)
@@ -394,12 +395,12 @@ def test_crops_are_the_corners_and_the_centre() -> None:
     for number, (row, column) in enumerate(marks):
         image[0, row - 2 : row + 2, column - 2 : column + 2] = 50 + 50 * number
     image[0, 18:22, 18:22, 0] = 255
-    seen = [set(np.unique(view(image)[0, ..., 1])) & {50, 100, 150, 200} for view in views.tta_views(
+    seen = [set(np.unique(view(image)[0, ..., 1])) & {50, 100, 150, 200} for view in tta_views(
         Predict(crops=5, crop_share=0.75)
     )]  # fmt: skip
     assert seen == [{50}, {100}, {150}, {200}, set()]
-    assert all(view(image)[..., 0].max() == 255 for view in views.tta_views(Predict(crops=5, crop_share=0.75)))
-    assert views.tta_views(Predict(crops=5), 64)[0](image).shape == (1, 64, 64, 3)
+    assert all(view(image)[..., 0].max() == 255 for view in tta_views(Predict(crops=5, crop_share=0.75)))
+    assert tta_views(Predict(crops=5), 64)[0](image).shape == (1, 64, 64, 3)
 
 
 # --- previews -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Workplace, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise import UserError, blend_report, competition, folds, metrics, stacking, submission_log
+from foldwise import UserError, blend_report, competition, folds, metrics, stacking, submission
 from foldwise.blend import fit_weights, make_folds
 from foldwise.methods import METHODS, shrunk
 from foldwise.search import Problem
@@ -315,7 +315,7 @@ def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):
     about.submissions().mkdir(parents=True)
     facts = {"method": "rank", "space": "rank", "runs": [{"run": "a"}], "metric": "roc_auc", "in_sample_score": 0.95}
     for name, nested in (("one", 0.92), ("two", 0.91), ("three", 0.94)):
-        submission_log.add(
+        submission.log_submission(
             about, name, {**facts, "nested_score": nested, "interval_95": [nested - 0.01, nested + 0.01]}
         )
     blend_report.note_scores(about, "one", [0.92])

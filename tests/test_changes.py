@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, Workplace, make_tiny
 
-from foldwise import UserError, atomic, competition, folds, index, oof, weights
+from foldwise import UserError, atomic, competition, folds, index, weights
+from foldwise.runs import load_run, write_run
 
 QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.cpu_step=plain", "train.epochs=1")
 
@@ -177,14 +178,14 @@ def test_two_writers_of_one_run_never_mix(prepared: Workplace, monkeypatch: pyte
     def write(value: float) -> None:
         preds = {k: (np.full((sizes[k], 1), value), np.full((12, 1), value)) for k in range(3)}
         together.wait()
-        oof.write_run(about, "shared", {"value": value}, fold_table, table, preds, {})
+        write_run(about, "shared", {"value": value}, fold_table, table, preds, {})
 
     writers = [threading.Thread(target=write, args=(k / 4,)) for k in range(4)]
     for one in writers:
         one.start()
     for one in writers:
         one.join()
-    run = oof.load_run(about, "shared")
+    run = load_run(about, "shared")
     assert run.oof["pred"].nunique() == 1 and run.oof["pred"].iloc[0] == run.info["config"]["value"]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foldwise import UserError, competition, config
+from foldwise import UserError, competition, config, paths
+from foldwise.atomic import digest
 
 pytestmark = pytest.mark.smoke
 
@@ -61,7 +62,7 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mount", ["competitions/{}", "{}", "datasets/someone/{}"])
 def test_raw_folder_is_found_at_every_kaggle_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str) -> None:
-    monkeypatch.setattr(competition, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path)
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
     about = competition.load("intel-image-classification")
     with pytest.raises(UserError, match="were not found in"):
@@ -72,7 +73,7 @@ def test_raw_folder_is_found_at_every_kaggle_mount(tmp_path: Path, monkeypatch: 
 
 
 def test_slug_names_the_folder_where_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(competition, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path)
     place = tmp_path / "siim-isic-melanoma-classification"
     place.mkdir()
     assert competition.load("siim-isic-melanoma-jpeg").raw() == place
@@ -82,9 +83,9 @@ def test_outputs_go_to_kaggle_working_where_the_repository_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FOLDWISE_ROOT", raising=False)
-    monkeypatch.setattr(competition, "KAGGLE_WORKING", tmp_path)
-    monkeypatch.setattr(competition.os, "access", lambda path, mode: False)
-    assert competition.output_root() == tmp_path
+    monkeypatch.setattr(paths, "KAGGLE_WORKING", tmp_path)
+    monkeypatch.setattr(paths.os, "access", lambda path, mode: False)
+    assert paths.output_root() == tmp_path
 
 
 def test_recipes_inherit_and_overrides_win(tmp_path: Path) -> None:
@@ -189,6 +190,6 @@ def test_settings_and_digest_do_not_depend_on_how_a_recipe_was_written(tmp_path:
     (tmp_path / "a.yaml").write_text("train: {epochs: 3}\n")
     (tmp_path / "b.yaml").write_text("base: a\n")
     a, b = (config.settings(config.load(str(tmp_path / f"{name}.yaml"))) for name in "ab")
-    assert config.digest(a) == config.digest(b)
+    assert digest(a) == digest(b)
     changed = config.settings(config.load(str(tmp_path / "a.yaml"), ["train.epochs=4"]))
     assert config.differences(a, changed) == ["train.epochs: 3 -> 4"]

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC
 
 from foldwise import UserError, classifiers, run_report
-from foldwise.classifiers import Chunked, Features, Heads, KernelMethod, Pairs
+from foldwise.classifiers import Chunked, Heads
+from foldwise.kernel import Features, KernelMethod, Pairs, _svc
 
 
 def blobs(rows: int = 240, width: int = 12, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +38,7 @@ def test_one_matrix_gives_the_predictions_of_scikit_learns_svc(classes: int) -> 
     x, y = blobs(classes=classes)
     fit, ask = np.flatnonzero(np.arange(240) % 3 > 0), np.flatnonzero(np.arange(240) % 3 == 0)
     features = Features.fit(x, fit)
-    method = KernelMethod(Pairs(features, True, fit), classifiers._svc, classes, features.variance(fit))
+    method = KernelMethod(Pairs(features, True, fit), _svc, classes, features.variance(fit))
     settings = [{"gamma": 1.0, "C": 1.0}, {"gamma": 0.25, "C": 10.0}]
     found = [method.scores(fit, y[fit], ask, share) for share in method.shares(settings)]
     scaled = (x - x[fit].mean(axis=0)) / x[fit].std(axis=0)
@@ -233,7 +234,8 @@ def tables(place: Workplace):  # type: ignore[no-untyped-def]
 
 
 def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None:
-    from foldwise import embeddings, oof
+    from foldwise import embeddings
+    from foldwise.runs import recipe_of
 
     about, table, fold_table = tables(place)
     files = sorted((place.runs / "quick").glob("fold*_embeddings.npy"))
@@ -248,23 +250,23 @@ def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None
     assert (place.runs / "quick_logreg" / "report" / "report.html").exists()
 
     times = [file.stat().st_mtime_ns for file in files]
-    recipe = oof.recipe_of(about, "quick")
+    recipe = recipe_of(about, "quick")
     made = list(embeddings.fit_heads(about, recipe, "", "quick", "knn", table, fold_table))
     assert [file.stat().st_mtime_ns for file in files] == times
     for fold, valid, test, _ in made:
         assert valid.shape == ((fold_table["fold"] == fold).sum(), 1) and test.shape == (12, 1)
         assert test[tests.index("te0003")] == pytest.approx(np.delete(test, tests.index("te0003")).mean())
-    turned = oof.recipe_of(about, "quick", ["predict.tta=flip"])
+    turned = recipe_of(about, "quick", ["predict.tta=flip"])
     list(embeddings.each_fold(about, turned, "", "quick", table, fold_table))
     assert all(file.stat().st_mtime_ns != time for file, time in zip(files, times, strict=True))
 
 
 def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foldwise import embeddings, oof
+    from foldwise import embeddings
 
     about, table, fold_table = tables(place)
     monkeypatch.setattr(embeddings, "CHUNK", 16)
-    recipe = oof.recipe_of(about, "quick", ["predict.tta=d4"])
+    recipe = recipe_of(about, "quick", ["predict.tta=d4"])
     seen: list[int] = []
     real = embeddings._trained
 

@@ -25,9 +25,9 @@ from foldwise import (
     explain_figures,
     explain_report,
     models,
-    oof,
 )
 from foldwise.explain import Claim, Subject
+from foldwise.runs import recipe_of
 
 SIZE = 32
 
@@ -447,7 +447,7 @@ def explained_with(place: Workplace, other: object, count: int = 6) -> float:
             ensemble, "load_fold", lambda about, recipe, run, fold, table: real(about, recipe, run, other(fold), table)
         )
         about = competition.load(str(place.competition))
-        recipe = oof.recipe_of(about, "quick")
+        recipe = recipe_of(about, "quick")
         material, folds_trained = explain_report._material(about, recipe, "quick")
         asked = explain_report.Request(sheets=["worst"], count=count)
         sheets = explain_report._sheets(material, asked, folds_trained)

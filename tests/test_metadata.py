@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from conftest import Workplace, make_tiny
 
-from foldwise import UserError, boosting, competition, features, folds, learners, metrics, oof
+from foldwise import UserError, boosting, competition, features, folds, learners, metrics
+from foldwise.runs import check_folds, load_run
 from foldwise.tabular import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 
 MODELS = ["lightgbm", "xgboost", "catboost", "logreg"]
@@ -440,8 +441,8 @@ def test_bad_arguments_are_one_clear_line(tabled: Workplace, arguments: list[obj
 def test_a_run_is_the_same_again_and_reads_as_a_run(tabled: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(tabled.root))
     about = competition.load(str(tabled.competition))
-    run = oof.load_run(about, "lightgbm")
-    oof.check_folds(about, "lightgbm", folds.load(about))
+    run = load_run(about, "lightgbm")
+    check_folds(about, "lightgbm", folds.load(about))
     assert run.info["config"]["columns"] == ["age", "site"]
     assert set(pd.read_csv(run.folder / "importance.csv")["column"]) <= {"age", "site"}
     before = (run.folder / "oof.csv").read_bytes()

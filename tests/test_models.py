@@ -15,6 +15,7 @@ from torch import nn
 from torch.profiler import profile
 
 from foldwise import UserError, config, heads, models, weights
+from foldwise.finetune import count_parameters, load_weights, parameter_groups, start_at_base_rate, start_from, thaw
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "image_size=32"]
 
@@ -62,7 +63,7 @@ def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: st
 @pytest.mark.smoke
 def test_frozen_trains_the_head_alone_and_its_statistics_stay() -> None:
     network = models.create(config.load("baseline", [*TINY, "model.mode=frozen"]), 2)
-    learn, every = models.count_parameters(network)
+    learn, every = count_parameters(network)
     head = sum(p.numel() for p in network.backbone.get_classifier().parameters())
     assert learn == head < every
     network.train()
@@ -252,7 +253,7 @@ def test_heads_survive_autocast(half: torch.dtype, extra: list[str]) -> None:
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head={pool: gem, dropout: 0.1, samples: 2}"]])
 def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) -> None:
     network = made(*extra)
-    models.start_at_base_rate(network, np.array([0] * 80 + [1] * 15 + [2] * 5), 3)
+    start_at_base_rate(network, np.array([0] * 80 + [1] * 15 + [2] * 5), 3)
     with torch.inference_mode():
         probabilities = network.eval()(images()).softmax(dim=1).mean(dim=0)
     assert np.allclose(probabilities, [0.8, 0.15, 0.05], atol=0.03)
@@ -263,7 +264,7 @@ def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
     network = made("model.mode=frozen", *extra).train()
     assert network.backbone_is_frozen
     kept = network.features(images())
-    optimizer = torch.optim.SGD(models.parameter_groups(network, config.load("baseline", TINY)), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(network, config.load("baseline", TINY)), lr=1.0)
     network(images()).square().sum().backward()
     optimizer.step()
     assert torch.equal(kept, network.features(images()))
@@ -319,11 +320,11 @@ def test_two_backbones_each_with_its_normalisation(tmp_path: Path) -> None:
         assert torch.allclose(network.embed(batch), torch.cat([first, other], dim=1), atol=1e-4)
         weights.save(network, tmp_path / "fold0.safetensors")
         again = made(second, "image_size=64").eval()
-        models.load_weights(again, tmp_path / "fold0.safetensors")
+        load_weights(again, tmp_path / "fold0.safetensors")
         assert torch.equal(network(batch), again(batch))
     frozen = made(second, "image_size=64", "model.mode=frozen")
     assert frozen.backbone_is_frozen
-    assert models.count_parameters(frozen)[0] == sum(p.numel() for p in frozen.head.parameters())
+    assert count_parameters(frozen)[0] == sum(p.numel() for p in frozen.head.parameters())
     with pytest.raises(UserError, match="names a layer of one"):
         made(second, "image_size=64", "model.mode=partial", "model.unfreeze_from=layer4")
 
@@ -355,7 +356,7 @@ def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
     weights.save(trained, tmp_path / "fold0.safetensors")
     fusion = "model.fusion={hidden: [256, 256], activation: relu, dropout: 0.4, joint: 1024, feature_drop: 0.1}"
     network = made("model.metadata=true", "model.mode=frozen", "model.start_from=cnn", fusion, metadata=7)
-    models.start_from(network, tmp_path / "fold0.safetensors")
+    start_from(network, tmp_path / "fold0.safetensors")
     assert "new: " in capsys.readouterr().err
     assert all(torch.equal(v, trained.state_dict()[f"backbone.{k}"]) for k, v in network.backbone.state_dict().items())
     kinds = [type(layer).__name__ for layer in network.fusion.layers]
@@ -380,9 +381,9 @@ def test_metadata_features_are_dropped_so_often_and_only_in_training() -> None:
 def test_start_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
     weights.save(made("model.name=test_efficientnet"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="it is of another model"):
-        models.start_from(made("model.start_from=x"), tmp_path / "fold0.safetensors")
+        start_from(made("model.start_from=x"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="train that run's fold first"):
-        models.start_from(made("model.start_from=x"), tmp_path / "fold1.safetensors")
+        start_from(made("model.start_from=x"), tmp_path / "fold1.safetensors")
 
 
 # --- as_is ----------------------------------------------------------------------------------------------------
@@ -405,7 +406,7 @@ def test_as_is_sums_the_pretrained_probabilities(tmp_path: Path, capsys: pytest.
     names = ["sea animal 3", "fish"]
     network = as_is(tmp_path, "{fish: [Sea animal 5, sea_animal 900]}", 2, names)
     assert "first line, 'background', is dropped" in capsys.readouterr().err
-    assert models.count_parameters(network)[0] == 0 and not models.parameter_groups(network, config.load("baseline"))
+    assert count_parameters(network)[0] == 0 and not parameter_groups(network, config.load("baseline"))
     with torch.inference_mode():
         every = network.backbone(network.inputs(images())).softmax(dim=1)
         wanted = torch.stack([every[:, 3], every[:, 5] + every[:, 900]], dim=1)
@@ -457,7 +458,7 @@ def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) 
         "baseline", [*TINY, *extra, f"train.layer_decay={decay}", "train.head_lr=0.1", "train.lr=0.01"]
     )
     network = models.create(recipe, 3)
-    groups = models.parameter_groups(network, recipe)
+    groups = parameter_groups(network, recipe)
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in network.parameters() if p.requires_grad)
     place = {id(p): group for group in groups for p in group["params"]}
@@ -480,10 +481,10 @@ def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) 
 def test_stages_thaw_from_the_top(extra: list[str]) -> None:
     recipe = config.load("baseline", [*TINY, *extra, "model.thaw_epochs=2"])
     network = models.create(recipe, 3)
-    everything = sum(len(group["params"]) for group in models.parameter_groups(network, recipe))
+    everything = sum(len(group["params"]) for group in parameter_groups(network, recipe))
     learning = []
     for epoch in range(14):
-        changed = models.thaw(network.train(), recipe, epoch)
+        changed = thaw(network.train(), recipe, epoch)
         assert changed == (epoch % 2 == 0 and (not learning or len(learning[-1]) < everything))
         learning.append({name for name, p in network.named_parameters() if p.requires_grad})
         for module in network.backbone.modules():

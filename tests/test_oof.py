@@ -10,6 +10,7 @@ import pytest
 from conftest import Workplace
 
 from foldwise import UserError, competition, oof
+from foldwise.runs import list_runs, load_run
 
 pytestmark = pytest.mark.smoke
 
@@ -49,12 +50,12 @@ def test_a_prediction_that_is_not_finite_is_never_written(tmp_path: Path) -> Non
 def test_runs_are_listed_and_named(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
     about = competition.load(str(trained.competition))
-    assert {"lightgbm", "quick"} <= set(oof.list_runs(about))
-    run = oof.load_run(about, "quick")
+    assert {"lightgbm", "quick"} <= set(list_runs(about))
+    run = load_run(about, "quick")
     assert run.pred_columns == ["pred"]
     assert run.info["metric"] == "roc_auc"
     with pytest.raises(UserError, match="did you mean 'lightgbm'"):
-        oof.load_run(about, "lightgmb")
+        load_run(about, "lightgmb")
 
 
 def test_a_foreign_run_needs_no_run_json(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_a_foreign_run_needs_no_run_json(trained: Workplace, monkeypatch: pytest
     for name in ("oof.csv", "test.csv"):
         (folder / name).write_bytes((trained.runs / "quick" / name).read_bytes())
     try:
-        assert oof.load_run(about, "public_notebook").info == {}
+        assert load_run(about, "public_notebook").info == {}
     finally:
         for path in folder.iterdir():
             path.unlink()

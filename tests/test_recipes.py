@@ -13,9 +13,10 @@ import torch
 from conftest import REPOSITORY
 from timm.optim import create_optimizer_v2
 
-from foldwise import config, models
+from foldwise import config, models, paths
+from foldwise.finetune import count_parameters, parameter_groups
 
-RECIPES = sorted(path.stem for path in config.RECIPES.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in paths.RECIPES.glob("*.yaml"))
 TABLE = REPOSITORY / "docs" / "recipes.md"
 LARGE = {
     *("beit", "clip_resnet50x16", "clip_vit_b16", "convnext", "convnextv2", "eva02", "eva02_convnextv2"),
@@ -30,7 +31,7 @@ def step(name: str, overrides: list[str] | None = None) -> tuple[float, float]:
     images = torch.randint(0, 255, (2, recipe.image_size, recipe.image_size, 3)).to(torch.uint8)
     metadata = torch.randn(2, 5) if recipe.model.metadata else None
     t = recipe.train
-    optimizer = create_optimizer_v2(models.parameter_groups(network, recipe), opt=t.optimizer, lr=t.lr)
+    optimizer = create_optimizer_v2(parameter_groups(network, recipe), opt=t.optimizer, lr=t.lr)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in learning]
     network.train()
@@ -69,14 +70,14 @@ def test_two_backbones_are_concatenated_and_learn_together_or_not() -> None:
             network = models.create(recipe, 3, pretrained=False)
             images = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
             assert network.embed(images).shape == (2, 1024 + 1536)
-            learn, _ = models.count_parameters(network)
+            learn, _ = count_parameters(network)
             assert learn > learning if "frozen" not in name else learn == learning
             assert network.backbone_is_frozen == name.endswith("frozen")
 
 
 def described(name: str) -> str:
     """A recipe's row of docs/recipes.md: its comment's first line is the idea, the rest says what was measured."""
-    text = (config.RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (paths.RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     comment = [line[2:].strip() for line in text.splitlines() if line.startswith("# ")]
     recipe = config.load(name)
     names = [recipe.model.name, *([recipe.model.second.name] if recipe.model.second else [])]

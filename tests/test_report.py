@@ -13,8 +13,9 @@ import pytest
 import yaml
 from conftest import make_tiny, shared
 
-from foldwise import audit, cache, competition, figures, folds, index, noise, oof, report, sections
+from foldwise import audit, cache, competition, figures, folds, index, noise, report, sections
 from foldwise.competition import Competition
+from foldwise.runs import list_runs
 
 SIZE = 48
 EVIL = "<script>alert('$')</script>"
@@ -191,7 +192,7 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     frame[["id", "fold", "target", "pred"]].to_csv(about.runs() / "a" / "oof.csv", index=False)
     test = table.loc[table["split"] == "test", ["id"]].assign(pred=0.5)
     test.to_csv(about.runs() / "a" / "test.csv", index=False)
-    assert oof.list_runs(about) == ["a"]
+    assert list_runs(about) == ["a"]
     found = noise.of_runs(about, table)
     assert found is not None and found[0] == "a" and found[1].iloc[0]["id"] == "tr0001"
     page = checked(report.write(about, table, fold_table, [SIZE], audit.load(about, table))[0])

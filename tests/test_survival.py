@@ -21,7 +21,8 @@ import torch
 from conftest import REPOSITORY, Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
-from foldwise import UserError, checkpoint, competition, config, folds, index, loop, oof, session
+from foldwise import UserError, checkpoint, competition, config, folds, index, loop, session
+from foldwise.runs import finish_run, read_run_info
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competi
     assert "two: roc_auc out-of-fold" in two.stdout and "one: roc_auc out-of-fold" in one.stdout
     for file in ("oof.csv", "test.csv", "fold2.safetensors"):
         assert (place.runs / "one" / file).read_bytes() == (place.runs / "two" / file).read_bytes(), file
-    facts = oof.read_info(place.runs / "two")["folds"]
+    facts = read_run_info(place.runs / "two")["folds"]
     assert sorted(facts) == ["0", "1", "2"] and all(fold["epochs"] == 2 for fold in facts.values())
 
 
@@ -245,7 +246,7 @@ def test_folds_that_end_together_take_turns_at_the_tables_of_the_run(
     folder, table, fold_table = about.runs() / "together", index.load(about), folds.load(about)
     before = [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")]
     with ThreadPoolExecutor(4) as pool:
-        ended = [pool.submit(oof.finish, about, folder, fold_table, table, {}) for _ in range(40)]
+        ended = [pool.submit(finish_run, about, folder, fold_table, table, {}) for _ in range(40)]
     assert all(end.result()["folds_done"] == [0, 1, 2] for end in ended)
     assert [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")] == before
 

@@ -15,6 +15,7 @@ from conftest import Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
 from foldwise import UserError, competition, config, fold_data, folds, index, infer, loop, losses, mixing, oof, schedule
+from foldwise.runs import load_run
 from foldwise.targets import Targets
 
 
@@ -278,7 +279,7 @@ def test_distillation_mixes_labels_with_out_of_fold_predictions(about: competiti
         about, recipe(about, "train.distill=teacher", "train.distill_weight=0.25"), 0, folds.load(about), tmp_path
     )
     rows = torch.arange(len(made.data.train))
-    said = oof.load_run(about, "teacher").oof.set_index("id")["pred"].reindex(made.data.train["id"]).to_numpy()
+    said = load_run(about, "teacher").oof.set_index("id")["pred"].reindex(made.data.train["id"]).to_numpy()
     expected = 0.75 * made.data.train_target + 0.25 * said
     np.testing.assert_allclose(made._soft_target(rows)[:, 0], expected, atol=1e-6)
 

@@ -9,7 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from app import frame
-from foldwise import config, intake
+from foldwise import intake
+from foldwise.atomic import digest
 from foldwise.intake import Limits, Upload
 
 
@@ -28,7 +29,7 @@ def show() -> None:
         st.caption("A chosen run looks at metadata too; all of them count as unknown here.")
     if not files:
         return
-    asked = config.digest([[(file.file_id, file.name, file.size) for file in files], runs, blend])
+    asked = digest([[(file.file_id, file.name, file.size) for file in files], runs, blend])
     if st.button("Predict", type="primary"):
         started = time.perf_counter()
         with st.spinner("Reading and predicting ..."):

@@ -8,7 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from app import frame
-from foldwise import UserError, oof
+from foldwise import UserError
+from foldwise.runs import recipe_of
 
 PER_PAGE = 24
 
@@ -69,7 +70,7 @@ def _size(run: str) -> tuple[int | None, bool]:
     """The size that the run looks at; for a run without images, the smallest cache there is."""
     about = frame.about()
     try:
-        recipe = oof.recipe_of(about, run)
+        recipe = recipe_of(about, run)
         return recipe.image_size, recipe.crop
     except UserError:
         made = [path.stem.split("_")[1:] for path in about.derived().glob("images_*.npy")]

@@ -12,7 +12,8 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-from foldwise import UserError, competition, config, intake, launch
+from foldwise import UserError, competition, intake, launch
+from foldwise.atomic import digest
 from foldwise.competition import Competition
 
 
@@ -91,7 +92,7 @@ def mixture(name: str) -> Any:
 
 def stamp(*paths: Any) -> str:
     """Changes when one of the files does."""
-    return config.digest([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(paths) if p.exists()])
+    return digest([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(paths) if p.exists()])
 
 
 def chosen_runs(key: str) -> list[str]:

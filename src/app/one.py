@@ -11,7 +11,8 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, frame
-from foldwise import UserError, config, explain_figures, intake
+from foldwise import UserError, explain_figures, intake
+from foldwise.atomic import digest
 from foldwise.image import ImageOptions
 from foldwise.intake import Upload
 
@@ -30,7 +31,7 @@ def show() -> None:
     with intake.receiving([upload]) as received:
         if not len(received.rows):
             raise UserError(": ".join(next(iter(received.refused.items()), ("", "nothing was sent"))))
-        _examine(received, config.digest([upload.name, upload.data.hex()]), runs, blend)
+        _examine(received, digest([upload.name, upload.data.hex()]), runs, blend)
 
 
 def _upload() -> Upload | None:
@@ -68,7 +69,7 @@ def _examine(received: intake.Intake, digest: str, runs: list[str], blend: str |
     with right:
         metadata = _metadata(received, digest) if service.fuses(runs) else None
         started = time.perf_counter()
-        asked = config.digest([digest, runs, metadata, None if options is None else options.model_dump(mode="json")])
+        asked = digest([digest, runs, metadata, None if options is None else options.model_dump(mode="json")])
         answer = _remembered("answer", asked, lambda: service.predict(received, runs, metadata, options))
         _probabilities(service, answer, runs, blend)
         frame.took(started)
@@ -165,7 +166,7 @@ def _looks_at(service: Any, answer: Any, asked: str, runs: list[str], metadata: 
                           format_func=lambda k: service.outputs[k])  # fmt: skip
     opacity = st.slider("Opacity of the map, %", 0, 100, 45)
     image = answer.image(service.recipe(run))[0]
-    key = config.digest([asked, run, fold, output])
+    key = digest([asked, run, fold, output])
     heat = _remembered("cam", key, lambda: service.map(answer, run, fold, output, metadata))
     shown = explain_figures.overlay(image, heat, opacity / 100)
     words = f"as {run} sees it; Grad-CAM of fold {fold}'s model, brighter: more evidence"
@@ -190,7 +191,7 @@ def _neighbours(
         "it was trained on the images of the other folds."
     )
     run, fold = _model("near", service, runs)
-    key = config.digest([asked, run, fold])
+    key = digest([asked, run, fold])
     wanted = st.button("Find them", help="The first time, all training images are embedded, and kept on disk.")
     if not wanted and st.session_state.get("near", ("",))[0] != key:
         return

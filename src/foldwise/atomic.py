@@ -156,3 +156,8 @@ def read_voucher(path: Path) -> dict[str, Any] | None:
         pass
     print(f"warning: {path} or what it vouches for is damaged; it is made again", file=sys.stderr)
     return None
+
+
+def digest(data: Any) -> str:
+    """A short hash of plain data, the same on every machine."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

@@ -25,9 +25,9 @@ import pandas as pd
 from scipy import fft
 
 from foldwise import atomic, source, traits
+from foldwise.atomic import digest
 from foldwise.cache import Cache
 from foldwise.competition import Competition
-from foldwise.config import digest
 from foldwise.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
 
 SIZE = 96  # pixels a side that images are compared at: the same groups whatever sizes are cached

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from foldwise import submission_log, trust
+from foldwise import submission, trust
 from foldwise.blend import Blend
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
@@ -38,7 +38,7 @@ def draw(competition: Competition, runs: Lineup, blend: Blend, facts: Facts) -> 
         ("Reliability", "Observed share against predicted, in ten equally filled bins of nested predictions.",
          reliability(competition, runs, blend, facts)),
         ("Cross-validation against leaderboard", "Every submission with a public score.",
-         leaderboard(submission_log.scored(submission_log.read(competition), competition))),
+         leaderboard(submission.scored(submission.read_log(competition), competition))),
     ]  # fmt: skip
     return [(title, caption, encode(figure)) for title, caption, figure in made if figure is not None]
 

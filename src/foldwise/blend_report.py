@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, atomic, blend_figures, figures, metrics, submission_log, trust
+from foldwise import UserError, atomic, blend_figures, figures, metrics, submission, trust
 from foldwise.blend import Blend, fit_weights
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
@@ -190,7 +190,7 @@ ul.warn { background: #fff6e5; border-left: 4px solid #e69f00; padding: .6rem 1r
 
 def write(competition: Competition, name: str, runs: Lineup, blend: Blend, facts: Facts) -> Path:
     """submissions/<competition>/<name>.html, and the submission's line in submissions/log.csv."""
-    submission_log.add(competition, name, facts)
+    submission.log_submission(competition, name, facts)
     path = competition.submissions() / f"{name}.html"
     atomic.write_text(path, page(competition, name, runs, blend, facts))
     return path
@@ -312,8 +312,8 @@ def print_summary(facts: Facts, path: Path) -> None:
 
 def note_scores(competition: Competition, name: str, scores: Sequence[float]) -> None:
     """--lb: the scores go into submissions/log.csv; from three on, cv_against_lb.png shows what CV is worth."""
-    lines = submission_log.note(competition, name, scores)
-    print(f"{submission_log.path_of(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
+    lines = submission.log_leaderboard(competition, name, scores)
+    print(f"{submission.log_path(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
     figure = blend_figures.leaderboard(lines)
     if figure is not None:
         path = competition.submissions() / "cv_against_lb.png"

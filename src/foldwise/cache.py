@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, atomic, image, index, launch, roi
+from foldwise.atomic import digest
 from foldwise.competition import Competition
-from foldwise.config import digest
 from foldwise.image import ImageOptions
 from foldwise.source import ReadWarning
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import string
 from pathlib import Path
@@ -10,14 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from foldwise import UserError, metrics
+from foldwise import UserError, metrics, paths
 from foldwise.image import ImageOptions
 from foldwise.schema import Strict, nearest, read_yaml, validate
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-DESCRIPTIONS = REPOSITORY / "src" / "competitions"
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
 
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
 
@@ -289,41 +283,32 @@ class Competition(Strict):
         return found
 
     def _raw_candidates(self, root: str | None, slug: str) -> list[Path]:
-        beside = [(base / root).resolve() for base in (REPOSITORY, self._file.parent)] if root is not None else []
-        mounted = sorted(KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if KAGGLE_INPUT.is_dir() else []
-        kaggle = [KAGGLE_INPUT / "competitions" / slug, KAGGLE_INPUT / slug, *mounted]
-        own = [output_root() / "input" / slug, REPOSITORY / "input" / slug]
+        beside = [(base / root).resolve() for base in (paths.REPOSITORY, self._file.parent)] if root is not None else []
+        mounted = sorted(paths.KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if paths.KAGGLE_INPUT.is_dir() else []
+        kaggle = [paths.KAGGLE_INPUT / "competitions" / slug, paths.KAGGLE_INPUT / slug, *mounted]
+        own = [paths.output_root() / "input" / slug, paths.REPOSITORY / "input" / slug]
         return list(dict.fromkeys([*beside, *kaggle, *own]))
 
     def derived(self) -> Path:
         """input/derived/<name>: what 01_preprocess.py writes."""
-        return output_root() / "input" / "derived" / self.name
+        return paths.output_root() / "input" / "derived" / self.name
 
     def runs(self) -> Path:
         """oof/<name>: a folder per run."""
-        return output_root() / "oof" / self.name
+        return paths.output_root() / "oof" / self.name
 
     def submissions(self) -> Path:
         """submissions/<name>."""
-        return output_root() / "submissions" / self.name
-
-
-def output_root() -> Path:
-    """Where input/derived, oof and submissions go: $FOLDWISE_ROOT, the repository, or /kaggle/working."""
-    if os.environ.get("FOLDWISE_ROOT"):
-        return Path(os.environ["FOLDWISE_ROOT"]).resolve()
-    if os.access(REPOSITORY, os.W_OK) or not KAGGLE_WORKING.is_dir():
-        return REPOSITORY
-    return KAGGLE_WORKING
+        return paths.output_root() / "submissions" / self.name
 
 
 def load(name_or_path: str) -> Competition:
     """The competition described by src/competitions/NAME.yaml, or by the file at that path."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
-        path = DESCRIPTIONS / f"{name_or_path}.yaml"
+        path = paths.COMPETITIONS / f"{name_or_path}.yaml"
         if not path.exists():
-            known = nearest(name_or_path, (file.stem for file in DESCRIPTIONS.glob("*.yaml")))
+            known = nearest(name_or_path, (file.stem for file in paths.COMPETITIONS.glob("*.yaml")))
             raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
     competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +10,8 @@ import yaml
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from foldwise import UserError
+from foldwise import UserError, paths
 from foldwise.schema import Strict, nearest, read_yaml, submodel, validate
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 class Backbone(Strict):
@@ -326,9 +322,6 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def digest(data: Any) -> str:
-    """A short hash of plain data, the same on every machine."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -361,9 +354,9 @@ def _fields(model: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo
 def _find(name_or_path: str) -> Path:
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
-    path = RECIPES / f"{name_or_path}.yaml"
+    path = paths.RECIPES / f"{name_or_path}.yaml"
     if not path.exists():
-        known = nearest(name_or_path, (file.stem for file in RECIPES.glob("*.yaml")))
+        known = nearest(name_or_path, (file.stem for file in paths.RECIPES.glob("*.yaml")))
         raise UserError(f"--recipe {name_or_path}: no {path}{known}; or give the path of a .yaml file")
     return path
 

@@ -50,8 +50,7 @@ from pydicom.uid import (
 )
 from tqdm import tqdm
 
-from foldwise import UserError, metrics
-from foldwise.competition import output_root
+from foldwise import UserError, metrics, paths
 from foldwise.launch import map_rows
 
 Floats = NDArray[np.float32]
@@ -502,7 +501,7 @@ def make(images: int = 1400, seed: int = 0, root: Path | None = None, workers: i
     if seed < 0:
         raise UserError(f"--seed {seed}: give a number from 0 upwards")
     settings = Settings(images, seed)
-    folder = (root or output_root()) / "input" / "demo"
+    folder = (root or paths.output_root()) / "input" / "demo"
     if _already(folder, settings):
         print(f"{folder} is there already: {images} images, seed {seed}")
         return folder
@@ -590,7 +589,7 @@ SCORES = ["kind", "name", "oof_auc", "oof_std", "test_auc", "test_low", "test_hi
 
 def print_scores(root: Path | None = None, csv: Path | None = None) -> None:
     """Print how runs and submissions score beside the best possible, and the newest submission's path."""
-    root = root or output_root()
+    root = root or paths.output_root()
     scores = score_table(root)
     print(_aligned(scores))
     if csv is not None:

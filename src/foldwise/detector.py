@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from foldwise import UserError, atomic, checkpoint, config, dicom, launch, roi, weights
+from foldwise import UserError, atomic, checkpoint, config, dicom, launch, paths, roi, weights
+from foldwise.atomic import digest
 from foldwise.command import note
-from foldwise.competition import Competition, output_root
-from foldwise.config import digest
+from foldwise.competition import Competition
 from foldwise.image import ImageOptions
 from foldwise.roi import XYXY
 from foldwise.schema import nearest
@@ -135,7 +135,7 @@ def _coco_file(name: str, entry: Any, download: bool) -> Path:
         found = weights.of_backbone(config.Backbone(name=known))
         if found is not None:
             return found
-    folder = output_root() / "input" / "weights"
+    folder = paths.output_root() / "input" / "weights"
     if not download:
         raise UserError(
             f"--detector {name}: its COCO weights are not on this machine; put {stem}.pth (from {entry.url}) into "

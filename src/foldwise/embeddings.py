@@ -34,15 +34,17 @@ from foldwise import (
     index,
     infer,
     models,
-    oof,
     weights,
 )
+from foldwise.atomic import digest
 from foldwise.cache import Cache
-from foldwise.classifiers import Heads, Scale, Setting
+from foldwise.classifiers import Heads
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe
 from foldwise.ensemble import Trained
+from foldwise.kernel import Scale, Setting
+from foldwise.runs import check_folds
 
 FORMAT = 1  # raise it when the same model and images would give other embeddings
 CHUNK = 1024  # rows between two saves
@@ -84,7 +86,7 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
     name = config.run_name(source)
     own = _facts(recipe)
     changed = own != _facts(config.load(source))
-    return competition.runs() / (f"{name}-{config.digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
+    return competition.runs() / (f"{name}-{digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 
 def each_fold(
@@ -99,7 +101,7 @@ def each_fold(
         for fold in sorted(fold_table["fold"].unique().tolist()):
             yield fold, shared, rows
         return
-    oof.check_folds(competition, run, fold_table)
+    check_folds(competition, run, fold_table)
     for fold in ensemble.trained_folds(competition, run):
         file = sorted([*place.glob(f"fold{fold}_snapshot*.safetensors"), place / f"fold{fold}.safetensors"])[-1]
         facts = {**_facts(recipe), "run": run, "fold": fold, "weights": _file_digest(file)}
@@ -159,8 +161,8 @@ def _stored(
 ) -> np.ndarray:
     """The array on disk if the same facts made it, else made now."""
     images = json.loads(rows.images.path.with_suffix(".json").read_text(encoding="utf-8"))["key"]
-    facts = {"format": FORMAT, **facts, "images": images, "rows": config.digest(rows.table["id"].tolist())}
-    key, path = config.digest(facts), place / f"{stem}.npy"
+    facts = {"format": FORMAT, **facts, "images": images, "rows": digest(rows.table["id"].tolist())}
+    key, path = digest(facts), place / f"{stem}.npy"
     known = _known(place)
     if not (path.exists() and known.get(path.name, {}).get("key") == key):
         place.mkdir(parents=True, exist_ok=True)

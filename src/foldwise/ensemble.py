@@ -27,10 +27,12 @@ from foldwise import (
     targets,
     weights,
 )
-from foldwise.competition import Competition, output_root
+from foldwise.competition import Competition
 from foldwise.config import Recipe
+from foldwise.finetune import load_weights
 from foldwise.models import Network
 from foldwise.precision import Precision
+from foldwise.runs import check_folds, fold_meta
 from foldwise.tabular import Numbers
 from foldwise.targets import Targets
 
@@ -96,7 +98,7 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
     encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
     files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
     device = infer.pick_device(recipe)
-    way = precision.named(str(oof.fold_facts(stem.parent, fold).get("step", "")), recipe, device)
+    way = precision.named(str(fold_meta(stem.parent, fold).get("step", "")), recipe, device)
     networks = []
     for path in files:
         if not path.exists():
@@ -104,7 +106,7 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
         features = 0 if encoder is None else len(encoder.names)
         made = models.create(recipe, plan.outputs, features, plan.learnt, pretrained=False)
         weights.check_classes(path, plan.learnt)
-        models.load_weights(made, path)
+        load_weights(made, path)
         networks.append(way.lay_out(made.to(device)).eval())
     fold_table = folds.load(competition)
     others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
@@ -123,7 +125,7 @@ def predict_folds(
     competition: Competition, recipe: Recipe, run: str, table: pd.DataFrame, fold_table: pd.DataFrame
 ) -> Preds:
     """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
-    oof.check_folds(competition, run, fold_table)
+    check_folds(competition, run, fold_table)
     images = cache.load(competition, recipe.image_size, recipe.crop)
     train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
     found: Preds = {}
@@ -159,7 +161,7 @@ def predict_folder(
     )
     table = index.load(competition)
     crops = cropping.again(competition, folder, rows) if recipe.crop else None
-    with atomic.temporary_folder(output_root(), "images.") as room:
+    with atomic.temporary_folder(paths.output_root(), "images.") as room:
         images, where, broken = cache.passing(
             folder, room, rows, recipe.image_size, competition.image, workers, crops
         )
@@ -174,7 +176,7 @@ def predict_folder(
             load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
             for fold in trained_folds(competition, run)
         ]
-    return oof.table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
+    return oof.prediction_table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
 
 
 def trained_folds(competition: Competition, run: str) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from foldwise import UserError, __version__, atomic, cache, cases, ensemble, explain, figures, folds, index, oof, page
+from foldwise import UserError, __version__, atomic, cache, cases, ensemble, explain, figures, folds, index, page
 from foldwise import explain_figures as pictures
 from foldwise.cases import Case, Sheet
 from foldwise.command import note
@@ -23,6 +23,7 @@ from foldwise.competition import Competition
 from foldwise.config import Recipe
 from foldwise.explain import Claim, Method, Subject
 from foldwise.page import Page
+from foldwise.runs import check_folds, finished_folds, read_folds
 from foldwise.schema import nearest
 
 SHOWN = 168  # pixels a side of a picture on the page
@@ -94,13 +95,13 @@ def write(competition: Competition, recipe: Recipe, run: str, request: Request) 
 
 def _material(competition: Competition, recipe: Recipe, run: str) -> tuple[Material, list[int]]:
     table, fold_table = index.load(competition), folds.load(competition)
-    oof.check_folds(competition, run, fold_table)
+    check_folds(competition, run, fold_table)
     folder = competition.runs() / run
     with_weights = ensemble.trained_folds(competition, run)
-    trained = [fold for fold in oof.finished_folds(folder) if fold in with_weights]
+    trained = [fold for fold in finished_folds(folder) if fold in with_weights]
     if not trained:
         raise UserError(f"{folder}: no finished fold with weights; train one with 02_train.py --fold 0")
-    preds = oof.read_folds(folder, trained)
+    preds = read_folds(folder, trained)
     today = fold_table.set_index("id")["fold"].reindex(preds["id"])
     if (today.to_numpy() != preds["fold"].to_numpy()).any():
         row = int(np.argmax(today.to_numpy() != preds["fold"].to_numpy()))

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, config, drift, folds, index, oof
+from foldwise import UserError, drift, folds, index, oof
+from foldwise.atomic import digest
 from foldwise.competition import Competition
+from foldwise.runs import check_folds, load_run
 from foldwise.schema import nearest
 from foldwise.tabular import Rows, is_number, numbers
 
@@ -226,9 +228,9 @@ def _finite(values: pd.Series) -> dict[str, float | None]:
 
 def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
     ids = table.loc[table["split"] == "test", "id"]
-    run = oof.load_run(competition, name, tests=len(ids) > 0)
+    run = load_run(competition, name, tests=len(ids) > 0)
     if run.info:
-        oof.check_folds(competition, name, fold_table)
+        check_folds(competition, name, fold_table)
     columns = [f"pred_{each}" for each in index.classes(competition, table)] or ["pred"]
     if set(run.pred_columns) != set(columns):
         raise UserError(f"{run.folder}: predicts {', '.join(run.pred_columns)}, not {', '.join(columns)}")
@@ -299,7 +301,7 @@ def _check_origin(path: Path, names: list[str], ids: list[str], fold_table: pd.D
         raise UserError(
             f"{path}: made on other folds ({hashed}) than folds.csv ({folds.digest(fold_table)}); make them anew"
         )
-    if rows - {config.digest(ids)}:
+    if rows - {digest(ids)}:
         raise UserError(f"{path}: made of other rows than today's; make the embeddings anew with 04_embed.py")
 
 

@@ -12,6 +12,7 @@ from foldwise import UserError, cache, folds, index, oof, tabular, targets
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.config import Recipe
+from foldwise.runs import check_folds, load_run
 from foldwise.tabular import Numbers
 from foldwise.targets import Targets
 
@@ -126,8 +127,8 @@ def _taught(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.
     teacher = np.zeros((len(data.train), max(1, len(names))), np.float32)
     trust = np.zeros(len(data.train), np.float32)
     if t.distill:
-        oof.check_folds(competition, t.distill, fold_table)
-        said = _preds(oof.load_run(competition, t.distill).oof, names, f"run {t.distill}").reindex(data.train["id"])
+        check_folds(competition, t.distill, fold_table)
+        said = _preds(load_run(competition, t.distill).oof, names, f"run {t.distill}").reindex(data.train["id"])
         known = said.notna().all(axis=1).to_numpy()  # extra rows have no OOF prediction
         teacher[known] = said.to_numpy(np.float32)[known]
         trust[known] = t.distill_weight
@@ -156,7 +157,7 @@ def _pseudo(
         note(f"warning: train.pseudo={source}: its models saw this fold's validation rows; the OOF score is optimistic")
         frame = index.read_table(Path(source), [competition.id])
     else:
-        oof.check_folds(competition, source, fold_table)
+        check_folds(competition, source, fold_table)
         frame = oof.read_table(competition.runs() / source / f"fold{fold}_test.csv")
     said = _preds(frame, data.targets.names, f"train.pseudo={source}")
     test = data.test[(where(data.images, data.test) >= 0) & data.test["id"].isin(said.index).to_numpy()]

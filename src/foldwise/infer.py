@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -13,12 +15,12 @@ from tqdm import tqdm
 from foldwise import launch, precision
 from foldwise.cache import Cache
 from foldwise.command import note
-from foldwise.config import Recipe
+from foldwise.config import Predict, Recipe
 from foldwise.dataset import Batches
 from foldwise.models import Network, to_device
 from foldwise.precision import Precision
+from foldwise.ranks import current_ranks
 from foldwise.targets import Targets
-from foldwise.views import tta_views
 
 Function = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -28,7 +30,7 @@ def pick_device(recipe: Recipe) -> torch.device:
 
     The number is set, whatever OMP_NUM_THREADS says: sums over other chunks differ in their last bits.
     """
-    ranks = launch.ranks()
+    ranks = current_ranks()
     torch.set_num_threads(recipe.train.threads or max(1, launch.cores() // ranks.local_size))
     if torch.cuda.is_available():
         device = torch.device("cuda", ranks.local % torch.cuda.device_count())
@@ -100,7 +102,7 @@ def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | No
 def say_unreadable(label: str, ids: Sequence[str], readable: np.ndarray) -> list[str]:
     """The ids (N,) of rows without a readable image, bool (N,); what they get instead is told."""
     missing = [row_id for row_id, fine in zip(ids, readable, strict=True) if not fine]
-    if missing and not launch.ranks().rank:
+    if missing and not current_ranks().rank:
         more = ", ..." if len(missing) > 1 else ""
         what = "the mean of the others" if readable.any() else "the mean target of the training rows"
         note(f"{label}: {len(missing)} of {len(ids)} images can't be read ({missing[0]}{more}): predicted as {what}")
@@ -135,7 +137,7 @@ def _over_rows(
     device = next(network.parameters()).device
     way = way or precision.of_device(recipe, device)
     views = tta_views(recipe.predict, recipe.image_size)
-    ranks = launch.ranks()
+    ranks = current_ranks()
     readable = np.flatnonzero(where >= 0)
     mine = readable[ranks.rank :: ranks.size]
     batches = Batches(cache, where[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
@@ -185,3 +187,49 @@ def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> T
     parts = [(images[:half], None if metadata is None else metadata[:half])]
     parts.append((images[half:], None if metadata is None else metadata[half:]))
     return torch.cat([_in_pieces(function, *part) for part in parts])
+
+
+View = Callable[[np.ndarray], np.ndarray]
+
+
+SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
+
+
+def tta_views(predict: Predict, image_size: int | None = None) -> list[View]:
+    """Views of uint8 (B, S, S, 3) batches, each giving uint8 (B, S', S', 3): S' = S times the view's scale, rounded.
+
+    Every symmetry (predict.tta) at every scale, each as the whole image or as 5 crops (corners and centre) brought to
+    S'; crops=10 adds the mirrored ones, which flip and d4 hold already. image_size: S, if not that of the images.
+    """
+    turns = set(SYMMETRIES[predict.tta])
+    if predict.crops == 10:
+        turns |= {turn ^ 1 for turn in turns}
+    places = list(_places(predict.crop_share)) if predict.crops > 1 else [(0.0, 0.0, 1.0)]
+    return [_view(*chosen, image_size) for chosen in product(sorted(turns), predict.scales, places)]
+
+
+def turned(images: np.ndarray, symmetry: int) -> np.ndarray:
+    """One of the eight symmetries of (B, S, S, 3): bit 0 mirrors, bits 1 and 2 turn by quarters."""
+    images = images[:, :, ::-1] if symmetry & 1 else images
+    return np.ascontiguousarray(np.rot90(images, -(symmetry >> 1), axes=(1, 2)))
+
+
+def _places(share: float) -> Iterator[tuple[float, float, float]]:
+    """Top, left and side of each crop, as shares of the side."""
+    rest = 1 - share
+    for top, left in ((0.0, 0.0), (0.0, rest), (rest, 0.0), (rest, rest), (rest / 2, rest / 2)):
+        yield top, left, share
+
+
+def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_size: int | None) -> View:
+    def apply(images: np.ndarray) -> np.ndarray:
+        size = images.shape[1]
+        top, left, side = (round(part * size) for part in place)
+        to = round((image_size or size) * scale)
+        part = turned(images, symmetry)[:, top : top + side, left : left + side]
+        if side == to or not len(part):
+            return np.ascontiguousarray(part)
+        how = cv2.INTER_AREA if side > to else cv2.INTER_LINEAR
+        return np.stack([cv2.resize(image, (to, to), interpolation=how) for image in part])
+
+    return apply

@@ -22,9 +22,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError, atomic, cache, dicom, image, launch
+from foldwise import UserError, atomic, cache, dicom, image, launch, paths
 from foldwise.cache import Cache
-from foldwise.competition import output_root
 from foldwise.image import ImageOptions
 
 
@@ -86,7 +85,7 @@ def receiving(files: Sequence[Upload], limits: Limits | None = None) -> Iterator
     TooMuch where all together pass the limits; a single file that does is refused by name.
     """
     limits = limits or Limits()
-    with atomic.temporary_folder(output_root(), "upload.") as room:
+    with atomic.temporary_folder(paths.output_root(), "upload.") as room:
         yield _received(files, room, limits)
 
 
@@ -193,7 +192,7 @@ def _shown(name: str) -> str:
 
 def prepare() -> None:
     """Make the processes that decode start in a tenth of a second: they are forked from one that has the imports."""
-    source = str(Path(__file__).resolve().parents[1])
+    source = str(paths.SOURCE)
     paths = os.environ.get("PYTHONPATH", "")
     if source not in paths.split(os.pathsep):  # until Python 3.13 the fork server does not take over sys.path
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *([paths] if paths else [])])

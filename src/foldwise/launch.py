@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from foldwise import UserError
+from foldwise import UserError, paths
 
 T = TypeVar("T")
 
@@ -34,45 +33,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of torchrun: rank of size, the local-th of local_size on this machine."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-    local_size: int = 1
 
 
-def ranks() -> Ranks:
-    """As torchrun's environment says; one of one without it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return Ranks(*(int(os.environ[name]) for name in names)) if all(n in os.environ for n in names) else Ranks()
 
 
-@contextmanager
-def joined_ranks() -> Iterator[int]:
-    """This process's rank; under torchrun within torch.distributed's process group (nccl on GPUs, gloo on CPUs)."""
-    found = ranks()
-    if found.size == 1:
-        yield 0
-        return
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield found.rank
-    finally:
-        dist.destroy_process_group()
 
 
-def wait_for_ranks() -> None:
-    """Return when every rank has come here."""
-    if ranks().size > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
 
 
 def gpus() -> int:
@@ -223,7 +189,7 @@ def _client(address: str) -> Iterator[Any]:
     with client:
         if not client.scheduler_info()["workers"]:
             raise UserError(f"--dask {address}: the scheduler has no workers; start some: dask worker {address}")
-        source = str(Path(__file__).resolve().parents[1])
+        source = str(paths.SOURCE)
         client.run_on_scheduler(exec, f"import sys\nif {source!r} not in sys.path: sys.path.insert(0, {source!r})")
         client.register_plugin(_on_path(source))
         yield client

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from foldwise import UserError, folds, index, oof
 from foldwise.competition import Competition
+from foldwise.runs import Run, finished_folds, list_runs, load_run, mean_test, read_folds, read_run_info
 
 Array = NDArray[Any]
 
@@ -62,7 +63,7 @@ def gather(
     Raises UserError where there is nothing to blend, and for rows, columns, folds or truth that do not match.
     """
     if not names and not foreign:
-        names = oof.list_runs(competition)
+        names = list_runs(competition)
     if not names and not foreign:
         raise UserError(f"{competition.runs()}: no runs to blend; make one with python src/02_train.py --fold all")
     runs = [_load(competition, name) for name in names]
@@ -81,7 +82,7 @@ def look(competition: Competition, name: str) -> Lineup:
     return _checked(competition, [run], table, 1)
 
 
-def _checked(competition: Competition, runs: list[oof.Run], table: pd.DataFrame, least: int) -> Lineup:
+def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame, least: int) -> Lineup:
     train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
     rows = folds.load(competition).merge(train, on="id")
     classes = index.classes(competition, table)
@@ -92,16 +93,16 @@ def _checked(competition: Competition, runs: list[oof.Run], table: pd.DataFrame,
     return _line_up(competition, runs, rows, table, columns, least)
 
 
-def _load(competition: Competition, name: str, tests: bool = True) -> oof.Run:
+def _load(competition: Competition, name: str, tests: bool = True) -> Run:
     """A run, or what there is of an unfinished one."""
     folder = competition.runs() / name
-    done = oof.finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
+    done = finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
     if not done:
-        return oof.load_run(competition, name, tests)
-    return oof.Run(name, folder, oof.read_folds(folder, done), oof.mean_test(folder, done), oof.read_info(folder))
+        return load_run(competition, name, tests)
+    return Run(name, folder, read_folds(folder, done), mean_test(folder, done), read_run_info(folder))
 
 
-def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> oof.Run:
+def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
     tables = []
     for path in (oof_file, test_file):
         ids = [column for column in ("id", *(theirs for theirs, ours in rename.items() if ours == "id"))]
@@ -114,13 +115,13 @@ def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, st
             except UserError as error:
                 hint = "" if rename else "; map its columns with --columns theirs=ours"
                 raise UserError(str(error).replace(str(copy), str(path)) + hint) from None
-    return oof.Run(name, oof_file.parent, tables[0], tables[1])
+    return Run(name, oof_file.parent, tables[0], tables[1])
 
 
 # --- checks -------------------------------------------------------------------------------------------------
 
 
-def _check_columns(run: oof.Run, columns: list[str]) -> None:
+def _check_columns(run: Run, columns: list[str]) -> None:
     for where, frame in (("oof", run.oof), ("test", run.test)):
         found = oof.pred_columns(frame)
         if set(found) == set(columns):
@@ -135,7 +136,7 @@ def _check_columns(run: oof.Run, columns: list[str]) -> None:
         raise UserError(f"run '{run.name}': {where} columns are not the competition's: {what}")
 
 
-def _check_rows(run: oof.Run, rows: pd.DataFrame, competition: Competition) -> None:
+def _check_rows(run: Run, rows: pd.DataFrame, competition: Competition) -> None:
     known = rows.set_index("id")
     strange = run.oof.loc[~run.oof["id"].isin(known.index), "id"]
     if len(strange):
@@ -187,7 +188,7 @@ def _some(ids: pd.Series) -> str:
 
 
 def _line_up(
-    competition: Competition, runs: list[oof.Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str],
+    competition: Competition, runs: list[Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str],
     least: int,
 ) -> Lineup:  # fmt: skip
     indexed = [run.oof.set_index("id")[columns] for run in runs]
@@ -240,7 +241,7 @@ def _aggregate(values: Array, codes: Array, how: str) -> Array:
     return pd.DataFrame(values).groupby(codes).agg(how).to_numpy()
 
 
-def _tests(runs: list[oof.Run], columns: list[str]) -> tuple[Array, Array]:
+def _tests(runs: list[Run], columns: list[str]) -> tuple[Array, Array]:
     ids = runs[0].test["id"]
     for run in runs[1:]:
         astray = sorted(set(ids) ^ set(run.test["id"]))
@@ -254,7 +255,7 @@ def _tests(runs: list[oof.Run], columns: list[str]) -> tuple[Array, Array]:
     return np.stack(arrays), ids.to_numpy()
 
 
-def _by_one_fold(run: oof.Run, ids: Array, columns: list[str], mean: Array) -> Array:
+def _by_one_fold(run: Run, ids: Array, columns: list[str], mean: Array) -> Array:
     tables = [oof.read_table(path).set_index("id") for path in sorted(run.folder.glob("fold*_test.csv"))]
     if not tables or any(set(ids) != set(table.index) for table in tables):
         return mean
@@ -262,7 +263,7 @@ def _by_one_fold(run: oof.Run, ids: Array, columns: list[str], mean: Array) -> A
     return values[np.random.default_rng(0).integers(len(tables), size=len(ids)), np.arange(len(ids))]
 
 
-def family(run: oof.Run) -> tuple[str, str]:
+def family(run: Run) -> tuple[str, str]:
     """(model, image size) from run.json; a run that does not say is a family of its own."""
     config = run.info.get("config") or {}
     model = config.get("model", run.name)

@@ -27,13 +27,11 @@ from foldwise import (
     UserError,
     atomic,
     augment,
-    averaging,
     cache,
     checkpoint,
     fold_data,
     infer,
     journal,
-    launch,
     losses,
     mixing,
     models,
@@ -42,12 +40,17 @@ from foldwise import (
     schedule,
     weights,
 )  # fmt: skip
+from foldwise.atomic import digest
 from foldwise.command import note, terminated
 from foldwise.competition import Competition
-from foldwise.config import Recipe, digest, settings
+from foldwise.config import Recipe, settings
 from foldwise.dataset import Batch, Batches
+from foldwise.finetune import count_parameters, parameter_groups, start_at_base_rate, start_from, thaw
 from foldwise.fold_data import FoldData
 from foldwise.models import Network
+from foldwise.ranks import current_ranks
+from foldwise.runs import check_folds
+from foldwise.schedule import Averaged
 from foldwise.schema import nearest
 
 STUMBLES = 3  # steps in a row with a loss that is no number, before the weights go back to the last good ones
@@ -105,7 +108,7 @@ class Trainer:
         deadline: float | None = None,
     ) -> None:
         self.competition, self.recipe, self.fold, self.folder = competition, recipe, fold, folder
-        self.deadline, self.ranks = deadline, launch.ranks()
+        self.deadline, self.ranks = deadline, current_ranks()
         self.data = data = fold_data.gather(competition, recipe, fold, fold_table)
         self.device = infer.pick_device(recipe)
         torch.manual_seed(self._seed())
@@ -121,8 +124,8 @@ class Trainer:
         )
         _set_units(self.network, data)
         if recipe.model.start_from:
-            oof.check_folds(competition, recipe.model.start_from, fold_table)
-            models.start_from(self.network, competition.runs() / recipe.model.start_from / f"fold{fold}.safetensors")
+            check_folds(competition, recipe.model.start_from, fold_table)
+            start_from(self.network, competition.runs() / recipe.model.start_from / f"fold{fold}.safetensors")
         self.network.to(self.device)
         if t.sync_bn and self.ranks.size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -138,7 +141,7 @@ class Trainer:
         self.size = 0  # pixels a side of the loader's images
         self._load(0)
         self.schedule = schedule.make(t, len(self.loader))
-        self.average = averaging.Averaged(self.network, t)
+        self.average = Averaged(self.network, t)
         self.state = State(threads=torch.get_num_threads())
         self.best_weights: dict[str, Tensor] = {}
         self.snapshots: list[dict[str, Tensor]] = []
@@ -150,7 +153,7 @@ class Trainer:
         if t.optimizer not in list_optimizers():
             hint = nearest(t.optimizer, map(str, list_optimizers()))
             raise UserError(f"train.optimizer={t.optimizer}: timm has none such{hint}")
-        groups = models.parameter_groups(self.network, self.recipe) or [{"params": [torch.zeros(())]}]  # as_is
+        groups = parameter_groups(self.network, self.recipe) or [{"params": [torch.zeros(())]}]  # as_is
         return create_optimizer_v2(groups, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
 
     # --- start ------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ class Trainer:
 
     def start(self) -> None:
         """Continue from a checkpoint, or choose how to compute and save the beginning."""
-        learn, every = models.count_parameters(self.network)
+        learn, every = count_parameters(self.network)
         if not self.ranks.rank:
             note(
                 f"fold {self.fold}: {len(self.data.train)} train, {len(self.data.valid)} valid, {len(self.data.test)} "
@@ -201,7 +204,7 @@ class Trainer:
         """What is left of one pass over the training rows, then validation; then everything is saved."""
         started, epoch = time.monotonic(), self.state.epoch
         first = self.state.step
-        models.thaw(self.network, self.recipe, epoch)
+        thaw(self.network, self.recipe, epoch)
         self._train(epoch)
         trained = time.monotonic()
         self._stop_in_time(self.state.predict_seconds * len(self.data.valid))
@@ -419,7 +422,7 @@ class Trainer:
         )  # fmt: skip
 
     def _score(self, pred: np.ndarray) -> float:
-        table = oof.table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
+        table = oof.prediction_table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
         return oof.score(self.competition, table, self.data.valid)
 
     def _valid_loss(self, pred: np.ndarray) -> float:
@@ -451,7 +454,7 @@ class Trainer:
         """The weights at the end of a cycle, with their own OOF table beside the run's."""
         self.snapshots.append(_copy(self.average.current))
         if not self.ranks.rank:
-            table = oof.table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
+            table = oof.prediction_table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
             number = len(self.snapshots)
             (self.folder / "snapshots").mkdir(exist_ok=True)
             oof.write_table(table, self.folder / "snapshots" / f"fold{self.fold}_{number}.csv")
@@ -574,10 +577,10 @@ class Trainer:
             weights.save(self.network, stem.with_name(f"{stem.name}_snapshot{number}.safetensors"), classes)
         weights.save(self.network, stem.with_suffix(".safetensors"), classes)  # loaded last by _predict_with, or above
         oof.write_table(
-            oof.table(self.competition, names, self.data.test, test), stem.with_name(f"{stem.name}_test.csv")
+            oof.prediction_table(self.competition, names, self.data.test, test), stem.with_name(f"{stem.name}_test.csv")
         )
         atomic.write_json(stem.with_suffix(".json"), facts)
-        oof.write_table(oof.table(self.competition, names, self.data.valid, valid, self.fold), stem.with_suffix(".csv"))
+        oof.write_table(oof.prediction_table(self.competition, names, self.data.valid, valid, self.fold), stem.with_suffix(".csv"))
         checkpoint.remove(self._checkpoint)
 
     def _seed(self, epoch: int = -1, step: int = -1) -> int:
@@ -596,7 +599,7 @@ def _set_units(network: Network, data: FoldData) -> None:
         network.shift.fill_(float(data.train_target.mean()))
         network.scale.fill_(max(float(data.train_target.std()), 1e-6))
     elif data.targets.activation in {"softmax", "sigmoid"}:
-        models.start_at_base_rate(network, data.train_target, len(data.targets.learnt))
+        start_at_base_rate(network, data.train_target, len(data.targets.learnt))
 
 
 def _duration(seconds: float) -> str:

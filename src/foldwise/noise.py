@@ -7,6 +7,7 @@ import pandas as pd
 
 from foldwise import UserError, index, oof
 from foldwise.competition import Competition
+from foldwise.runs import Run, list_runs, load_run
 
 
 def confident_joint(target: np.ndarray, pred: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.Data
     """
     if competition.task == "regression":
         return None
-    runs = [run for run in map(lambda name: _load(competition, name), oof.list_runs(competition)) if run is not None]
+    runs = [run for run in map(lambda name: _load(competition, name), list_runs(competition)) if run is not None]
     if not runs:
         return None
     sign = 1 if competition.scorer().greater_is_better else -1
@@ -58,9 +59,9 @@ def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.Data
     return best.name, _of_table(competition, table, best.oof)
 
 
-def _load(competition: Competition, name: str) -> oof.Run | None:
+def _load(competition: Competition, name: str) -> Run | None:
     try:
-        run = oof.load_run(competition, name)
+        run = load_run(competition, name)
     except UserError:
         return None
     pred = run.oof[run.pred_columns].to_numpy(float)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldwise import atomic, launch
-from foldwise.config import Recipe, digest
+from foldwise.atomic import digest
+from foldwise.config import Recipe
 from foldwise.models import Network
 
 N = TypeVar("N", bound=nn.Module)

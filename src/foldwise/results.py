@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, config, curves, folds, lineup, metrics, oof, run_report, trust
+from foldwise import UserError, config, curves, folds, lineup, metrics, run_report, trust
 from foldwise.command import note
 from foldwise.competition import Competition
 from foldwise.lineup import Lineup
+from foldwise.runs import Run, finished_folds, read_run_info
 from foldwise.schema import nearest
 
 NAN = float("nan")
@@ -106,9 +107,9 @@ def _result(competition: Competition, metric: metrics.Metric, name: str, wanted:
     folder = competition.runs() / name
     made = Result(name, folder, folds_wanted=wanted)
     try:
-        info = oof.read_info(folder)
+        info = read_run_info(folder)
         made = replace(made, **_facts(name, info))
-        if not (folder / "oof.csv").exists() and not oof.finished_folds(folder):
+        if not (folder / "oof.csv").exists() and not finished_folds(folder):
             return replace(made, reason=_begun(folder))
         runs = lineup.look(competition, name)
         return replace(made, **_scores(metric, runs), note=_note(info, metric, runs), lineup=runs)
@@ -184,7 +185,7 @@ def _compared(result: Result, best: Result | None, metric: metrics.Metric) -> Re
 
 
 def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    model, size = lineup.family(oof.Run(name, Path(), pd.DataFrame(), pd.DataFrame(), info))
+    model, size = lineup.family(Run(name, Path(), pd.DataFrame(), pd.DataFrame(), info))
     settings = info.get("config") or {}
     if "embed" in settings:
         base = settings["embed"]

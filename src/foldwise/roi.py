@@ -26,9 +26,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, atomic, image
+from foldwise.atomic import digest
 from foldwise.command import note
 from foldwise.competition import Competition
-from foldwise.config import digest
 from foldwise.image import ImageOptions
 from foldwise.index import identity, read_table
 from foldwise.schema import nearest

@@ -24,6 +24,7 @@ from foldwise.cache import Cache
 from foldwise.cases import Answers, Sheet
 from foldwise.competition import Competition
 from foldwise.page import Page
+from foldwise.runs import read_run_info
 
 EXAMPLES = 6  # images of each confused pair
 PICTURE = 132  # their height on the page, in pixels
@@ -44,7 +45,7 @@ def write(competition: Competition, run: str) -> Path:
     folder = competition.runs() / run
     if not (folder / "oof.csv").exists():
         raise UserError(f"{folder}: no oof.csv (yet); the report needs every fold")
-    table, info = oof.read_table(folder / "oof.csv"), oof.read_info(folder)
+    table, info = oof.read_table(folder / "oof.csv"), read_run_info(folder)
     return write_table(competition, table, folder / "report", run, info)
 
 
@@ -69,7 +70,7 @@ def write_table(
 
 
 def after(competition: Competition, info: dict[str, Any]) -> None:
-    """What a step calls at its end with what oof.finish returned: the report, where all folds are done."""
+    """What a step calls at its end with what oof.finish_run returned: the report, where all folds are done."""
     if "score" in info:
         print(f"{info['run']}: report {write(competition, info['run'])}")
 

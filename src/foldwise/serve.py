@@ -23,7 +23,6 @@ from foldwise import (
     atomic,
     cache,
     cases,
-    config,
     ensemble,
     explain,
     folds,
@@ -31,12 +30,14 @@ from foldwise import (
     lineup,
     oof,
 )
+from foldwise.atomic import digest
 from foldwise.blend import Blend, fit_weights
 from foldwise.competition import Competition
 from foldwise.config import Recipe
 from foldwise.image import ImageOptions
 from foldwise.intake import Intake
 from foldwise.lineup import Lineup
+from foldwise.runs import finished_folds, read_folds, read_run_info, recipe_of
 
 MODELS = 16  # kept loaded; the one not used for longest makes room
 LIKE_ALL = 0.02  # weights fitted again may differ from the submission's by so much: they come from the same tables
@@ -139,7 +140,7 @@ class Service:
         folder = self.competition.runs()
         found = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
         sign = 1 if self.competition.scorer().greater_is_better else -1
-        scores = {run: oof.read_info(folder / run).get("score") for run in found if self._is_served(run)}
+        scores = {run: read_run_info(folder / run).get("score") for run in found if self._is_served(run)}
         return sorted(scores, key=lambda run: (scores[run] is None, -sign * (scores[run] or 0), run))
 
     def _is_served(self, run: str) -> bool:
@@ -150,11 +151,11 @@ class Service:
 
     def recipe(self, run: str) -> Recipe:
         """What the run was trained and predicts with."""
-        return oof.recipe_of(self.competition, run)
+        return recipe_of(self.competition, run)
 
     def weights_of(self, run: str) -> str:
         """The run that holds the weights: itself, or the one that step 5 took them from."""
-        return str(oof.read_info(self.competition.runs() / run).get("weights_of", run))
+        return str(read_run_info(self.competition.runs() / run).get("weights_of", run))
 
     def folds(self, run: str) -> list[int]:
         """Folds whose models are there."""
@@ -318,7 +319,7 @@ class Service:
         weights = (self.competition.runs() / self.weights_of(run) / f"fold{fold}.safetensors").stat()
         made = images.path.stat()
         marks = [weights.st_size, weights.st_mtime_ns, made.st_size, made.st_mtime_ns]
-        return config.digest({"marks": marks, "ids": rows["id"].tolist()})
+        return digest({"marks": marks, "ids": rows["id"].tolist()})
 
     def nearest(
         self, intake: Intake, run: str, fold: int, count: int = 8, metadata: dict[str, Any] | None = None,
@@ -364,10 +365,10 @@ class Service:
         if file.exists():
             table = oof.read_table(file)
         else:
-            done = oof.finished_folds(path)
+            done = finished_folds(path)
             if not done:
                 raise UserError(f"{path}: no fold is finished yet")
-            table = oof.read_folds(path, done)
+            table = read_folds(path, done)
         found = cases.answers(self.competition, table)
         words = [[found.case(k).truth, found.case(k).answer] for k in range(len(found.table))]
         truth, said = map(list, zip(*words, strict=True))

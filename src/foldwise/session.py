@@ -15,9 +15,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from foldwise import UserError, atomic, command, config, folds, index, launch, oof
+from foldwise import UserError, atomic, command, config, folds, index, launch, paths
 from foldwise.command import note
-from foldwise.competition import Competition, output_root
+from foldwise.competition import Competition
+from foldwise.ranks import joined_ranks, wait_for_ranks
+from foldwise.runs import check_settings, finish_run, finished_folds, open_run
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
@@ -67,23 +69,23 @@ def train(
     launch.settle()
     from foldwise import checkpoint, loop  # torch takes seconds: only now that everything named is known to exist
 
-    with launch.joined_ranks() as rank:
+    with joined_ranks() as rank:
         if restart:
             loop.rehearse(competition, recipe, wanted[0], fold_table)
         settings, folder = config.settings(recipe), competition.runs() / name
         if not rank:
-            oof.open_run(competition, name, settings, fold_table, wanted if restart else ())
-        launch.wait_for_ranks()
+            open_run(competition, name, settings, fold_table, wanted if restart else ())
+        wait_for_ranks()
         facts: dict[str, Any] = {"config": settings}
         for fold in wanted:
-            if fold in oof.finished_folds(folder):
+            if fold in finished_folds(folder):
                 if not rank:
                     note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
                     checkpoint.remove(folder / f"fold{fold}.ckpt")  # left by a kill just before the fold's end
                 continue
             try:
                 with _alone(folder, fold, rank), command.finishing():
-                    oof.check_settings(folder, settings)
+                    check_settings(folder, settings)
                     loop.Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
             except loop.OutOfTime as stop:
                 if not rank:
@@ -91,10 +93,10 @@ def train(
                 if command.terminated():
                     sys.exit(command.TERMINATED)
                 return None
-            launch.wait_for_ranks()
+            wait_for_ranks()
             if not rank and fold != wanted[-1]:
-                oof.finish(competition, folder, fold_table, table, facts)
-        return oof.finish(competition, folder, fold_table, table, facts) if not rank else {}
+                finish_run(competition, folder, fold_table, table, facts)
+        return finish_run(competition, folder, fold_table, table, facts) if not rank else {}
 
 
 @contextmanager
@@ -131,14 +133,14 @@ def spread(
     table, fold_table = index.load(competition), folds.load(competition)
     jobs = []
     for run, (source, recipe) in recipes.items():
-        folder = oof.open_run(competition, run, config.settings(recipe), fold_table, wanted if restart else ())
-        for fold in [fold for fold in wanted if fold not in oof.finished_folds(folder)]:
+        folder = open_run(competition, run, config.settings(recipe), fold_table, wanted if restart else ())
+        for fold in [fold for fold in wanted if fold not in finished_folds(folder)]:
             one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
             line = (*script, *one, *overrides)
-            jobs.append(Job(run, fold, recipe, line, str(Path.cwd()), str(output_root().resolve())))
+            jobs.append(Job(run, fold, recipe, line, str(Path.cwd()), str(paths.output_root().resolve())))
     status = over_cluster(jobs, dask) if dask else side_by_side(competition, jobs, devices, gpus, deadline)
     infos = [
-        oof.finish(competition, competition.runs() / run, fold_table, table, {"config": config.settings(recipe)})
+        finish_run(competition, competition.runs() / run, fold_table, table, {"config": config.settings(recipe)})
         for run, (_, recipe) in recipes.items()
     ]
     return status, infos

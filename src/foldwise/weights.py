@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -13,17 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foldwise import UserError, atomic, config
+from foldwise import UserError, atomic, config, paths
 from foldwise.command import note
-from foldwise.competition import KAGGLE_INPUT, REPOSITORY, output_root
 
 
 def named(path: str, key: str) -> Path:
     """A file that a recipe names, relative to here, the repository or the output root."""
-    for base in (Path(), REPOSITORY, output_root()):
+    for base in (Path(), paths.REPOSITORY, paths.output_root()):
         if (base / path).is_file():
             return base / path
-    raise UserError(f"{key}={path}: no such file (looked here, in {REPOSITORY} and in {output_root()})")
+    raise UserError(f"{key}={path}: no such file (looked here, in {paths.REPOSITORY} and in {paths.output_root()})")
 
 
 def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
@@ -66,10 +66,10 @@ def of_backbone(settings: config.Backbone, key: str = "model") -> Path | None:
     if settings.weights is not None:
         return named(settings.weights, f"{key}.weights")
     names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
-    folders = [output_root() / "input" / "weights", REPOSITORY / "input" / "weights"]
-    if KAGGLE_INPUT.is_dir():
-        folders += [path for path in KAGGLE_INPUT.glob("*") if path.is_dir()]
-        folders += [path for path in KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
+    folders = [paths.output_root() / "input" / "weights", paths.REPOSITORY / "input" / "weights"]
+    if paths.KAGGLE_INPUT.is_dir():
+        folders += [path for path in paths.KAGGLE_INPUT.glob("*") if path.is_dir()]
+        folders += [path for path in paths.KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
     for folder in folders:
         for name in sorted(names):
             if (folder / name).is_file():
@@ -133,3 +133,52 @@ def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -
         import huggingface_hub.constants
 
         huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def read_labels(path: Path, outputs: int) -> list[str]:
+    """One name a line, `outputs` of them; a first line more (TensorFlow's 'background') is dropped, and said so."""
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.labels={path}: can't be read as text: {error}") from None
+    while names and not names[-1].strip():
+        names.pop()
+    if len(names) == outputs + 1:
+        note(f"{path}: {len(names)} names for {outputs} outputs; its first line, '{names[0]}', is dropped")
+        names = names[1:]
+    if len(names) != outputs:
+        raise UserError(f"model.labels={path}: {len(names)} names, but the pretrained head has {outputs} outputs")
+    return names
+
+
+def match_labels(classes: list[str], names: list[str], label_map: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Outputs of the pretrained head that mean each class: by `label_map`, else by name, case and underscores aside.
+
+    classes: the competition's; names: the head's, in its order. Two outputs of one name both count.
+    """
+    unknown = set(label_map) - set(classes)
+    if unknown:
+        raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: {', '.join(classes)}")
+    places: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        for one in {_plain(name), *map(_plain, name.split(","))}:  # ImageNet's lists have 'ant, emmet, pismire'
+            places.setdefault(one, []).append(k)
+    found: dict[str, list[int]] = {}
+    for label in classes:
+        wanted = label_map.get(label, [label])
+        for name in wanted:
+            if _plain(name) not in places:
+                raise UserError(_no_such(label, name, names, label in label_map))
+        found[label] = sorted({k for name in wanted for k in places[_plain(name)]})
+    return found
+
+
+def _no_such(label: str, name: str, names: list[str], mapped: bool) -> str:
+    close = difflib.get_close_matches(_plain(name), [_plain(other) for other in names], n=5, cutoff=0.4)
+    hint = f"nearest: {', '.join(dict.fromkeys(close))}" if close else "none is near"
+    where = f"model.label_map: {label}" if mapped else "model.labels"
+    return f"{where}: no pretrained class is called '{name}' ({hint}); set model.label_map={{{label}: [NAME]}}"
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
