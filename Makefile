@@ -28,6 +28,7 @@ smoke: $(VENV)/installed-tests
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
 LONG := bench/skin1500.py bench/transfer.py bench/speed.py

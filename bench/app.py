@@ -33,8 +33,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         os.environ["FOLDWISE_ROOT"] = root
         script = REPOSITORY / "src" / "01_preprocess.py"
-        subprocess.run([sys.executable, script, "--competition", "skin1500", "--sizes", "224"], check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, script, "--competition", "skin1500", "--sizes", "224"], check=True, capture_output=True
+        )
         times = measure(sorted((data / "test").glob("*.jpg"))[: args.rounds])
     for name, values in times.items():
         print(f"{name:<52} median {np.median(values):.2f} s, slowest {max(values):.2f} s of {len(values)}")
@@ -42,24 +43,29 @@ def main() -> None:
 
 def measure(files: list[Path]) -> dict[str, list[float]]:
     """Seconds from the bytes to the probabilities, and to the map."""
-    from foldwise import launch
+    from foldwise.core import parallel
 
-    launch.settle()
-    from foldwise import competition, config, folds, intake, models, serve, weights
-    from foldwise.runs import open_run
+    parallel.tune_allocator()
+    from app import uploads
+    from app.service import Service
+    from foldwise.data import competition, folds
+    from foldwise.data.recipe import load_recipe, recipe_settings
+    from foldwise.data.runs import open_run
+    from foldwise.model import weights
+    from foldwise.model.network import create_network
 
     about = competition.load("skin1500")
-    recipe = config.load("mobilenetv2", [])
-    folder = open_run(about, "mobilenetv2", config.settings(recipe), folds.load(about))
-    network = models.create(recipe, 1)
+    recipe = load_recipe("mobilenetv2", [])
+    folder = open_run(about, "mobilenetv2", recipe_settings(recipe), folds.load(about))
+    network = create_network(recipe, 1)
     for fold in range(5):
         weights.save(network, folder / f"fold{fold}.safetensors")
-    service = serve.Service(about)
-    intake.prepare()
+    service = Service(about)
+    uploads.prepare()
     times: dict[str, list[float]] = {"upload to five folds' probabilities": [], "upload to probabilities and map": []}
     for k, file in enumerate([files[0], *files]):
         started = time.perf_counter()
-        with intake.receiving([intake.Upload(file.name, file.read_bytes())]) as received:
+        with uploads.receiving([uploads.Upload(file.name, file.read_bytes())]) as received:
             answer = service.predict(received, ["mobilenetv2"])
         predicted = time.perf_counter() - started
         service.map(answer, "mobilenetv2", 0, 0)

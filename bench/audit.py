@@ -26,8 +26,9 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise import audit, competition
-from foldwise.cache import Cache
+from foldwise.audit.duplicates import duplicate_groups
+from foldwise.data import competition
+from foldwise.data.cache import Cache
 
 SIZE = 224
 
@@ -94,15 +95,22 @@ def measure(count: int) -> dict[str, object]:
         images = Cache(about.derived() / f"images_{SIZE}.npy", SIZE, table[["split", "id"]].assign(ok=1))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.perf_counter(), time.process_time()
-        found = audit.groups(about, table, images)
+        found = duplicate_groups(about, table, images)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
         pairs = {tuple(sorted(pair)) for pair in zip(found.pairs["id_a"], found.pairs["id_b"], strict=True)}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
-            "images": count, "seconds": round(wall, 1), "cpu": round(cpu, 1), "candidates": found.facts["candidates"],
-            "skipped": found.facts["skipped"], "planted": len(planted), "found": len(planted & pairs),
-            "wrong": len(pairs - planted), "peak MiB": peak // 1024, "before MiB": before // 1024,
-        }  # fmt: skip
+            "images": count,
+            "seconds": round(wall, 1),
+            "cpu": round(cpu, 1),
+            "candidates": found.facts["candidates"],
+            "skipped": found.facts["skipped"],
+            "planted": len(planted),
+            "found": len(planted & pairs),
+            "wrong": len(pairs - planted),
+            "peak MiB": peak // 1024,
+            "before MiB": before // 1024,
+        }
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from foldwise import augment, demo, figures, operations, previews, warps  # noqa: E402
+from foldwise import augment, demo
+from foldwise.augment import canvas, operations
+from foldwise.report import figures, previews
 
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPOSITORY.parent / "shared"))
 
@@ -89,9 +91,13 @@ def models(seeds: int, size: int = 96, rows: int = 500) -> None:
     from sklearn.preprocessing import StandardScaler
 
     torch.set_num_threads(1)
-    network = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=0, pretrained=True,
-                                pretrained_cfg_overlay={"file": str(SHARED / "weights/mobilenetv2_100.safetensors"),
-                                                        "num_classes": 1000}).eval()  # fmt: skip
+    network = timm.create_model(
+        "mobilenetv2_100",
+        pad_type="same",
+        num_classes=0,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(SHARED / "weights/mobilenetv2_100.safetensors"), "num_classes": 1000},
+    ).eval()
 
     def embed(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -130,25 +136,36 @@ def draw(folder: Path) -> None:
     """One picture of the presets, and one of melanoma2020's operations one by one."""
     images = demo_images(2, 224)
     versions = 5
-    figures.save(previews.augmentation_grid(images, ["melanoma2020"], versions=versions),
-                  folder / "melanoma2020.jpg", dpi=75)  # fmt: skip
+    figures.save(
+        previews.augmentation_grid(images, ["melanoma2020"], versions=versions), folder / "melanoma2020.jpg", dpi=75
+    )
     named = {
-        "shift, scale,\nrotate": operations.Affine(0.1, 0.1, 15, warps.BLACK),
-        "lens": operations.OpticalDistortion(1.0), "grid": operations.GridDistortion(5, 1.0),
-        "elastic\n(alpha 3)": operations.ElasticTransform(3, 50), "brightness": operations.BrightnessContrast(0.2),
-        "contrast": operations.BrightnessContrast(0, 0.2), "CLAHE": operations.Clahe(4.0),
-        "HSV": operations.HueSaturationValue(10, 20, 10), "motion blur": operations.MotionBlur(5),
-        "median": operations.MedianBlur(5), "Gaussian blur": operations.GaussianBlur(0.8, 1.1, largest=5),
-        "noise": operations.GaussNoise(5**0.5, 30**0.5), "cutout": operations.CutOut(0.375),
-    }  # fmt: skip
+        "shift, scale,\nrotate": operations.Affine(0.1, 0.1, 15, canvas.BLACK),
+        "lens": operations.OpticalDistortion(1.0),
+        "grid": operations.GridDistortion(5, 1.0),
+        "elastic\n(alpha 3)": operations.ElasticTransform(3, 50),
+        "brightness": operations.BrightnessContrast(0.2),
+        "contrast": operations.BrightnessContrast(0, 0.2),
+        "CLAHE": operations.Clahe(4.0),
+        "HSV": operations.HueSaturationValue(10, 20, 10),
+        "motion blur": operations.MotionBlur(5),
+        "median": operations.MedianBlur(5),
+        "Gaussian blur": operations.GaussianBlur(0.8, 1.1, largest=5),
+        "noise": operations.GaussNoise(5**0.5, 30**0.5),
+        "cutout": operations.CutOut(0.375),
+    }
     lists = {name: (operation,) for name, operation in named.items()}
     figures.save(previews.operation_grid(images[:1], lists, versions), folder / "operations.jpg", dpi=75)
     others = ["light", "medium", "heavy"]
     figures.save(previews.augmentation_grid(images[:1], others, versions=versions), folder / "presets.jpg", dpi=75)
-    figures.save(previews.augmentation_grid(images[:1], ["none"], flips="none", randaugment=12, versions=10),
-                  folder / "randaugment.jpg", dpi=75)  # fmt: skip
-    figures.save(previews.augmentation_grid(_sketch(224)[None], ["sketch"], versions=versions),
-                  folder / "sketch.jpg", dpi=75)  # fmt: skip
+    figures.save(
+        previews.augmentation_grid(images[:1], ["none"], flips="none", randaugment=12, versions=10),
+        folder / "randaugment.jpg",
+        dpi=75,
+    )
+    figures.save(
+        previews.augmentation_grid(_sketch(224)[None], ["sketch"], versions=versions), folder / "sketch.jpg", dpi=75
+    )
 
 
 def _sketch(size: int) -> np.ndarray:
@@ -156,9 +173,11 @@ def _sketch(size: int) -> np.ndarray:
     paper = np.full((size, size, 3), 255, np.uint8)
     unit = size / 10
     for line in (
-        [(2, 9), (2, 5), (5, 2), (8, 5), (8, 9), (2, 9)], [(4, 9), (4, 6.5), (5.5, 6.5), (5.5, 9)],
-        [(6.3, 6), (7.3, 6), (7.3, 7), (6.3, 7), (6.3, 6)], [(6.8, 3.7), (6.8, 2.2), (7.5, 2.2), (7.5, 4.4)],
-    ):  # fmt: skip
+        [(2, 9), (2, 5), (5, 2), (8, 5), (8, 9), (2, 9)],
+        [(4, 9), (4, 6.5), (5.5, 6.5), (5.5, 9)],
+        [(6.3, 6), (7.3, 6), (7.3, 7), (6.3, 7), (6.3, 6)],
+        [(6.8, 3.7), (6.8, 2.2), (7.5, 2.2), (7.5, 4.4)],
+    ):
         cv2.polylines(paper, [np.rint(np.array(line) * unit).astype(np.int32)], False, (40, 40, 40), 3, cv2.LINE_AA)
     return paper
 

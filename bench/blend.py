@@ -26,8 +26,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise import trust
-from foldwise.blend import fit_weights
+from foldwise.blend import fit_weights, trust
 from foldwise.metrics import auc_of, resolve, score
 
 
@@ -70,8 +69,10 @@ def bootstrap(rows: int = 30_000, draws: int = 200) -> None:
 
     theirs = seconds(plain) / 20
     ours = seconds(lambda: trust.bootstrap(resolve("roc_auc"), target, [preds[0]], draws=draws)) / draws
-    print(f"bootstrap of AUC, {rows} rows, a draw: scikit-learn {theirs * 1e3:.2f} ms, ours {ours * 1e3:.3f} ms, "
-          f"{theirs / ours:.0f} x")  # fmt: skip
+    print(
+        f"bootstrap of AUC, {rows} rows, a draw: scikit-learn {theirs * 1e3:.2f} ms, ours {ours * 1e3:.3f} ms, "
+        f"{theirs / ours:.0f} x"
+    )
 
 
 class Counted:
@@ -98,10 +99,17 @@ def climb_theirs(preds: np.ndarray, target: np.ndarray, fast: bool) -> tuple[flo
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         _, blend = hillclimbers.climb_hill(
-            train=pd.DataFrame({"y": target}), oof_pred_df=frame, test_pred_df=frame[:10], target="y",
-            objective="maximize", eval_metric=hillclimbers.partial(counted), negative_weights=True, precision=0.01,
-            plot_hill=False, return_oof_preds=True,
-        )  # fmt: skip
+            train=pd.DataFrame({"y": target}),
+            oof_pred_df=frame,
+            test_pred_df=frame[:10],
+            target="y",
+            objective="maximize",
+            eval_metric=hillclimbers.partial(counted),
+            negative_weights=True,
+            precision=0.01,
+            plot_hill=False,
+            return_oof_preds=True,
+        )
     return time.perf_counter() - start, blend, counted.calls
 
 
@@ -129,8 +137,10 @@ def hill(models: int, rows: int, extrapolate: bool, compare: bool = True) -> Non
         call = lambda m=method: fit_weights(preds, target, "roc_auc", m, nested=False, draws=0, space="prob")  # noqa: E731
         ours, made = seconds(call, 3), call()
         factor = f"{theirs / ours:6.0f} x" if theirs else ""
-        print(f"  {method:<15} {ours:9.3f} s {factor} AUC {made.score:.6f}, on other rows "
-              f"{score('auc', truth, made.predict(others)):.6f}")  # fmt: skip
+        print(
+            f"  {method:<15} {ours:9.3f} s {factor} AUC {made.score:.6f}, on other rows "
+            f"{score('auc', truth, made.predict(others)):.6f}"
+        )
 
 
 def nested(models: int = 30, rows: int = 100_000) -> None:
@@ -139,8 +149,10 @@ def nested(models: int = 30, rows: int = 100_000) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     made = fit_weights(preds, target, "roc_auc", "auto", families=families, draws=200)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(f"\nnested CV of {len(made.table)} methods, {models} x {rows}: {wall:.1f} s wall, {cpu:.1f} s of CPU; "
-          f"chose {made.method} ({made.space}), nested {made.nested_score:.5f}")  # fmt: skip
+    print(
+        f"\nnested CV of {len(made.table)} methods, {models} x {rows}: {wall:.1f} s wall, {cpu:.1f} s of CPU; "
+        f"chose {made.method} ({made.space}), nested {made.nested_score:.5f}"
+    )
 
 
 def thousand_classes(models: int = 10, rows: int = 50_000, classes: int = 1000) -> None:
@@ -154,8 +166,10 @@ def thousand_classes(models: int = 10, rows: int = 50_000, classes: int = 1000) 
     start = time.perf_counter()
     made = fit_weights(preds, target, "log_loss", "auto", draws=50)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{classes} classes x {rows} rows x {models} runs, auto: {time.perf_counter() - start:.1f} s, peak "
-          f"{peak:.2f} GiB, {made.method}, nested log loss {made.nested_score:.4f}")  # fmt: skip
+    print(
+        f"{classes} classes x {rows} rows x {models} runs, auto: {time.perf_counter() - start:.1f} s, peak "
+        f"{peak:.2f} GiB, {made.method}, nested log loss {made.nested_score:.4f}"
+    )
 
 
 def main() -> None:

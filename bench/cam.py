@@ -32,7 +32,7 @@ METHODS = ("gradcam", "gradcam++", "ig")
 
 def read(paths: list[Path]) -> np.ndarray:
     """uint8 (N, 224, 224, 3), squashed, as training's cache holds them: boxes stay shares of width and height."""
-    from foldwise import image
+    from foldwise.data import image
 
     return np.stack([image.read_image(path, size=SIZE) for path in paths])
 
@@ -48,7 +48,7 @@ def interval(values: np.ndarray, of: str, draws: int = 2000) -> str:
 
 def report(name: str, heat: np.ndarray, box: np.ndarray) -> None:
     """One line: shares, their ratio, how often it is above 1, and how often the map's peak lies in the box."""
-    from foldwise import explain
+    from foldwise.model import explain
 
     share, area = explain.energy_inside(heat, box)
     known = np.isfinite(share)
@@ -83,21 +83,25 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    from foldwise import config, explain, launch, models
-    from foldwise.explain import Claim, Subject
-    from foldwise.weights import read_state
+    from foldwise.core import parallel
+    from foldwise.data.recipe import load_recipe
+    from foldwise.model import explain
+    from foldwise.model.explain import Claim, Subject
+    from foldwise.model.network import create_network
+    from foldwise.model.weights import read_state
 
-    launch.settle()
-    torch.set_num_threads(launch.cores())
+    parallel.tune_allocator()
+    torch.set_num_threads(parallel.cores())
     table = pd.read_csv(data / "raccoon" / "labels.csv").drop_duplicates("filename", keep=False)  # one animal a photo
     found = {path.name: path for path in (data / "raccoon").rglob("*.jpg")}
     table = table[table["filename"].isin(found)].sort_values("filename").head(images)
-    box = (table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
-           / table[["width", "height", "width", "height"]].to_numpy(float))  # fmt: skip
+    box = table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float) / table[
+        ["width", "height", "width", "height"]
+    ].to_numpy(float)
     photos = read([found[name] for name in table["filename"]])
     others = read(sorted((data / "hymenoptera").rglob("*.jpg"))[::2])
     settings = ["model.mode=finetune", f"model.weights={weights}", "image_size=224"]
-    network = models.create(config.load("mobilenetv2", settings), 1000).eval()
+    network = create_network(load_recipe("mobilenetv2", settings), 1000).eval()
     network.backbone.load_state_dict(read_state(weights))  # the head too: `create` starts a new one
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -110,8 +114,10 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
     covered = interval(explain.energy_inside(np.ones((len(box), SIZE, SIZE)), box)[1], "median")
     print(f"{len(photos)} photos of one raccoon each; the box covers {covered} of them; layer {layers['backbone']}")
     print("top-1 answers: " + ", ".join(f"{name} {n}" for name, n in counts.head(8).items()))
-    print(f"\n{'':<22} {'n':>4}  {'share inside, median':<24} {'ratio, median':<25} {'ratio, smaller boxes':<23} "
-          "ratio>1  peak in box")  # fmt: skip
+    print(
+        f"\n{'':<22} {'n':>4}  {'share inside, median':<24} {'ratio, median':<25} {'ratio, smaller boxes':<23} "
+        "ratio>1  peak in box"
+    )
     at = (np.arange(SIZE) + 0.5) / SIZE - 0.5
     centre = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 0.25**2))
     report("centre (no network)", np.repeat(centre[None], len(photos), axis=0), box)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from sklearn.svm import SVC
 
-from foldwise.kernel import Features, KernelMethod, Pairs, _svc
+from foldwise.tabular.kernel import Features, KernelMethod, Pairs, _svc
 
 GAMMA = 0.25
 

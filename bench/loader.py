@@ -8,7 +8,6 @@ batches that lie in memory (loader efficiency; 1 is the limit), the two taking t
 and B3 at 384 with 4 loaders, else resnet18 at 224 and mobilenetv3_small at 128 on the CPU.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -23,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-from foldwise import launch
+from foldwise.core import parallel
 
-launch.settle()
+parallel.tune_allocator()
 
 import cv2
 import numpy as np
@@ -34,9 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from foldwise import augment, config, infer, models, precision
-from foldwise.cache import Cache
-from foldwise.dataset import Batch, Batches
+from foldwise import augment
+from foldwise.data.batches import Batch, Batches
+from foldwise.data.cache import Cache
+from foldwise.data.recipe import load_recipe
+from foldwise.model import precision
+from foldwise.model.network import create_network, to_device
+from foldwise.model.predict import pick_device
 
 PRESET = "melanoma2020"
 COUNT, SOURCE = 512, 1024
@@ -69,10 +72,16 @@ class Pillow(Dataset):  # type: ignore[type-arg]
         from torchvision import transforms as T
 
         self.paths = paths
-        self.ops = T.Compose([
-            T.RandomResizedCrop(size, (0.8, 1)), T.RandomHorizontalFlip(), T.RandomVerticalFlip(),
-            T.ColorJitter(0.2, 0.2, 0.1, 0.03), T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ])  # fmt: skip
+        self.ops = T.Compose(
+            [
+                T.RandomResizedCrop(size, (0.8, 1)),
+                T.RandomHorizontalFlip(),
+                T.RandomVerticalFlip(),
+                T.ColorJitter(0.2, 0.2, 0.1, 0.03),
+                T.ToTensor(),
+                T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,7 +120,7 @@ def rate(batches: Iterator[object], images: int) -> float:
 
 def loaders(folder: Path, paths: list[Path], rounds: int) -> None:
     """Loaders alone."""
-    cores = launch.cores()
+    cores = parallel.cores()
     print(f"loaders alone, img/s of wall time, {cores} cores, batch 64; median of {rounds} rounds that take turns")
     for size in (224, 384):
         cache = cached(folder, paths, size)
@@ -133,10 +142,10 @@ def loaders(folder: Path, paths: list[Path], rounds: int) -> None:
 
 def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int, steps: int, rounds: int) -> None:
     """Training with the real loader over training from memory."""
-    recipe = config.load("baseline", [f"model.name={name}", "model.pretrained=false", f"image_size={size}"])
-    device = infer.pick_device(recipe)
+    recipe = load_recipe("baseline", [f"model.name={name}", "model.pretrained=false", f"image_size={size}"])
+    device = pick_device(recipe)
     torch.manual_seed(0)
-    network = models.create(recipe, 1).to(device).train()
+    network = create_network(recipe, 1).to(device).train()
     way = precision.choose(network, recipe, device)
     way.lay_out(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
@@ -152,7 +161,7 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
             torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(steps):
-            images = models.to_device(next(taken).images, device)
+            images = to_device(next(taken).images, device)
             with way.autocast(device):
                 logits = network(images)
             F.binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits.float())).backward()
@@ -167,7 +176,7 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
     pairs = []
     for _ in range(rounds):  # the loader fills its queue while the other side runs: drain what it prepared
         synthetic = run(lambda: iter(memory))
-        for _ in range(2 * (threads or max(1, launch.cores() - 1)) + 1):
+        for _ in range(2 * (threads or max(1, parallel.cores() - 1)) + 1):
             next(real)
         pairs.append((run(lambda: real), synthetic))
     real_rate, synthetic_rate = (statistics.median(side) for side in zip(*pairs, strict=True))

@@ -45,10 +45,17 @@ def generate(root: Path, count: int) -> None:
             (folder / f"{split}{k}.jpg").write_bytes(pictures[k % 64] + b"%d" % k)
         table = pd.DataFrame({"id": [f"{split}{k}" for k in range(rows)], "target": np.arange(rows) % 2})
         table.to_csv(folder.parent / f"{split}.csv", index=False)
-    (root / "big.yaml").write_text(yaml.safe_dump({
-        "name": "big", "task": "binary", "metric": "roc_auc", "folds": {"n": 10},
-        **{split: {"table": f"{split}.csv", "images": f"{split}/{{id}}.jpg"} for split in ("train", "test")},
-    }))  # fmt: skip
+    (root / "big.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "big",
+                "task": "binary",
+                "metric": "roc_auc",
+                "folds": {"n": 10},
+                **{split: {"table": f"{split}.csv", "images": f"{split}/{{id}}.jpg"} for split in ("train", "test")},
+            }
+        )
+    )
     (root / "small.yaml").write_text(yaml.safe_dump(RECIPE))
 
 
@@ -57,9 +64,12 @@ def peak(root: Path, script: str, *arguments: str) -> tuple[int, int, float]:
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(SOURCE / script), "--competition", str(root / "big.yaml"), *arguments],
-        cwd=root, env={**os.environ, "FOLDWISE_ROOT": str(root)}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=root,
+        env={**os.environ, "FOLDWISE_ROOT": str(root)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     largest = together = 0
     while process.poll() is None:
         sizes = [_resident(path) for path in Path("/proc").glob("[0-9]*") if _session(path) == process.pid]

@@ -21,7 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise import launch, learners
+from foldwise.core import parallel
+from foldwise.tabular import learners
 
 ROWS, COLUMNS, FOLDS = 33_000, 10, 5
 THREADS = {"lightgbm": "num_threads", "xgboost": "nthread", "catboost": "thread_count"}
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     x, y = table()
-    cores, fold_of = launch.cores(), np.arange(ROWS) % FOLDS
+    cores, fold_of = parallel.cores(), np.arange(ROWS) % FOLDS
     print(
         f"{ROWS:,} x {COLUMNS}, {FOLDS} folds, {args.rounds} rounds, {cores} cores; wall seconds, {args.repeats} pairs"
     )
@@ -72,8 +73,10 @@ def main() -> None:
         pairs = [(timed(beside), timed(in_turn)) for _ in range(args.repeats)]
         a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratios = sorted(turn / side for side, turn in pairs)
-        print(f"{name:<10} side by side {a:6.2f}   in turn on {cores} threads {b:6.2f}   "
-              f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})")  # fmt: skip
+        print(
+            f"{name:<10} side by side {a:6.2f}   in turn on {cores} threads {b:6.2f}   "
+            f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

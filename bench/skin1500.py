@@ -24,8 +24,9 @@ import pandas as pd
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
-from foldwise import UserError, competition, metrics, oof  # noqa: E402
-from foldwise.runs import finished_folds, load_run
+from foldwise import UserError, metrics
+from foldwise.data import competition, oof
+from foldwise.data.runs import finished_folds, load_run
 
 STEPS = (
     ("01_preprocess.py", "--sizes", "224"),

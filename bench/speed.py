@@ -41,8 +41,10 @@ MODEL, LR, BATCH, WORKERS, DECAY, DROP = "mobilenetv2_100", 1e-3, 32, 2, 0.01, 0
 
 # what launch.settle() sets, from outside
 MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1), "OMP_WAIT_POLICY": "PASSIVE",
-}  # fmt: skip
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,13 @@ class Task:
         import timm
 
         return timm.create_model(
-            MODEL, pretrained=True, num_classes=2, drop_rate=DROP, pad_type="same",
+            MODEL,
+            pretrained=True,
+            num_classes=2,
+            drop_rate=DROP,
+            pad_type="same",
             pretrained_cfg_overlay={"file": str(self.weights), "num_classes": 1000},
-        )  # fmt: skip
+        )
 
 
 def call(command: list[object], task: Task, **env: str) -> None:
@@ -74,9 +80,13 @@ def call(command: list[object], task: Task, **env: str) -> None:
     log = task.room / "log.txt"
     with log.open("a") as out:
         done = subprocess.run(
-            [str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, cwd=task.room, check=False,
+            [str(part) for part in command],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=task.room,
+            check=False,
             env={**os.environ, "XDG_CACHE_HOME": str(task.room.parent / "cache"), "HF_HUB_OFFLINE": "1", **env},
-        )  # fmt: skip
+        )
     if done.returncode:
         raise SystemExit(f"{command[1]} failed:\n{log.read_text()[-3000:]}")
 
@@ -85,27 +95,47 @@ def call(command: list[object], task: Task, **env: str) -> None:
 
 
 def preprocess(task: Task) -> None:
-    call([sys.executable, SOURCE / "01_preprocess.py", "--competition", task.competition, "--sizes", task.size], task,
-         FOLDWISE_ROOT=str(task.room))  # fmt: skip
+    call(
+        [sys.executable, SOURCE / "01_preprocess.py", "--competition", task.competition, "--sizes", task.size],
+        task,
+        FOLDWISE_ROOT=str(task.room),
+    )
 
 
 def ours(task: Task) -> pd.DataFrame:
     """Steps 01 and 02 in a fresh root; on a CPU as many folds at once as there are cores."""
-    from foldwise import launch
+    from foldwise.core import parallel
 
     preprocess(task)
     fold = "all" if len(task.folds) > 1 else str(task.folds[0])
     knobs = {
-        "image_size": task.size, "seed": task.seed, "augment.preset": "none", "augment.flips": "d4",
-        "train.epochs": task.epochs, "train.lr": LR, "train.batch_size": BATCH, "train.weight_decay": DECAY,
+        "image_size": task.size,
+        "seed": task.seed,
+        "augment.preset": "none",
+        "augment.flips": "d4",
+        "train.epochs": task.epochs,
+        "train.lr": LR,
+        "train.batch_size": BATCH,
+        "train.weight_decay": DECAY,
         "train.checkpoint": "last",
-    }  # fmt: skip
-    abreast = [] if task.gpu or len(task.folds) == 1 else ["--devices", launch.cores()]
+    }
+    abreast = [] if task.gpu or len(task.folds) == 1 else ["--devices", parallel.cores()]
     call(
-        [sys.executable, SOURCE / "02_train.py", "--competition", task.competition, "--recipe", "mobilenetv2",
-         "--fold", fold, *abreast, *(f"{key}={value}" for key, value in knobs.items())], task,
+        [
+            sys.executable,
+            SOURCE / "02_train.py",
+            "--competition",
+            task.competition,
+            "--recipe",
+            "mobilenetv2",
+            "--fold",
+            fold,
+            *abreast,
+            *(f"{key}={value}" for key, value in knobs.items()),
+        ],
+        task,
         FOLDWISE_ROOT=str(task.room),
-    )  # fmt: skip
+    )
     folder = task.room / "oof" / "skin1500" / "mobilenetv2"
     return pd.concat([pd.read_csv(folder / f"fold{k}.csv") for k in task.folds])[["id", "pred"]]
 
@@ -123,15 +153,77 @@ def timm_script(task: Task, script: Path, env: dict[str, str]) -> pd.DataFrame:
             link.symlink_to(row.path)
         overlay = f"{{'file':'{task.weights}','num_classes':1000}}"
         call(
-            [sys.executable, script, "--data-dir", task.room / f"fold{k}", "--model", MODEL, "--num-classes", 2,
-             "--pretrained", "--model-kwargs", "pad_type=same", f"pretrained_cfg_overlay={overlay}",
-             "--input-size", 3, task.size, task.size, "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--crop-pct", 1,
-             "--epochs", task.epochs, "--batch-size", BATCH, "--workers", WORKERS, "--drop", DROP,
-             "--opt", "adamw", "--lr", LR, "--weight-decay", DECAY, "--sched", "cosine", "--sched-on-updates",
-             "--warmup-epochs", 0, "--smoothing", 0, "--scale", 1, 1, "--ratio", 1, 1, "--hflip", 0.5, "--vflip", 0.5,
-             "--color-jitter", 0, "--seed", task.seed, "--output", task.room, "--experiment", f"run{k}",
-             *(["--amp", "--channels-last", "--pin-mem"] if task.gpu else ["--device", "cpu"])], task, **env,
-        )  # fmt: skip
+            [
+                sys.executable,
+                script,
+                "--data-dir",
+                task.room / f"fold{k}",
+                "--model",
+                MODEL,
+                "--num-classes",
+                2,
+                "--pretrained",
+                "--model-kwargs",
+                "pad_type=same",
+                f"pretrained_cfg_overlay={overlay}",
+                "--input-size",
+                3,
+                task.size,
+                task.size,
+                "--mean",
+                0.5,
+                0.5,
+                0.5,
+                "--std",
+                0.5,
+                0.5,
+                0.5,
+                "--crop-pct",
+                1,
+                "--epochs",
+                task.epochs,
+                "--batch-size",
+                BATCH,
+                "--workers",
+                WORKERS,
+                "--drop",
+                DROP,
+                "--opt",
+                "adamw",
+                "--lr",
+                LR,
+                "--weight-decay",
+                DECAY,
+                "--sched",
+                "cosine",
+                "--sched-on-updates",
+                "--warmup-epochs",
+                0,
+                "--smoothing",
+                0,
+                "--scale",
+                1,
+                1,
+                "--ratio",
+                1,
+                1,
+                "--hflip",
+                0.5,
+                "--vflip",
+                0.5,
+                "--color-jitter",
+                0,
+                "--seed",
+                task.seed,
+                "--output",
+                task.room,
+                "--experiment",
+                f"run{k}",
+                *(["--amp", "--channels-last", "--pin-mem"] if task.gpu else ["--device", "cpu"]),
+            ],
+            task,
+            **env,
+        )
     return in_a_process("timm", task, **env)
 
 
@@ -148,9 +240,17 @@ def timm_predict(task: Task) -> pd.DataFrame:
         network.load_state_dict(saved["state_dict"])
         data = create_dataset("", root=str(task.room / f"fold{k}"), split="validation")
         loader = create_loader(
-            data, (3, task.size, task.size), 64, num_workers=WORKERS, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0,
-            interpolation="bicubic", device=device, pin_memory=task.gpu,
-        )  # fmt: skip
+            data,
+            (3, task.size, task.size),
+            64,
+            num_workers=WORKERS,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            crop_pct=1.0,
+            interpolation="bicubic",
+            device=device,
+            pin_memory=task.gpu,
+        )
         with torch.inference_mode():
             pred = torch.cat([network(images).float().softmax(1)[:, 1].cpu() for images, _ in loader])
         ids = [Path(name).stem for name in data.filenames(basename=True)]
@@ -171,9 +271,15 @@ def fastai_learners(task: Task) -> pd.DataFrame:
         table = task.rows.assign(valid=task.rows["fold"] == k)
         flips = fv.aug_transforms(flip_vert=True, max_rotate=0, max_zoom=1, max_lighting=0, max_warp=0)
         loaders = fv.ImageDataLoaders.from_df(
-            table, path="/", fn_col="path", label_col="target", valid_col="valid", bs=BATCH,
-            item_tfms=fv.Resize(task.size), batch_tfms=[*flips, fv.Normalize.from_stats([0.5] * 3, [0.5] * 3)],
-        )  # fmt: skip
+            table,
+            path="/",
+            fn_col="path",
+            label_col="target",
+            valid_col="valid",
+            bs=BATCH,
+            item_tfms=fv.Resize(task.size),
+            batch_tfms=[*flips, fv.Normalize.from_stats([0.5] * 3, [0.5] * 3)],
+        )
         learner = fv.Learner(loaders, task.network(), loss_func=fv.CrossEntropyLossFlat(), wd=DECAY)
         if task.gpu:
             learner.to_fp16()
@@ -253,13 +359,14 @@ def summary(table: pd.DataFrame) -> str:
 
 def prepare(room: Path, weights: Path, options: argparse.Namespace) -> Task:
     """Our folds for all sides; not counted."""
-    from foldwise import competition, launch
+    from foldwise.core import parallel
+    from foldwise.data import competition
 
     raw, file = competition.load("skin1500").raw(), SOURCE / "competitions" / "skin1500.yaml"
     if options.rows:
         raw, file = shortened(raw, file, room, options.rows)
     (room / "folds").mkdir()
-    task = Task(pd.DataFrame(), file, weights, room / "folds", 64, options.epochs, 0, launch.gpus() > 0, [])
+    task = Task(pd.DataFrame(), file, weights, room / "folds", 64, options.epochs, 0, parallel.gpus() > 0, [])
     preprocess(task)
     rows = pd.read_csv(room / "folds" / "input" / "derived" / "skin1500" / "folds.csv")[["id", "fold"]]
     target = pd.read_csv(raw / "train.csv").set_index("isic_id")["melanoma"]
@@ -318,7 +425,9 @@ def others(options: argparse.Namespace, env: dict[str, str], suffix: str) -> dic
 
 
 def run(options: argparse.Namespace) -> None:
-    from foldwise import UserError, competition, launch
+    from foldwise import UserError
+    from foldwise.core import parallel
+    from foldwise.data import competition
 
     weights = (REPOSITORY.parent / "shared/weights/mobilenetv2_100.safetensors").resolve()
     try:
@@ -340,8 +449,10 @@ def run(options: argparse.Namespace) -> None:
                 if options.csv:
                     pd.DataFrame(rows).to_csv(options.csv, index=False)
     table = pd.concat([pd.DataFrame(rows).query("side == @name") for name in sides])
-    print(f"\nskin1500, {MODEL} at {options.size}, batch {BATCH}, {options.epochs} epochs, "
-          f"{'GPU' if base.gpu else 'CPU'}, {launch.cores()} cores")  # fmt: skip
+    print(
+        f"\nskin1500, {MODEL} at {options.size}, batch {BATCH}, {options.epochs} epochs, "
+        f"{'GPU' if base.gpu else 'CPU'}, {parallel.cores()} cores"
+    )
     print(summary(table))
 
 

@@ -27,8 +27,12 @@ COMMON = ["train.batch_size=32", "train.cpu_step=channels_last", "train.threads=
 EPOCHS = {"skin1500": 4, "hymenoptera": 5}
 SIZES = {"skin1500": 96, "hymenoptera": 128}
 GENTLY = [  # a new head on old features: it may move, they should not be thrown away
-    "train.lr=5e-4", "train.head_lr=5e-3", "train.averaging=ema", "train.ema_decay=0.98", "train.checkpoint=last",
-]  # fmt: skip
+    "train.lr=5e-4",
+    "train.head_lr=5e-3",
+    "train.averaging=ema",
+    "train.ema_decay=0.98",
+    "train.checkpoint=last",
+]
 FOLDS = range(5)
 WAYS = {
     "scratch": ["model.mode=scratch", "model.weights=null", "train.lr=2e-3"],
@@ -58,9 +62,11 @@ def main() -> None:
 
 def competition_rows(name: str, seeds: int) -> list[dict[str, object]]:
     """A row a run."""
-    from foldwise import UserError, competition, launch
+    from foldwise import UserError
+    from foldwise.core import parallel
+    from foldwise.data import competition
 
-    launch.settle()
+    parallel.tune_allocator()
     about = competition.load(name)
     try:
         about.raw()
@@ -84,22 +90,31 @@ def launch_script(script: str, *arguments: str) -> None:
 
 def run(about, way: str, options: list[str], seed: int) -> dict[str, object]:  # type: ignore[no-untyped-def]
     """Five folds; what they scored."""
-    from foldwise import config, oof, session
+    from foldwise.data import oof
+    from foldwise.data.recipe import load_recipe
+    from foldwise.train.run import train_folds
 
     size = SIZES[about.name]
     overrides = [*COMMON, f"image_size={size}", f"train.epochs={EPOCHS[about.name]}", f"seed={seed}", *options]
     name = f"{way.replace(' ', '_')}_{seed}"
-    recipe = config.load("mobilenetv2", overrides)
-    info = session.train(about, recipe, name, FOLDS)
+    recipe = load_recipe("mobilenetv2", overrides)
+    info = train_folds(about, recipe, name, FOLDS)
     assert info is not None
     seconds = sum(info["folds"][str(fold)]["seconds"] for fold in FOLDS)
     tables = [oof.read_table(about.runs() / name / f"fold{fold}.csv") for fold in FOLDS]
     scores = [oof.score(about, table) for table in tables]
     row: dict[str, object] = {
-        "competition": about.name, "way": way, "seed": seed, "image_size": recipe.image_size, "metric": about.metric,
-        "oof": oof.score(about, pd.concat(tables)), "fold_mean": np.mean(scores), "fold_sd": np.std(scores, ddof=1),
-        "seconds": round(seconds), "overrides": " ".join(overrides),
-    }  # fmt: skip
+        "competition": about.name,
+        "way": way,
+        "seed": seed,
+        "image_size": recipe.image_size,
+        "metric": about.metric,
+        "oof": oof.score(about, pd.concat(tables)),
+        "fold_mean": np.mean(scores),
+        "fold_sd": np.std(scores, ddof=1),
+        "seconds": round(seconds),
+        "overrides": " ".join(overrides),
+    }
     truth = about.raw() / "solution.csv"
     if truth.exists():
         row |= test_scores(about, name, truth)
@@ -109,7 +124,9 @@ def run(about, way: str, options: list[str], seed: int) -> dict[str, object]:  #
 
 def test_scores(about, name: str, solution: Path) -> dict[str, object]:  # type: ignore[no-untyped-def]
     """The mean of the folds' models beside the single ones, on rows none of them saw."""
-    from foldwise import metrics, oof
+    from foldwise import metrics
+    from foldwise.data import oof
+    from foldwise.data.runs import mean_test
 
     truth = pd.read_csv(solution).set_index(about.id)[about.targets[0]]
     folder = about.runs() / name

@@ -20,8 +20,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise import figures
-from foldwise.competition import output_root
+from foldwise.data.competition import output_root
+from foldwise.report import figures
 
 KINDS = ("plain", "date", "chrono")
 WIDTH, HEIGHT = 480, 360
@@ -111,10 +111,15 @@ def make() -> None:
     columns = ["image_id", "xmin", "ymin", "xmax", "ymax"]
     pd.DataFrame(boxes[:BOXES], columns=columns).to_csv(root / "boxes.csv", index=False)
     competition = {
-        "name": "watches", "task": "multiclass", "metric": "f1_macro", "id": "image_id", "target": "kind",
+        "name": "watches",
+        "task": "multiclass",
+        "metric": "f1_macro",
+        "id": "image_id",
+        "target": "kind",
         "train": {"table": "train.csv", "images": "train/{image_id}.jpg"},
-        "test": {"table": "test.csv", "images": "test/{image_id}.jpg"}, "folds": {"n": 3, "seed": 0},
-    }  # fmt: skip
+        "test": {"table": "test.csv", "images": "test/{image_id}.jpg"},
+        "folds": {"n": 3, "seed": 0},
+    }
     (root / "competition.yaml").write_text(yaml.safe_dump(competition, sort_keys=False))
     print(f"{TRAIN} training and {TEST} test photos, {BOXES} boxes: {root}")
 
@@ -142,8 +147,10 @@ def make_figures() -> None:
     for kind in RUNS:
         scores = np.array([f1_macro(f"{kind}{seed}") for seed in done])
         each = ", ".join(f"{score:.3f}" for score in scores[:, 1])
-        print(f"{kind:6} OOF {scores[:, 0].mean():.3f} (sd {scores[:, 0].std(ddof=1):.3f}), test "
-              f"{scores[:, 1].mean():.3f} (sd {scores[:, 1].std(ddof=1):.3f}; {each})")  # fmt: skip
+        print(
+            f"{kind:6} OOF {scores[:, 0].mean():.3f} (sd {scores[:, 0].std(ddof=1):.3f}), test "
+            f"{scores[:, 1].mean():.3f} (sd {scores[:, 1].std(ddof=1):.3f}; {each})"
+        )
     curves = {
         kind: [pd.read_csv(log) for seed in done for log in sorted((runs / f"{kind}{seed}").glob("fold?_log.csv"))]
         for kind in RUNS

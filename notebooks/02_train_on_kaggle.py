@@ -94,7 +94,7 @@ def take_over(saved: Path, root: Path) -> list[str]:
     return copied
 
 
-from foldwise import competition
+from foldwise.data import competition
 
 root = competition.output_root()
 attached = [*KAGGLE_INPUT.glob("*/oof"), *KAGGLE_INPUT.glob("*/*/*/oof")]
@@ -124,8 +124,9 @@ status = step("02_train.py", *RECIPE, f"image_size={SIZE}", "--name", "first", "
 # %%
 from IPython.display import HTML, display
 
-from foldwise.runs import load_run
-from foldwise import curves, figures, oof
+from foldwise.data import oof
+from foldwise.data.runs import load_run
+from foldwise.report import curves, figures
 
 about = competition.load(COMPETITION)
 folder = about.runs() / "first"

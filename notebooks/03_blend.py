@@ -35,11 +35,15 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from foldwise import blend_figures, blend_report, competition, lineup, metrics, submission, trust
-from foldwise.blend import fit_weights
+from foldwise import metrics
+from foldwise.blend import fit_weights, trust
+from foldwise.blend.run_set import gather_runs
+from foldwise.data import competition, submission
+from foldwise.report import blend_figures
+from foldwise.report.blend import examine, print_summary, test_table, write_blend_report
 
 about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
-runs = lineup.gather(about)
+runs = gather_runs(about)
 metric = about.scorer()
 print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric.name)
 
@@ -114,7 +118,7 @@ print(blend.note)
 # ## What it is worth
 
 # %%
-facts = blend_report.examine(about, runs, blend)
+facts = examine(about, runs, blend)
 print(facts["verdict"])
 for line in facts["warnings"]:
     print("note:", line)
@@ -127,6 +131,6 @@ for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contribut
 # ## Write the submission
 
 # %%
-path = submission.write(about, blend_report.test_table(runs, blend), "notebook", facts)
-blend_report.write(about, "notebook", runs, blend, facts)
-blend_report.print_summary(facts, path)
+path = submission.write(about, test_table(runs, blend), "notebook", facts)
+write_blend_report(about, "notebook", runs, blend, facts)
+print_summary(facts, path)

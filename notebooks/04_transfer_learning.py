@@ -46,12 +46,14 @@ sys.path.insert(0, str(root / "src"))
 import pandas as pd
 from IPython.display import HTML, display
 
-from foldwise.runs import recipe_of
-from foldwise import competition, curves, figures, index, launch, oof, results
+from foldwise.core import parallel
+from foldwise.data import competition, index
+from foldwise.data.runs import recipe_of
+from foldwise.report import curves, figures, results
 
-launch.settle()  # before torch is loaded
-from foldwise.finetune import count_parameters
-from foldwise import models
+parallel.tune_allocator()  # before torch is loaded
+from foldwise.model.finetune import count_parameters
+from foldwise.model.network import create_network
 
 COMPETITION = os.environ.get("FOLDWISE_COMPETITION", "demo")
 BASE, LAYER, SIZE = ["--recipe", "baseline", "train.epochs=5"], "blocks.5", 224
@@ -130,11 +132,17 @@ display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves 
 outputs = max(1, len(index.classes(about, index.load(about))))
 rows = []
 for one in results.gather(about, [f"transfer_{way}" for way in WAYS]):
-    learn, every = count_parameters(models.create(recipe_of(about, one.run), outputs))
+    learn, every = count_parameters(create_network(recipe_of(about, one.run), outputs))
     log = logs[one.run.removeprefix("transfer_")]
-    rows.append({
-        "way": one.run.removeprefix("transfer_"), "parameters that train": f"{learn:,}", "of": f"{every:,}",
-        "seconds an epoch": log["seconds"].mean(), "epoch that predicts": int(curves.chosen(log)["epoch"]),
-        f"fold 0 {about.metric}": one.score, "95 % interval": f"{one.low:.3f} to {one.high:.3f}",
-    })  # fmt: skip
+    rows.append(
+        {
+            "way": one.run.removeprefix("transfer_"),
+            "parameters that train": f"{learn:,}",
+            "of": f"{every:,}",
+            "seconds an epoch": log["seconds"].mean(),
+            "epoch that predicts": int(curves.chosen(log)["epoch"]),
+            f"fold 0 {about.metric}": one.score,
+            "95 % interval": f"{one.low:.3f} to {one.high:.3f}",
+        }
+    )
 display(pd.DataFrame(rows).round(3).set_index("way"))

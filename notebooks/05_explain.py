@@ -34,9 +34,11 @@ sys.path.insert(0, str(root / "src"))
 import numpy as np
 from IPython.display import HTML, display
 
-from foldwise.runs import load_run, recipe_of
-from foldwise import cache, cases, competition, ensemble, explain, figures, index, oof, page
-from foldwise import explain_figures as pictures
+from foldwise.data import cache, competition, index
+from foldwise.data.runs import load_run, recipe_of
+from foldwise.model import explain, fold_models
+from foldwise.report import cases, figures, page
+from foldwise.report import explain_figures as pictures
 
 about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 trained = sorted(
@@ -68,7 +70,7 @@ display(cases.table(sheets).round(3))
 def subject(fold: int) -> explain.Subject:
     """The model of a fold, ready to be asked."""
     if fold not in subjects:
-        models[fold] = ensemble.load_fold(about, recipe, run, fold, table)
+        models[fold] = fold_models.load_fold(about, recipe, run, fold, table)
         subjects[fold] = explain.subject_of(models[fold])
     return subjects[fold]
 

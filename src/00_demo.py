@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldwise import command, demo
+from foldwise import demo
+from foldwise.core import cli
 
 
 def main() -> None:
-    parser = command.parser(__doc__, competition=False)
+    parser = cli.parser(__doc__, competition=False)
     parser.add_argument("--images", type=int, default=1400, help="train and test together (default 1400)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another competition (default 0)")
     parser.add_argument("--score", action="store_true", help="print the final table instead")
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

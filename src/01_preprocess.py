@@ -29,15 +29,19 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from foldwise import audit, cache, command, competition, cropping, folds, image, index, report
-from foldwise.command import note
+from foldwise.audit.duplicates import SIZE, duplicate_groups
+from foldwise.core import cli
+from foldwise.core.cli import note
+from foldwise.data import cache, competition, folds, image, index
+from foldwise.model.crops import add_crop_arguments, check_crop_arguments, make_crops, warn_of_stale_crops
+from foldwise.report.competition import write_competition_report
 
 
 def main() -> None:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--sizes",
-        type=command.image_size,
+        type=cli.image_size,
         nargs="+",
         default=[224],
         metavar="N",
@@ -50,9 +54,9 @@ def main() -> None:
     )
     parser.add_argument("--inspect", metavar="DIR", help="only read every file below DIR and report on it")
     parser.add_argument("--report", metavar="FILE.csv", default="inspect.csv", help="where --inspect writes its rows")
-    cropping.add_arguments(parser)
+    add_crop_arguments(parser)
     args = parser.parse_args()
-    cropping.check(args)
+    check_crop_arguments(args)
 
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
@@ -67,19 +71,19 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
     table = index.build(about, args.workers, args.dask)
     if not args.new_folds:
         folds.check_saved(about, table)
-    sizes = list(dict.fromkeys([*args.sizes, audit.SIZE]))
+    sizes = list(dict.fromkeys([*args.sizes, SIZE]))
     table["error"] = cache.build(about, table, sizes, args.workers, args.dask)
     index.check_readable(about, table)
-    copies = audit.groups(about, table, cache.load(about, audit.SIZE, table=table), turned=about.turned_copies)
+    copies = duplicate_groups(about, table, cache.load(about, SIZE, table=table), turned=about.turned_copies)
     table = table.assign(host_group=table["group"], group=copies.group)
     if args.crop:
-        crops = cropping.make(about, table, args)
+        crops = make_crops(about, table, args)
         cache.build(about, table, args.sizes, args.workers, args.dask, crops)
     else:
-        cropping.warn_if_stale(about, table)
+        warn_of_stale_crops(about, table)
     fold_table = folds.make_once(about, table, anew=args.new_folds)
     index.save(table, about)
-    path, warnings = report.write(about, table, fold_table, args.sizes, copies)
+    path, warnings = write_competition_report(about, table, fold_table, args.sizes, copies)
     odd = index.remarked(cache.remarks(about, table, args.sizes[0])) + index.odd_formats(table)
     for warning in index.set_aside(table) + odd + warnings:
         note(f"warning: {warning}")
@@ -88,4 +92,4 @@ def preprocess(about: competition.Competition, args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

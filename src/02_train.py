@@ -27,21 +27,23 @@ import sys
 import time
 from pathlib import Path
 
-from foldwise import UserError, command, competition, config, folds, index, launch, session
-from foldwise.ranks import current_ranks
-from foldwise.runs import print_scores, run_lock
+from foldwise import UserError
+from foldwise.core import cli, parallel
+from foldwise.core.ranks import current_ranks
+from foldwise.data import competition, folds, index
+from foldwise.data.recipe import Recipe, help_recipe, load_recipe, run_name
+from foldwise.data.runs import print_scores, run_lock
+from foldwise.train.run import in_turn, spread
 
 
 def main() -> None:
     started = time.monotonic()
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--recipe", default="baseline", metavar="R[,R...]", help="src/recipes/R.yaml or a path (default: baseline)"
     )
     parser.add_argument("--fold", default="all", metavar="K|all", help="fold to train (default: all)")
-    parser.add_argument(
-        "--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the recipe's)"
-    )
+    parser.add_argument("--name", type=cli.name, metavar="RUN", help="name of the run's folder (default: the recipe's)")
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
     parser.add_argument("--hours", type=float, metavar="H", help="stop in time when so many hours are over")
     parser.add_argument(
@@ -53,14 +55,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
     args = parser.parse_intermixed_args()
     if args.help_recipe:
-        print(config.help_recipe())
+        print(help_recipe())
         return
 
     about = competition.load(args.competition)
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
-    recipes = {args.name or config.run_name(name): (name, config.load(name, args.overrides)) for name in names}
+    recipes = {args.name or run_name(name): (name, load_recipe(name, args.overrides)) for name in names}
     if args.preview:
         preview(about, next(iter(recipes.values()))[1], Path(args.preview))
         return
@@ -68,34 +70,44 @@ def main() -> None:
     wanted = folds.choose(folds.load(about), args.fold)
     deadline = None if args.hours is None else started + 3600 * args.hours
     several = len(recipes) * len(wanted) > 1
-    gpus = launch.gpus() if several and not args.dask and args.devices is None else 0
+    gpus = parallel.gpus() if several and not args.dask and args.devices is None else 0
     devices = args.devices or max(1, gpus)
     if args.dask or (several and devices > 1):
         script = (sys.executable, str(Path(__file__).resolve()), "--competition", str(about.file))
-        status, infos = session.spread(
-            about, recipes, wanted, script, args.overrides, restart=args.restart, deadline=deadline,
-            dask=args.dask, devices=devices, gpus=gpus > 0,
-        )  # fmt: skip
+        status, infos = spread(
+            about,
+            recipes,
+            wanted,
+            script,
+            args.overrides,
+            restart=args.restart,
+            deadline=deadline,
+            dask=args.dask,
+            devices=devices,
+            gpus=gpus > 0,
+        )
     else:
-        abreast = min(launch.cores(), len(recipes) * len(wanted))
+        abreast = min(parallel.cores(), len(recipes) * len(wanted))
         if args.devices is None and not gpus and abreast > 1 and current_ranks().size == 1:
-            command.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
-        status, infos = session.in_turn(about, recipes, wanted, args.restart, deadline)
-    from foldwise import curves, run_report  # matplotlib: after the training, not before
+            cli.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
+        status, infos = in_turn(about, recipes, wanted, args.restart, deadline)
+    from foldwise.report import curves  # matplotlib: after the training, not before
+    from foldwise.report.run import report_after_training
 
     for info in infos:
         print_scores(info)
         folder = about.runs() / info["run"]
         with run_lock(folder):
             curves.draw(folder)
-            run_report.after(about, info)
+            report_after_training(about, info)
     if status:
         sys.exit(status)
 
 
-def preview(about: competition.Competition, recipe: config.Recipe, path: Path) -> None:
+def preview(about: competition.Competition, recipe: Recipe, path: Path) -> None:
     """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
-    from foldwise import cache, figures, previews
+    from foldwise.data import cache
+    from foldwise.report import figures, previews
 
     images = cache.load(about, recipe.image_size, recipe.crop)
     rows = images.rows("train", folds.load(about)["id"].tolist())
@@ -107,4 +119,4 @@ def preview(about: competition.Competition, recipe: config.Recipe, path: Path) -
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -26,8 +26,12 @@ from typing import Any
 
 import yaml
 
-from foldwise import UserError, boosting, command, competition, features, folds, importance, index, learners
-from foldwise.runs import print_scores, write_run
+from foldwise import UserError
+from foldwise.core import cli
+from foldwise.data import competition, folds, index
+from foldwise.data.runs import print_scores, write_run
+from foldwise.report import importance
+from foldwise.tabular import boosting, features, learners
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -45,22 +49,33 @@ def _positive(text: str) -> int:
 
 def arguments() -> argparse.Namespace:
     """What the user asked for."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", choices=list(learners.LEARNERS), default="lightgbm", help="(default: lightgbm)")
-    add("--name", type=command.name, metavar="RUN", help="name of the run's folder (default: the model's)")
+    add("--name", type=cli.name, metavar="RUN", help="name of the run's folder (default: the model's)")
     add("--seed", type=int, default=0, help="(default: 0)")
     add("--seeds", type=_positive, default=1, metavar="N", help="average N models a fold, seeds SEED.. (default: 1)")
-    add("--params", type=_setting, nargs="+", default=[], metavar="key=value",
-        help="the library's own settings; rounds=2000 (at most) and patience=100 for early stopping")  # fmt: skip
+    add(
+        "--params",
+        type=_setting,
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="the library's own settings; rounds=2000 (at most) and patience=100 for early stopping",
+    )
     add("--tune", type=float, default=0.0, metavar="MINUTES", help="search settings by Optuna, inside each fold")
     add("--trials", type=_positive, metavar="N", help="with --tune: at most N trials a fold, which is reproducible")
     add("--target-encode", nargs="+", default=[], metavar="COL", help="columns to replace by their mean target")
     add("--group-features", action="store_true", help="images per group (patient), rank of numbers within it")
     add("--file-features", action="store_true", help="image width, height, bytes, format: they leak the scanner")
     add("--oof", nargs="+", default=[], metavar="RUN", help="other runs' predictions as columns, fold by fold")
-    add("--embeddings", nargs="+", default=[], metavar="RUN|FILE",
-        help="principal components of what 04_embed.py wrote for a run, or of a .npy file")  # fmt: skip
+    add(
+        "--embeddings",
+        nargs="+",
+        default=[],
+        metavar="RUN|FILE",
+        help="principal components of what 04_embed.py wrote for a run, or of a .npy file",
+    )
     add("--components", type=_positive, default=16, metavar="N", help="of each embedding (default: 16)")
     args = parser.parse_args()
     args.name = args.name or args.model
@@ -79,8 +94,11 @@ def main() -> None:
     index.try_metric(about, table)
     learner = learners.get(args.model)
     asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name"}}
-    settings = {**asked, "params": learners.settings_of(learner, dict(args.params)),
-                "columns": index.metadata_columns(about)}  # fmt: skip
+    settings = {
+        **asked,
+        "params": learners.settings_of(learner, dict(args.params)),
+        "columns": index.metadata_columns(about),
+    }
     if args.tune:
         boosting.load_optuna()
     if args.name in args.oof:
@@ -88,11 +106,12 @@ def main() -> None:
     wish = features.Wish(args.group_features, args.file_features, args.oof, args.embeddings)
     inputs = features.gather(about, table, fold_table, wish, args.target_encode)
     for line in inputs.notes:
-        command.note(line)
+        cli.note(line)
     problem = boosting.Problem.of(about, table, fold_table, inputs)
-    plan = boosting.Plan(learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components,
-                         args.tune, args.trials)  # fmt: skip
-    found = boosting.fit(problem, plan, command.note)
+    plan = boosting.Plan(
+        learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components, args.tune, args.trials
+    )
+    found = boosting.fit(problem, plan, cli.note)
     facts = {
         **boosting.facts(found),
         **inputs.facts,
@@ -103,12 +122,12 @@ def main() -> None:
     info = write_run(about, args.name, settings, fold_table, table, preds, facts)
     importance.write(about.runs() / args.name, problem, found)
     print_scores(info)
-    from foldwise import run_report  # matplotlib
+    from foldwise.report.run import report_after_training  # matplotlib
 
-    run_report.after(about, info)
+    report_after_training(about, info)
     if args.tune:
         print(boosting.tuning_line(info, found))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -22,39 +22,45 @@ from __future__ import annotations
 
 import time
 
-from foldwise import classifiers, command, competition, config, folds, index, launch
-from foldwise.runs import print_scores, recipe_of, write_run
+from foldwise.core import cli, parallel
+from foldwise.data import competition, folds, index
+from foldwise.data.recipe import load_recipe, recipe_settings, run_name
+from foldwise.data.runs import print_scores, recipe_of, write_run
+from foldwise.tabular.heads import HEADS, check
 
 
 def main() -> None:
     started = time.monotonic()
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--run", metavar="RUN", help="embed by a trained run's folds")
     source.add_argument(
         "--recipe", default="baseline", metavar="R", help="embed by a recipe's weights (default: baseline)"
     )
-    parser.add_argument("--head", choices=classifiers.HEADS, default="svm", help="(default: svm)")
+    parser.add_argument("--head", choices=HEADS, default="svm", help="(default: svm)")
     parser.add_argument(
-        "--scale", choices=("fold", "unit", "none"), default="fold",
+        "--scale",
+        choices=("fold", "unit", "none"),
+        default="fold",
         help="fold: features standardised by the fold's training rows; unit: each row divided by its length, so that "
         "one kernel matrix serves all folds; none (default: fold)",
-    )  # fmt: skip
-    parser.add_argument("--name", type=command.name, metavar="RUN", help="name of the new run's folder")
+    )
+    parser.add_argument("--name", type=cli.name, metavar="RUN", help="name of the new run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings; with --run only predict.*")
     args = parser.parse_intermixed_args()
 
-    launch.settle()
-    from foldwise import embeddings, run_report  # torch, matplotlib
+    parallel.tune_allocator()
+    from foldwise.report.run import report_after_training
+    from foldwise.tabular import embeddings  # torch, matplotlib
 
     about = competition.load(args.competition)
-    classifiers.check(args.head, about.task)
+    check(args.head, about.task)
     table, fold_table = index.load(about), folds.load(about)
     index.try_metric(about, table)
-    recipe = recipe_of(about, args.run, args.overrides) if args.run else config.load(args.recipe, args.overrides)
-    made_of = {"run": args.run, "predict": config.settings(recipe)["predict"]} if args.run else config.settings(recipe)
+    recipe = recipe_of(about, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
+    made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
-    name = args.name or f"{args.run or config.run_name(args.recipe)}_{args.head}"
+    name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"
     preds, chosen = {}, {}
     for fold, valid, test, best in embeddings.fit_heads(
         about, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
@@ -63,8 +69,8 @@ def main() -> None:
     facts = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
     info = write_run(about, name, settings, fold_table, table, preds, facts)
     print_scores(info)
-    run_report.after(about, info)
+    report_after_training(about, info)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foldwise import command, competition, config, folds, image, index, launch, oof
-from foldwise.command import note
-from foldwise.runs import print_scores, recipe_of, write_run
+from foldwise.core import cli, parallel
+from foldwise.core.cli import note
+from foldwise.data import competition, folds, image, index, oof
+from foldwise.data.recipe import recipe_settings
+from foldwise.data.runs import print_scores, recipe_of, write_run
 
 
 def main() -> None:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="a run of step 2")
     parser.add_argument(
-        "--name", type=command.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
+        "--name", type=cli.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
     )
     parser.add_argument("--images", metavar="DIR", help="predict every image below this folder instead")
     parser.add_argument(
@@ -35,11 +37,12 @@ def main() -> None:
 
     about = competition.load(args.competition)
     recipe = recipe_of(about, args.run, args.overrides)
-    launch.settle()
-    from foldwise import ensemble, run_report  # torch, matplotlib
+    parallel.tune_allocator()
+    from foldwise.model import fold_models  # torch, matplotlib
+    from foldwise.report.run import report_after_training
 
     if args.images:
-        table, broken = ensemble.predict_folder(about, recipe, args.run, Path(args.images))
+        table, broken = fold_models.predict_folder(about, recipe, args.run, Path(args.images))
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}")
@@ -47,13 +50,13 @@ def main() -> None:
         print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return
     table, fold_table = index.load(about), folds.load(about)
-    preds = ensemble.predict_folds(about, recipe, args.run, table, fold_table)
+    preds = fold_models.predict_folds(about, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
     facts = {"weights_of": args.run}
-    info = write_run(about, name, config.settings(recipe), fold_table, table, preds, facts, anew=False)
+    info = write_run(about, name, recipe_settings(recipe), fold_table, table, preds, facts, anew=False)
     print_scores(info)
-    run_report.after(about, info)
+    report_after_training(about, info)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -18,30 +18,40 @@ from __future__ import annotations
 
 import argparse
 
-from foldwise import blend_report, command, competition, lineup, submission
 from foldwise.blend import fit_weights
-from foldwise.methods import METHODS
+from foldwise.blend.methods import METHODS
+from foldwise.blend.run_set import gather_runs
+from foldwise.core import cli
+from foldwise.data import competition, submission
+from foldwise.report.blend import examine, note_scores, print_summary, renames, test_table, write_blend_report
 
 
 def arguments() -> argparse.Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders in oof/ (default: all finished)")
     names = ", ".join(["auto", *METHODS])
     parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
     parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
-    parser.add_argument("--name", type=command.name, default="blend", help="the submission's name (default: blend)")
+    parser.add_argument("--name", type=cli.name, default="blend", help="the submission's name (default: blend)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
-        "--foreign", nargs=3, action="append", default=[], metavar=("NAME", "OOF", "TEST"),
+        "--foreign",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "OOF", "TEST"),
         help="a run made elsewhere, its two tables as CSV or parquet",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="THEIRS=OURS", help="the foreign tables' columns: image_name=id"
     )
     parser.add_argument(
-        "--lb", nargs="+", type=float, metavar="SCORE",
+        "--lb",
+        nargs="+",
+        type=float,
+        metavar="SCORE",
         help="only note the public (and private) score of the submission --name in submissions/log.csv",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -49,17 +59,17 @@ def main() -> None:
     args = arguments()
     about = competition.load(args.competition)
     if args.lb:
-        blend_report.note_scores(about, args.name, args.lb)
+        note_scores(about, args.name, args.lb)
         return
-    runs = lineup.gather(about, args.runs, args.foreign, blend_report.renames(args.columns))
+    runs = gather_runs(about, args.runs, args.foreign, renames(args.columns))
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
     task = {"space": args.space, "task": about.task}
     blend = fit_weights(runs.preds, runs.target, about.scorer(), args.method, args.seed, **settings, **task)
-    facts = blend_report.examine(about, runs, blend, args.seed)
-    path = submission.write(about, blend_report.test_table(runs, blend), args.name, facts)
-    blend_report.write(about, args.name, runs, blend, facts)
-    blend_report.print_summary(facts, path)
+    facts = examine(about, runs, blend, args.seed)
+    path = submission.write(about, test_table(runs, blend), args.name, facts)
+    write_blend_report(about, args.name, runs, blend, facts)
+    print_summary(facts, path)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

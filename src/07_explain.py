@@ -15,39 +15,38 @@ examples
 
 from __future__ import annotations
 
-from foldwise import command, competition, launch
-from foldwise.cases import SHEETS
-from foldwise.runs import recipe_of
+from foldwise.core import cli, parallel
+from foldwise.data import competition
+from foldwise.data.runs import recipe_of
+from foldwise.report.cases import SHEETS
 
 
 def main() -> None:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--run", required=True, metavar="RUN", help="a run of step 2")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ID", help="explain these rows, instead of sheets")
     parser.add_argument(
         "--sheet", nargs="+", default=list(SHEETS), choices=SHEETS, help="which sheets (default: all three)"
     )
-    parser.add_argument("--count", type=command.count, default=8, metavar="N", help="cases a sheet (default: 8)")
+    parser.add_argument("--count", type=cli.count, default=8, metavar="N", help="cases a sheet (default: 8)")
     parser.add_argument(
         "--layer", metavar="L", help="timm's name of the layer to map, second.L in the second backbone (default: last)"
     )
     parser.add_argument("--method", choices=["gradcam", "gradcam++", "ig"], default="gradcam", help="ig: by pixel")
     parser.add_argument("--maximise", action="store_true", help="also make the inputs that each answer asks for")
     parser.add_argument(
-        "--deletion", type=command.count, default=24, metavar="N", help="images of the deletion check (default: 24)"
+        "--deletion", type=cli.count, default=24, metavar="N", help="images of the deletion check (default: 24)"
     )
     args = parser.parse_args()
 
     about = competition.load(args.competition)
     recipe = recipe_of(about, args.run)
-    launch.settle()
-    from foldwise import explain_report  # torch
+    parallel.tune_allocator()
+    from foldwise.report.explain import Request, write_explain_report  # torch
 
-    asked = explain_report.Request(
-        args.rows, args.sheet, args.count, args.layer, args.method, args.maximise, args.deletion
-    )
-    print(f"look at {explain_report.write(about, recipe, args.run, asked)}")
+    asked = Request(args.rows, args.sheet, args.count, args.layer, args.method, args.maximise, args.deletion)
+    print(f"look at {write_explain_report(about, recipe, args.run, asked)}")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -22,13 +22,15 @@ from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-from foldwise import UserError, command, competition, index
+from foldwise import UserError
+from foldwise.core import cli
+from foldwise.data import competition, index
 
 SETTINGS = Path(__file__).resolve().parents[1] / ".streamlit" / "config.toml"
 
 
 def arguments() -> Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--address", default="localhost", help="where it listens (default: localhost, nobody else)")
     parser.add_argument("--port", type=int, default=8501, help="(default: 8501)")
     return parser.parse_args()
@@ -70,4 +72,4 @@ if __name__ == "__main__":
     if is_served():
         show()
     else:
-        command.run(start)
+        cli.run(start)

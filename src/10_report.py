@@ -13,11 +13,13 @@ examples
 
 from __future__ import annotations
 
-from foldwise import command, competition, results, results_page
+from foldwise.core import cli
+from foldwise.data import competition
+from foldwise.report import results, results_page
 
 
 def main() -> None:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="folders in oof/<competition>/ (default: all)")
     args = parser.parse_args()
 
@@ -31,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -20,8 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from foldwise import competition, config  # noqa: E402
-from foldwise.competition import Competition  # noqa: E402
+from foldwise.data import competition
+from foldwise.data.competition import Competition
+from foldwise.data.recipe import Recipe, load_recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # a core a worker, and so for all it starts: many threads on few cores wait for each other
@@ -139,11 +140,15 @@ def make_tiny(root: Path, rows: int = 60, test_rows: int = 12, seed: int = 0) ->
         ids = [f"{split[:2]}{k:04d}" for k in range(count)]
         for row_id, bright in zip(ids, sick, strict=True):
             cv2.imwrite(str(place.raw / split / f"{row_id}.png"), picture(rng, bool(bright)))
-        tables[split] = pd.DataFrame({
-            "image_id": ids, "patient": [f"p{split}{k // 2}" for k in range(count)],
-            "age": np.where(rng.random(count) < 0.1, np.nan, 40 + 15 * sick + rng.normal(0, 8, count)),
-            "site": rng.choice(["arm", "leg", None], count), "sick": sick.astype(int),
-        })  # fmt: skip
+        tables[split] = pd.DataFrame(
+            {
+                "image_id": ids,
+                "patient": [f"p{split}{k // 2}" for k in range(count)],
+                "age": np.where(rng.random(count) < 0.1, np.nan, 40 + 15 * sick + rng.normal(0, 8, count)),
+                "site": rng.choice(["arm", "leg", None], count),
+                "sick": sick.astype(int),
+            }
+        )
     tables["train"].to_csv(place.raw / "train.csv", index=False)
     shuffled = tables["test"].sample(frac=1, random_state=1)
     shuffled.drop(columns="sick").to_csv(place.raw / "test.csv", index=False)
@@ -181,9 +186,9 @@ def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Competition:
     return competition.load(str(place.competition))
 
 
-def quick_recipe(about: Competition, *overrides: str) -> config.Recipe:
+def quick_recipe(about: Competition, *overrides: str) -> Recipe:
     """QUICK on one thread, with nothing probed."""
-    return config.load(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
+    return load_recipe(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
 
 
 def shared(*parts: str) -> Path:

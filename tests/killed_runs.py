@@ -20,7 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise import checkpoint, competition, config, infer, launch, loop, oof, session
+from foldwise.core import parallel
+from foldwise.data import competition, oof
+from foldwise.data.recipe import load_recipe
+from foldwise.model import checkpoint, predict
+from foldwise.train.run import train_folds
+from foldwise.train.trainer import Trainer
 
 
 def always(*_: object) -> bool:
@@ -28,12 +33,12 @@ def always(*_: object) -> bool:
 
 
 PLACES: dict[str, tuple[object, str, Callable[..., bool], int]] = {  # what dies when called: owner, name, if, among
-    "start": (loop.Trainer, "_resume", always, 1),
-    "inside an epoch": (loop.Trainer, "_backward", always, 8),
+    "start": (Trainer, "_resume", always, 1),
+    "inside an epoch": (Trainer, "_backward", always, 8),
     "while saving": (checkpoint.torch, "save", always, 3),
     "between the renames": (Path, "replace", lambda path, _: path.name.endswith(".ckpt.part"), 3),
-    "at validation": (infer, "_in_pieces", always, 3),
-    "at test": (loop.Trainer, "_predict", lambda _, split, *__: split == "test", 1),
+    "at validation": (predict, "_in_pieces", always, 3),
+    "at test": (Trainer, "_predict", lambda _, split, *__: split == "test", 1),
     "while writing": (oof, "write_table", always, 3),
 }
 
@@ -102,16 +107,16 @@ def digest(folder: Path) -> str:
 
 def main() -> None:
     about = competition.load(sys.argv[1])
-    recipe = config.load(
+    recipe = load_recipe(
         sys.argv[2], ["train.save_minutes=0", "train.averaging=ema", "train.threads=1", "train.batch_size=8"]
     )
     draw = random.Random(int(sys.argv[3]))
     moments, trials = list(PLACES), int(sys.argv[4])
-    launch.settle()
+    parallel.tune_allocator()
     folder = about.runs() / "killed"
 
     def train() -> None:
-        session.train(about, recipe, "killed", [0, 1, 2])
+        train_folds(about, recipe, "killed", [0, 1, 2])
 
     gc.freeze()  # the collector of a fork leaves the shared memory alone
     attempt(train, None, draw, None)  # the first is slower than the others

@@ -21,17 +21,21 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, Workplace
 
-from foldwise import UserError, atomic, competition, intake, serve
-from foldwise.intake import Upload
+from app import uploads
+from app.service import Answer, Service
+from app.uploads import Upload
+from foldwise import UserError
+from foldwise.core.files import write_json
+from foldwise.data import competition
 
 
 @pytest.fixture(scope="module")
-def service(trained: Workplace) -> Iterator[serve.Service]:
+def service(trained: Workplace) -> Iterator[Service]:
     """The tiny competition's service."""
     before = os.environ.get("FOLDWISE_ROOT")
     os.environ["FOLDWISE_ROOT"] = str(trained.root)
-    intake.prepare()
-    yield serve.Service(competition.load(str(trained.competition)))
+    uploads.prepare()
+    yield Service(competition.load(str(trained.competition)))
     os.environ.pop("FOLDWISE_ROOT") if before is None else os.environ.update(FOLDWISE_ROOT=before)
 
 
@@ -39,12 +43,12 @@ def upload(trained: Workplace, name: str, split: str = "test") -> Upload:
     return Upload(f"{name}.png", (trained.raw / split / f"{name}.png").read_bytes())
 
 
-def ask(service: serve.Service, *files: Upload, runs: tuple[str, ...] = ("quick",), **more: Any) -> serve.Answer:
-    with intake.receiving(files) as received:
+def ask(service: Service, *files: Upload, runs: tuple[str, ...] = ("quick",), **more: Any) -> Answer:
+    with uploads.receiving(files) as received:
         return service.predict(received, list(runs), **more)
 
 
-def test_an_uploaded_test_image_gets_what_training_predicted_for_it(service: serve.Service, trained: Workplace) -> None:
+def test_an_uploaded_test_image_gets_what_training_predicted_for_it(service: Service, trained: Workplace) -> None:
     answer = ask(service, upload(trained, "te0000"), upload(trained, "te0003"), upload(trained, "te0005"))
     assert answer.ids == ["te0000.png", "te0005.png"] and list(answer.errors) == ["te0003.png"]
     for fold in service.folds("quick"):
@@ -55,7 +59,7 @@ def test_an_uploaded_test_image_gets_what_training_predicted_for_it(service: ser
     assert answer.table(answer.mean("quick"))["pred"].iloc[0] == pytest.approx(mean, abs=1e-5)
 
 
-def test_hostile_uploads_end_in_a_message(service: serve.Service) -> None:
+def test_hostile_uploads_end_in_a_message(service: Service) -> None:
     with pytest.raises(UserError, match="not an image"):
         ask(service, Upload("x.png", b"no image" * 99))
     with pytest.raises(UserError, match="empty file"):
@@ -64,7 +68,7 @@ def test_hostile_uploads_end_in_a_message(service: serve.Service) -> None:
         ask(service)
 
 
-def test_two_visitors_at_once_get_what_each_would_get_alone(service: serve.Service, trained: Workplace) -> None:
+def test_two_visitors_at_once_get_what_each_would_get_alone(service: Service, trained: Workplace) -> None:
     names = [f"te{k:04}" for k in (0, 1, 2, 4, 5, 6)]
 
     def one(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,15 +85,15 @@ def test_two_visitors_at_once_get_what_each_would_get_alone(service: serve.Servi
     assert max(heat.max() for _, heat in alone) > 0
 
 
-def test_a_map_is_of_the_image_as_the_model_saw_it(service: serve.Service, trained: Workplace) -> None:
+def test_a_map_is_of_the_image_as_the_model_saw_it(service: Service, trained: Workplace) -> None:
     answer = ask(service, upload(trained, "te0000"))
     heat = service.map(answer, "quick", 1, 0)
     assert heat.shape == answer.images[32, False].shape[1:3] == (32, 32)
     assert heat.min() >= 0 and heat.max() <= 1 + 1e-6
 
 
-def test_a_training_image_is_its_own_nearest_neighbour(service: serve.Service, trained: Workplace) -> None:
-    with intake.receiving([upload(trained, "tr0010", "train")]) as received:
+def test_a_training_image_is_its_own_nearest_neighbour(service: Service, trained: Workplace) -> None:
+    with uploads.receiving([upload(trained, "tr0010", "train")]) as received:
         found = service.nearest(received, "quick", 0, 3)
         assert found["id"].iloc[0] == "tr0010" and found["similarity"].iloc[0] == pytest.approx(1, abs=1e-4)
         made = (trained.derived / "neighbours" / "quick_fold0.npy").stat().st_mtime_ns
@@ -98,35 +102,33 @@ def test_a_training_image_is_its_own_nearest_neighbour(service: serve.Service, t
     assert found["target"].notna().all() and len(service.neighbours("quick", 0).ids) == 59  # one is unreadable
 
 
-def test_a_blend_gives_an_uploaded_test_image_its_row_of_the_submission(
-    service: serve.Service, trained: Workplace
-) -> None:
+def test_a_blend_gives_an_uploaded_test_image_its_row_of_the_submission(service: Service, trained: Workplace) -> None:
     answer = ask(service, upload(trained, "te0000"))
     trained.submissions.mkdir(parents=True, exist_ok=True)
     wanted = pd.read_csv(trained.runs / "quick" / "test.csv").set_index("id").loc["te0000", "pred"]
     facts = {"metric": "roc_auc", "method": "mean", "space": "prob"}
     for name, runs in (("alone", ["quick"]), ("both", ["lightgbm", "quick"])):  # as step 6 writes them
         weights = [{"run": run, "weight": 1 / len(runs)} for run in runs]
-        atomic.write_json(trained.submissions / f"{name}.json", {**facts, "runs": weights})
+        write_json(trained.submissions / f"{name}.json", {**facts, "runs": weights})
     pred, absent = service.mixture("alone").predict(answer)
     assert not absent and pred[0, 0] == pytest.approx(wanted, abs=1e-5)
     pred, absent = service.mixture("both").predict(answer)
     assert absent == ["lightgbm"] and pred[0, 0] == pytest.approx(wanted, abs=1e-5)
     stranger = {**facts, "runs": [{"run": "quick", "weight": 0.2}, {"run": "lightgbm", "weight": 0.8}]}
-    atomic.write_json(trained.submissions / "old.json", stranger)
+    write_json(trained.submissions / "old.json", stranger)
     with pytest.raises(UserError, match="have changed since"):
         service.mixture("old")
     for name in ("alone", "both", "old"):
         (trained.submissions / f"{name}.json").unlink()
 
 
-def test_errors_come_worst_first(service: serve.Service) -> None:
+def test_errors_come_worst_first(service: Service) -> None:
     table = service.errors("quick")
     assert len(table) == 59 and table["wrong"].is_monotonic_decreasing
     assert set(table["truth"]) == {"sick = 0", "sick = 1"}
 
 
-def test_metadata_that_nobody_gave_is_missing(service: serve.Service) -> None:
+def test_metadata_that_nobody_gave_is_missing(service: Service) -> None:
     rows = service.described(pd.DataFrame({"id": ["a", "b"]}), {"age": 50})
     assert rows["age"].tolist() == [50, 50] and rows["site"].isna().all()
     known = service.metadata()
@@ -154,7 +156,7 @@ def test_words_from_elsewhere_are_not_read_as_markdown() -> None:
 
 
 @pytest.mark.parametrize("page", ["one", "batch", "results", "errors"])
-def test_pages_show_without_an_exception(service: serve.Service, trained: Workplace, page: str, tmp_path: Path) -> None:
+def test_pages_show_without_an_exception(service: Service, trained: Workplace, page: str, tmp_path: Path) -> None:
     from streamlit.testing.v1 import AppTest
 
     script = tmp_path / "page.py"  # guarded: the processes that decode look at it, too
@@ -173,8 +175,11 @@ def test_pages_show_without_an_exception(service: serve.Service, trained: Workpl
 def test_a_wrong_competition_is_one_line(trained: Workplace) -> None:
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / "09_app.py"), "--competition", "no-such"],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "FOLDWISE_ROOT": str(trained.root)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "FOLDWISE_ROOT": str(trained.root)},
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: --competition no-such")
 
 
@@ -182,16 +187,19 @@ def test_a_wrong_competition_is_one_line(trained: Workplace) -> None:
 
 
 @pytest.fixture(scope="module")
-def app(service: serve.Service, trained: Workplace) -> Iterator[str]:
+def app(service: Service, trained: Workplace) -> Iterator[str]:
     """The address of the app, running as a user starts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, str(REPOSITORY / "src" / "09_app.py"), "--competition", str(trained.competition)]
     server = subprocess.Popen(
-        [*command, "--port", str(port)], cwd=trained.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [*command, "--port", str(port)],
+        cwd=trained.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, "FOLDWISE_ROOT": str(trained.root)},
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -216,10 +224,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1366,1400",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--window-size=1366,1400",
         f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
+    ):
         options.add_argument(flag)
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield made

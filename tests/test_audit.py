@@ -12,9 +12,21 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise import audit, competition, drift, folds, noise, traits
-from foldwise.cache import Cache
-from foldwise.competition import Competition
+from foldwise.audit import drift, label_noise, traits
+from foldwise.audit.duplicates import (
+    AGREE,
+    COLUMNS,
+    Audit,
+    agreement,
+    candidates,
+    connected,
+    duplicate_groups,
+    load_audit,
+    merge,
+)
+from foldwise.data import competition, folds
+from foldwise.data.cache import Cache
+from foldwise.data.competition import Competition
 
 SIZE = 96
 
@@ -86,7 +98,7 @@ def about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Competition:
     return competition.load(str(file))
 
 
-def pairs_of(found: audit.Audit) -> set[tuple[str, str]]:
+def pairs_of(found: Audit) -> set[tuple[str, str]]:
     return {tuple(sorted(pair)) for pair in zip(found.pairs["id_a"], found.pairs["id_b"], strict=True)}
 
 
@@ -99,7 +111,7 @@ def test_copies_are_found_and_unrelated_images_are_not(about: Competition) -> No
     photos = [photo(rng) for _ in range(120)]
     copies = [change(photos[k]) for k, change in enumerate(COPIES.values())]
     table = indexed(len(photos) + len(copies))
-    found = audit.groups(about, table, cached(about.derived(), photos + copies, table))
+    found = duplicate_groups(about, table, cached(about.derived(), photos + copies, table))
     expected = {tuple(sorted((f"tr{k}", f"tr{len(photos) + k}"))): name for k, name in enumerate(COPIES)}
     assert {expected[pair] for pair in pairs_of(found) & set(expected)} == set(COPIES)
     assert not pairs_of(found) - set(expected)
@@ -112,15 +124,15 @@ def test_without_turned_only_upright_copies_are_found(about: Competition) -> Non
     photos = [photo(rng) for _ in range(10)]
     table = indexed(12)
     images = cached(about.derived(), [*photos, photos[0][:, ::-1], recoded(photos[1])], table)
-    assert pairs_of(audit.groups(about, table, images, turned=False)) == {("tr1", "tr11")}
-    assert pairs_of(audit.groups(about, table, images)) == {("tr0", "tr10"), ("tr1", "tr11")}
+    assert pairs_of(duplicate_groups(about, table, images, turned=False)) == {("tr1", "tr11")}
+    assert pairs_of(duplicate_groups(about, table, images)) == {("tr0", "tr10"), ("tr1", "tr11")}
 
 
 def test_exact_copies_across_splits_and_conflicting_labels(about: Competition) -> None:
     rng = np.random.default_rng(2)
     photos = [photo(rng) for _ in range(8)]
     table = indexed(9, 2)  # tr8 copies tr1 (targets 0 and 1), te9 copies tr2
-    found = audit.groups(about, table, cached(about.derived(), [*photos, photos[1], photos[2], photo(rng)], table))
+    found = duplicate_groups(about, table, cached(about.derived(), [*photos, photos[1], photos[2], photo(rng)], table))
     assert found.pairs["kind"].tolist() == ["exact", "exact"]
     assert found.conflicts[["id_a", "id_b"]].to_numpy().tolist() == [["tr1", "tr8"]]
     assert found.across[["id_a", "id_b"]].to_numpy().tolist() == [["tr2", "te9"]]
@@ -139,7 +151,7 @@ def test_extra_images_join_the_groups_of_their_copies(about: Competition) -> Non
     table = indexed(7, split=["train"] * 4 + ["extra"] * 2 + ["test"], id=["a", "b", "c", "d", "a", "x", "t"])
     table["group"] = [f"g{k}" for k in range(7)]
     images = cached(about.derived(), [*photos, photos[1], recoded(photos[2]), photos[3][:, ::-1]], table)
-    found = audit.groups(about, table, images)
+    found = duplicate_groups(about, table, images)
     assert found.group.tolist() == ["g0", "g1", "g2", "g3", "g1", "g2", "g6"]
     assert found.pairs["same_label"].isna().tolist() == [
         pair != ("extra", "train")
@@ -155,7 +167,7 @@ def test_extra_images_join_the_groups_of_their_copies(about: Competition) -> Non
 def test_frames_of_one_file_are_no_copies(about: Competition) -> None:
     one = photo(np.random.default_rng(7))
     table = indexed(3, path=["a.dcm", "a.dcm", "b.dcm"], group=["a", "a", "b"])
-    found = audit.groups(about, table, cached(about.derived(), [one, recoded(one, 80), recoded(one, 60)], table))
+    found = duplicate_groups(about, table, cached(about.derived(), [one, recoded(one, 80), recoded(one, 60)], table))
     assert {frozenset(pair) for pair in pairs_of(found)} <= {frozenset(("tr0", "tr2")), frozenset(("tr1", "tr2"))}
     assert found.group.nunique() == 1
 
@@ -165,7 +177,7 @@ def test_black_images_are_copies_only_if_their_files_are(about: Competition) -> 
     for name, content in zip(table["path"], (b"a" * 100, b"b" * 100, b"a" * 100, b"c" * 100, b"d" * 50), strict=True):
         (about.raw() / name).write_bytes(content)
     black = [np.zeros((SIZE, SIZE, 3), np.uint8)] * 5
-    found = audit.groups(about, table, cached(about.derived(), black, table))
+    found = duplicate_groups(about, table, cached(about.derived(), black, table))
     assert pairs_of(found) == {("tr0", "tr2")}
     assert found.facts["flat"] == 5
 
@@ -175,7 +187,7 @@ def test_many_copies_chain_into_one_group(about: Competition) -> None:
     one = photo(rng)
     photos = [one] * 50 + [recoded(one, 30 + k) for k in range(50)] + [photo(rng) for _ in range(20)]
     table = indexed(120)
-    found = audit.groups(about, table, cached(about.derived(), photos, table))
+    found = duplicate_groups(about, table, cached(about.derived(), photos, table))
     assert found.group[:100].nunique() == 1
     assert found.group[100:].nunique() == 20
 
@@ -185,22 +197,22 @@ def test_the_saved_audit_comes_back_the_same(about: Competition) -> None:
     photos = [photo(rng) for _ in range(6)]
     table = indexed(7, id=["NA", "01", "1", "x", "y", "z", "copy"])
     images = cached(about.derived(), [*photos, photos[0]], table)
-    made = audit.groups(about, table, images)
-    for again in (audit.groups(about, table, images), audit.load(about, table)):
+    made = duplicate_groups(about, table, images)
+    for again in (duplicate_groups(about, table, images), load_audit(about, table)):
         assert again is not None
         pd.testing.assert_frame_equal(again.pairs, made.pairs, check_dtype=False)
         pd.testing.assert_frame_equal(again.statistics, made.statistics)
         assert again.group.tolist() == made.group.tolist()
         assert again.facts == made.facts
-    assert audit.load(about, table.iloc[::-1].reset_index(drop=True)) is None
+    assert load_audit(about, table.iloc[::-1].reset_index(drop=True)) is None
     assert not list(about.derived().glob("*.part"))
 
 
 def test_an_empty_audit_has_all_columns(about: Competition) -> None:
     table = indexed(1)
-    found = audit.groups(about, table, cached(about.derived(), [photo(np.random.default_rng(0))], table))
-    assert list(found.pairs) == audit.COLUMNS and not len(found.pairs)
-    assert audit.load(about, table) is not None
+    found = duplicate_groups(about, table, cached(about.derived(), [photo(np.random.default_rng(0))], table))
+    assert list(found.pairs) == COLUMNS and not len(found.pairs)
+    assert load_audit(about, table) is not None
     assert found.warnings(table, pd.DataFrame({"id": ["tr0"], "fold": [0]})) == []
 
 
@@ -227,9 +239,9 @@ def test_real_lesions_do_not_match_each_other() -> None:
     thumbs = traits.Thumbnails()
     side = (traits.THUMBNAIL, traits.THUMBNAIL)
     thumbs.append(np.stack([cv2.resize(image, side, interpolation=cv2.INTER_AREA) for image in gray]))
-    candidates = audit.candidates(traits.frequencies(small))
-    assert len(candidates) > 500, "the hash alone would pair hundreds"
-    agreed = candidates[audit.agreement(thumbs, candidates) >= audit.AGREE]
+    near = candidates(traits.frequencies(small))
+    assert len(near) > 500, "the hash alone would pair hundreds"
+    agreed = near[agreement(thumbs, near) >= AGREE]
     names = {frozenset((ids[a], ids[b])) for a, b in zip(agreed["a"], agreed["b"], strict=True)}
     assert names == {frozenset(("ISIC_0034731", "ISIC_0034836"))}
 
@@ -239,11 +251,9 @@ def test_real_lesions_do_not_match_each_other() -> None:
 
 @pytest.mark.smoke
 def test_union_find_is_transitive() -> None:
-    assert audit.connected([("b", "c"), ("x", "y"), ("a", "b")]) == {
-        "a": "a", "b": "a", "c": "a", "x": "x", "y": "x",
-    }  # fmt: skip
+    assert connected([("b", "c"), ("x", "y"), ("a", "b")]) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
     chain = [(f"{k:04d}", f"{k + 1:04d}") for k in range(3000)]
-    assert set(audit.connected(chain).values()) == {"0000"}
+    assert set(connected(chain).values()) == {"0000"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -257,7 +267,7 @@ def test_no_pair_straddles_two_folds(host: list[int], links: list[tuple[int, int
     table.loc[table["split"] == "train", "group"] = [f"p{k}" for k in host]
     made = [(a, b % len(host)) for a, b in links if a != b % len(host)]
     pairs = pd.DataFrame({"id_a": [f"tr{a}" for a, _ in made], "id_b": [f"tr{b}" for _, b in made]}, dtype=str)
-    group = audit.merge(table, pairs.assign(split_a="train", split_b="train"))[: len(host)]
+    group = merge(table, pairs.assign(split_a="train", split_b="train"))[: len(host)]
     fold = folds.stratify(np.eye(2)[np.arange(len(host)) % 2], group.to_numpy(), 3, seed)
     assert all(fold[a] == fold[b] for a, b in made)
     together = pd.DataFrame({"host": host, "merged": group})
@@ -278,11 +288,14 @@ def test_a_planted_shift_is_drift_and_noise_is_not(about: Competition) -> None:
     rng = np.random.default_rng(0)
     table = indexed(600, 300)
     test = (table["split"] == "test").to_numpy()
-    frame = pd.DataFrame({
-        "same": rng.normal(size=900), "moved": rng.normal(size=900) + test,
-        "kind": rng.choice(["a", "b"], 900),
-        "scanner": np.where(test, "new", rng.choice(["old", "new"], 900, p=[0.97, 0.03])),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "same": rng.normal(size=900),
+            "moved": rng.normal(size=900) + test,
+            "kind": rng.choice(["a", "b"], 900),
+            "scanner": np.where(test, "new", rng.choice(["old", "new"], 900, p=[0.97, 0.03])),
+        }
+    )
     frame["gone"] = frame["same"].where(~test)
     found = checked(frame, table, about)
     assert found.loc["same", "p"] > 0.001 and found.loc["kind", "p"] > 0.001
@@ -298,11 +311,18 @@ def test_a_planted_leak_is_warned_of_and_noise_is_not(about: Competition) -> Non
     rng = np.random.default_rng(1)
     table = indexed(1000)
     truth = table["target"].to_numpy()
-    frame = pd.DataFrame({
-        "leak": truth + rng.normal(0, 0.2, 1000), "code": np.where(truth > 0, "M", "B"), "noise": rng.normal(size=1000),
-        "many": [f"v{k}" for k in range(1000)], "useful": truth + rng.normal(0, 0.7, 1000), "empty": np.nan, "one": "x",
-        "u": np.where(truth > 0, rng.choice([0, 9], 1000), rng.uniform(2, 7, 1000)),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "leak": truth + rng.normal(0, 0.2, 1000),
+            "code": np.where(truth > 0, "M", "B"),
+            "noise": rng.normal(size=1000),
+            "many": [f"v{k}" for k in range(1000)],
+            "useful": truth + rng.normal(0, 0.7, 1000),
+            "empty": np.nan,
+            "one": "x",
+            "u": np.where(truth > 0, rng.choice([0, 9], 1000), rng.uniform(2, 7, 1000)),
+        }
+    )
     lines = drift.warnings(checked(frame, table, about).reset_index())
     sure = {line.split()[0] for line in lines if "a leak" in line}
     assert sure == {"leak", "code", "u"}, "'u' is no monotone function of the target"
@@ -353,9 +373,9 @@ def test_confident_learning_finds_the_flipped_labels() -> None:
     given = true.copy()
     flipped = rng.choice(1500, 60, replace=False)
     given[flipped] = (given[flipped] + 1) % 3
-    found = noise.suspects(given, pred)
+    found = label_noise.suspects(given, pred)
     assert len(set(found["row"][:60]) & set(flipped)) > 50
     assert (found["suggested"].to_numpy() == true[found["row"]]).mean() > 0.8
-    joint = noise.confident_joint(given, pred)
+    joint = label_noise.confident_joint(given, pred)
     assert joint.shape == (3, 3) and joint.trace() > 0.85 * joint.sum()
-    assert not len(noise.suspects(true, np.eye(3)[true]))
+    assert not len(label_noise.suspects(true, np.eye(3)[true]))

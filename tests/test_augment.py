@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from torchvision.transforms.v2 import functional as tv
 
-from foldwise import UserError, augment, figures, previews, randaugment, warps
-from foldwise.config import Augment, Predict
-from foldwise.infer import tta_views, turned
-from foldwise.operations import (
+from foldwise import UserError, augment
+from foldwise.augment import canvas, randaugment
+from foldwise.augment.canvas import BLACK, REFLECT, WHITE, Canvas
+from foldwise.augment.operations import (
     Affine,
     BrightnessContrast,
     Clahe,
@@ -35,7 +35,9 @@ from foldwise.operations import (
     Operation,
     OpticalDistortion,
 )
-from foldwise.warps import BLACK, REFLECT, WHITE, Canvas
+from foldwise.data.recipe import Augment, Predict
+from foldwise.model.predict import tta_views, turned
+from foldwise.report import figures, previews
 
 pytestmark = pytest.mark.smoke
 
@@ -124,7 +126,7 @@ def test_the_eight_symmetries_are_exact_and_those_of_the_views() -> None:
 
 
 @pytest.mark.parametrize("border", [BLACK, WHITE])
-def test_one_warp_is_what_one_after_the_other_gives(border: warps.Border) -> None:
+def test_one_warp_is_what_one_after_the_other_gives(border: canvas.Border) -> None:
     """Flip, lens, turn and shift in one remap against three, on a smooth picture; also what is painted outside."""
     smooth = cv2.GaussianBlur(photos(1, 128)[0], (0, 0), 3)
     ops = (Flips("d4"), OpticalDistortion(0.6), Affine(0.1, 0.1, 15, border))
@@ -183,10 +185,15 @@ def light(batch: np.ndarray) -> np.ndarray:
     hsv = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2HSV) for image in batch]).astype(float)
     turn = np.exp(2j * np.pi * hsv[..., 0] / 180) * hsv[..., 1]
     grain = [np.abs(np.diff(values, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2)]
-    return np.concatenate([
-        values.mean(axis=(1, 2)), values.std(axis=(1, 2)).mean(axis=1)[:, None], np.stack(grain, axis=1),
-        np.stack([turn.mean(axis=(1, 2)).real, turn.mean(axis=(1, 2)).imag, hsv[..., 1].mean(axis=(1, 2))], axis=1),
-    ], axis=1)  # fmt: skip
+    return np.concatenate(
+        [
+            values.mean(axis=(1, 2)),
+            values.std(axis=(1, 2)).mean(axis=1)[:, None],
+            np.stack(grain, axis=1),
+            np.stack([turn.mean(axis=(1, 2)).real, turn.mean(axis=(1, 2)).imag, hsv[..., 1].mean(axis=(1, 2))], axis=1),
+        ],
+        axis=1,
+    )
 
 
 Probe = Callable[[np.ndarray], np.ndarray]
@@ -285,9 +292,16 @@ def test_a_preset_is_in_the_distribution_of_its_twin(preset: str) -> None:
 def test_the_winner_s_list_is_what_was_published(left_out: int) -> None:
     """Operation by operation, with its probability; a list without it is another one."""
     published = [
-        ("Flips", 1.0), ("BrightnessContrast", 0.75), ("BrightnessContrast", 0.75), ("OneOf", 0.7), ("OneOf", 0.7),
-        ("Clahe", 0.7), ("HueSaturationValue", 0.5), ("Affine", 0.85), ("CutOut", 0.7),
-    ]  # fmt: skip
+        ("Flips", 1.0),
+        ("BrightnessContrast", 0.75),
+        ("BrightnessContrast", 0.75),
+        ("OneOf", 0.7),
+        ("OneOf", 0.7),
+        ("Clahe", 0.7),
+        ("HueSaturationValue", 0.5),
+        ("Affine", 0.85),
+        ("CutOut", 0.7),
+    ]
     operation = augment.MELANOMA2020[left_out]
     assert (type(operation).__name__, operation.p) == published[left_out]
     rng, drawn = np.random.default_rng(0), 0
@@ -379,9 +393,13 @@ def test_views_are_counted_once_and_whole_ones_are_exact() -> None:
     assert len({view.tobytes() for view in whole}) == 8
     assert (whole[0] == image[0]).all()
     for tta, crops, scales, count in (
-        ("none", 1, [1.0], 1), ("flip", 1, [1.0, 1.25], 4), ("none", 5, [1.0], 5), ("none", 10, [1.0], 10),
-        ("flip", 10, [1.0], 10), ("d4", 10, [1.0, 1.5], 80),
-    ):  # fmt: skip
+        ("none", 1, [1.0], 1),
+        ("flip", 1, [1.0, 1.25], 4),
+        ("none", 5, [1.0], 5),
+        ("none", 10, [1.0], 10),
+        ("flip", 10, [1.0], 10),
+        ("d4", 10, [1.0, 1.5], 80),
+    ):
         made = [view(image) for view in tta_views(Predict(tta=tta, crops=crops, scales=scales))]
         assert len(made) == count == len({view.tobytes() for view in made}), (tta, crops, scales)
         assert {view.shape[1] for view in made} == {round(40 * scale) for scale in scales}
@@ -395,9 +413,10 @@ def test_crops_are_the_corners_and_the_centre() -> None:
     for number, (row, column) in enumerate(marks):
         image[0, row - 2 : row + 2, column - 2 : column + 2] = 50 + 50 * number
     image[0, 18:22, 18:22, 0] = 255
-    seen = [set(np.unique(view(image)[0, ..., 1])) & {50, 100, 150, 200} for view in tta_views(
-        Predict(crops=5, crop_share=0.75)
-    )]  # fmt: skip
+    seen = [
+        set(np.unique(view(image)[0, ..., 1])) & {50, 100, 150, 200}
+        for view in tta_views(Predict(crops=5, crop_share=0.75))
+    ]
     assert seen == [{50}, {100}, {150}, {200}, set()]
     assert all(view(image)[..., 0].max() == 255 for view in tta_views(Predict(crops=5, crop_share=0.75)))
     assert tta_views(Predict(crops=5), 64)[0](image).shape == (1, 64, 64, 3)

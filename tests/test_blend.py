@@ -15,11 +15,13 @@ from conftest import REPOSITORY, Workplace, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise import UserError, blend_report, competition, folds, metrics, stacking, submission
-from foldwise.blend import fit_weights, make_folds
-from foldwise.methods import METHODS, shrunk
-from foldwise.search import Problem
-from foldwise.spaces import Calibration
+from foldwise import UserError, metrics
+from foldwise.blend import fit_weights, make_folds, stacking
+from foldwise.blend.methods import METHODS, shrunk
+from foldwise.blend.search import Problem
+from foldwise.blend.spaces import Calibration
+from foldwise.data import competition, folds, submission
+from foldwise.report.blend import note_scores, renames
 
 quick = settings(max_examples=8, deadline=None)
 ON_A_SIMPLEX = ["mean", "rank", "logit", "weights", "gradient", "hill", "caruana", "hierarchical", "hill_negative"]
@@ -55,8 +57,23 @@ def test_every_method_on_every_kind_of_metric(method, metric):
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "log_loss", "f1_macro", "map@2"])
-@pytest.mark.parametrize("method", ["mean", "geometric", "vote", "weights", "hill", "caruana", "stack", "ridge",
-                                    "per_class", "lightgbm", "calibrated", "hierarchical"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mean",
+        "geometric",
+        "vote",
+        "weights",
+        "hill",
+        "caruana",
+        "stack",
+        "ridge",
+        "per_class",
+        "lightgbm",
+        "calibrated",
+        "hierarchical",
+    ],
+)
 def test_classes(method, metric):
     preds, target = draw(2, classes=4)
     blend = fit_weights(preds, target, metric, method, draws=0)
@@ -297,8 +314,21 @@ def test_auto_and_partial_and_foreign_runs(tmp_path):
             tmp_path / f"{file}.parquet"
         )
         (b / f"{file}.csv").unlink()
-    done = made.run("06_blend.py", "--runs", "a", "c", "--foreign", "nb", "oof.parquet", "test.parquet",
-                    "--columns", "image=id", "wet=pred_Edema", "--method", "auto")  # fmt: skip
+    done = made.run(
+        "06_blend.py",
+        "--runs",
+        "a",
+        "c",
+        "--foreign",
+        "nb",
+        "oof.parquet",
+        "test.parquet",
+        "--columns",
+        "image=id",
+        "wet=pred_Edema",
+        "--method",
+        "auto",
+    )
     facts = json.loads((made.submissions / "blend.json").read_text())
     assert [row["run"] for row in facts["runs"]] == ["a", "c", "nb"]
     assert facts["rows"] == sum(facts["coverage"]["c"].values()) < facts["rows_of_all_folds"] == 240
@@ -318,15 +348,15 @@ def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):
         submission.log_submission(
             about, name, {**facts, "nested_score": nested, "interval_95": [nested - 0.01, nested + 0.01]}
         )
-    blend_report.note_scores(about, "one", [0.92])
-    blend_report.note_scores(about, "two", [0.93, 0.92])
+    note_scores(about, "one", [0.92])
+    note_scores(about, "two", [0.93, 0.92])
     assert not (about.submissions() / "cv_against_lb.png").exists()
     done = made.run("06_blend.py", "--name", "three", "--lb", 0.94, 0.93)
     assert "cv_against_lb.png" in done.stdout and (about.submissions() / "cv_against_lb.png").exists()
     log = pd.read_csv(tmp_path / "submissions" / "log.csv").set_index("name")
     assert log.loc["two", ["public", "private"]].tolist() == pytest.approx([0.93, 0.92])
     with pytest.raises(UserError, match="did you mean 'three'"):
-        blend_report.note_scores(about, "thre", [0.9])
+        note_scores(about, "thre", [0.9])
 
 
 # --- bad input, as a user meets it --------------------------------------------------------------------------
@@ -387,7 +417,7 @@ def test_bad_flags_are_refused_in_one_line(small):
     assert "given twice" in small.refused("06_blend.py", "--runs", "a", "a")
     assert not small.submissions.exists()
     with pytest.raises(UserError, match="THEIRS=OURS"):
-        blend_report.renames(["image"])
+        renames(["image"])
 
 
 def test_shuffled_files_give_the_same_submission(small):

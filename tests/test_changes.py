@@ -17,8 +17,12 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, Workplace, make_tiny
 
-from foldwise import UserError, atomic, competition, folds, index, weights
-from foldwise.runs import load_run, write_run
+from foldwise import UserError
+from foldwise.core import files
+from foldwise.core.files import is_locked, locked, platform, temporary_folder
+from foldwise.data import competition, folds, index
+from foldwise.data.runs import load_run, write_run
+from foldwise.model import weights
 
 QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.cpu_step=plain", "train.epochs=1")
 
@@ -43,9 +47,7 @@ def pixels(place: Workplace) -> bytes:
     ("change", "named"),
     [({"group": "patient"}, "group: None -> patient"), ({"folds": {"n": 4, "seed": 0}}, "folds.n: 3 -> 4")],
 )
-def test_a_changed_competition_file_is_refused_once_folds_exist(
-    prepared: Workplace, change: dict, named: str
-) -> None:
+def test_a_changed_competition_file_is_refused_once_folds_exist(prepared: Workplace, change: dict, named: str) -> None:
     prepared.describe(**change)
     for step in (("01_preprocess.py", "--sizes", 32), QUICK, ("03_metadata.py",)):
         line = prepared.refused(*step)
@@ -153,7 +155,7 @@ def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_second_01_is_refused_while_one_works(prepared: Workplace) -> None:
-    with atomic.locked(prepared.derived / ".lock"):
+    with locked(prepared.derived / ".lock"):
         assert "another 01_preprocess.py" in prepared.refused("01_preprocess.py", "--sizes", 32)
 
 
@@ -161,7 +163,7 @@ def test_restart_and_other_settings_are_refused_while_a_fold_trains(prepared: Wo
     prepared.run(*QUICK, "--fold", 0, "--hours", 1e-9, check=False)
     folder = prepared.runs / "quick"
     (folder / "fold0.ckpt").write_bytes(b"of the process that trains it")
-    with atomic.locked(folder / ".fold0.lock"):
+    with locked(folder / ".fold0.lock"):
         assert "being trained by another process" in prepared.refused(*QUICK, "--fold", 0, "--restart")
         assert (folder / "fold0.ckpt").exists(), "a refused --restart deletes nothing"
         (folder / "fold0.ckpt").unlink()
@@ -191,16 +193,16 @@ def test_two_writers_of_one_run_never_mix(prepared: Workplace, monkeypatch: pyte
 
 @pytest.mark.smoke
 def test_a_lock_holds_where_the_kernel_knows_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     path = tmp_path / ".lock"
-    with atomic.locked(path):
-        assert atomic.is_locked(path)
-        with pytest.raises(BlockingIOError), atomic.locked(path, wait=False):
+    with locked(path):
+        assert is_locked(path)
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
             pass
-    assert not atomic.is_locked(path)
-    (tmp_path / ".lock.holder").write_text(f"{atomic.platform.node()} 4194304")  # beyond any process number
-    with atomic.locked(path):
-        assert atomic.is_locked(path), "a holder that is gone counts for nothing"
+    assert not is_locked(path)
+    (tmp_path / ".lock.holder").write_text(f"{platform.node()} 4194304")  # beyond any process number
+    with locked(path):
+        assert is_locked(path), "a holder that is gone counts for nothing"
 
 
 # --- ends -------------------------------------------------------------------------------------------------
@@ -223,8 +225,12 @@ def test_no_process_outlives_a_killed_01(tmp_path: Path, end: signal.Signals) ->
     for k in range(60):
         cv2.imwrite(str(tmp_path / f"{k}.png"), noise.integers(0, 255, (900, 900, 3)).astype(np.uint8))
     command = [sys.executable, REPOSITORY / "src" / "01_preprocess.py", "--inspect", tmp_path, "--workers", "2"]
-    process = subprocess.Popen([*map(str, command), "--report", str(tmp_path / "r.csv")], start_new_session=True,
-                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [*map(str, command), "--report", str(tmp_path / "r.csv")],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
     def alive() -> list[int]:
         ours = []
@@ -253,7 +259,7 @@ def test_no_process_outlives_a_killed_01(tmp_path: Path, end: signal.Signals) ->
 def test_folders_that_killed_processes_left_are_swept(tmp_path: Path) -> None:
     (left := tmp_path / "upload.abc").mkdir()
     (left / ".lock").touch()
-    with atomic.temporary_folder(tmp_path, "upload.") as one, atomic.temporary_folder(tmp_path, "upload.") as two:
+    with temporary_folder(tmp_path, "upload.") as one, temporary_folder(tmp_path, "upload.") as two:
         assert one.is_dir() and two.is_dir() and not left.exists()
     assert not list(tmp_path.iterdir())
 
@@ -276,7 +282,7 @@ def test_sigterm_saves_inside_the_epoch_and_the_same_command_continues(prepared:
 
 @pytest.mark.smoke
 def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
-    from foldwise.schema import read_yaml
+    from foldwise.core.schema import read_yaml
 
     lines = ["a0: &a0 [x, x, x]"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12)]
     (tmp_path / "laughs.yaml").write_text("\n".join(lines))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foldwise import UserError, competition, config, paths
-from foldwise.atomic import digest
+from foldwise import UserError
+from foldwise.core import paths
+from foldwise.core.files import digest
+from foldwise.data import competition
+from foldwise.data.recipe import NEEDS, RECIPES, differences, help_recipe, load_recipe, recipe_settings
 
 pytestmark = pytest.mark.smoke
 
@@ -19,9 +22,9 @@ def test_shipped_competitions_are_valid(file: Path) -> None:
     assert about.name == file.stem
 
 
-@pytest.mark.parametrize("file", sorted(config.RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_recipes_are_valid(file: Path) -> None:
-    assert config.load(file.stem).image_size >= 16
+    assert load_recipe(file.stem).image_size >= 16
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_outputs_go_to_kaggle_working_where_the_repository_is_read_only(
 def test_recipes_inherit_and_overrides_win(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("image_size: 64\ntrain: {epochs: 3, lr: 1e-3}\n")
     (tmp_path / "b.yaml").write_text("base: a\ntrain: {epochs: 5}\nmodel: {kwargs: {drop_rate: 0.1}}\n")
-    recipe = config.load(str(tmp_path / "b.yaml"), ["seed=7", "model.kwargs={drop_rate: 0.5}", "train.lr=2e-3"])
+    recipe = load_recipe(str(tmp_path / "b.yaml"), ["seed=7", "model.kwargs={drop_rate: 0.5}", "train.lr=2e-3"])
     assert (recipe.image_size, recipe.train.epochs, recipe.train.lr, recipe.seed) == (64, 5, 2e-3, 7)
     assert recipe.model.kwargs == {"drop_rate": 0.5}
 
@@ -100,7 +103,7 @@ def test_recipes_that_inherit_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b\n")
     (tmp_path / "b.yaml").write_text("base: a\n")
     with pytest.raises(UserError, match="circle"):
-        config.load(str(tmp_path / "a.yaml"))
+        load_recipe(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_recipes_that_inherit_in_a_circle_are_refused(tmp_path: Path) -> None:
 )
 def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        config.load("baseline", [override])
+        load_recipe("baseline", [override])
     assert message in str(error.value)
 
 
@@ -158,28 +161,28 @@ def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
 )
 def test_a_setting_that_another_one_voids_is_refused_with_both_names(idle: list[str], needs: str) -> None:
     with pytest.raises(UserError) as error:
-        config.load("baseline", idle)
+        load_recipe("baseline", idle)
     key = idle[0].split("=")[0]
     assert f"{key}" in str(error.value) and "has no effect" in str(error.value) and needs in str(error.value)
 
 
 def test_settings_with_what_they_need_are_taken() -> None:
-    config.load("baseline", ["train.snapshots=true", "train.cycles=2", "predict.average=logit"])
-    config.load("baseline", ["model.weights=w.pth", "model.pretrained=false", "model.mode=frozen"])
-    config.load("baseline", ["augment={mixup: 0.5, cutmix: 0.5, mixup_alpha: 0.1, cutmix_alpha: 0.2}"])
+    load_recipe("baseline", ["train.snapshots=true", "train.cycles=2", "predict.average=logit"])
+    load_recipe("baseline", ["model.weights=w.pth", "model.pretrained=false", "model.mode=frozen"])
+    load_recipe("baseline", ["augment={mixup: 0.5, cutmix: 0.5, mixup_alpha: 0.1, cutmix_alpha: 0.2}"])
     with pytest.raises(UserError, match="their sum is 1 at most"):
-        config.load("baseline", ["augment={mixup: 1.0, cutmix: 0.5}"])
+        load_recipe("baseline", ["augment={mixup: 1.0, cutmix: 0.5}"])
 
 
 def test_every_name_in_the_list_of_needs_is_a_setting() -> None:
-    names = {line.split("=")[0] for line in config.help_recipe().splitlines()} | {"model.second.weights"}
-    for keys, _, _ in config.NEEDS:
+    names = {line.split("=")[0] for line in help_recipe().splitlines()} | {"model.second.weights"}
+    for keys, _, _ in NEEDS:
         for key in keys.split():
             assert any(name == key or name.startswith(f"{key}.") for name in names), key
 
 
 def test_help_lists_every_knob_once_with_its_meaning() -> None:
-    lines = config.help_recipe().splitlines()
+    lines = help_recipe().splitlines()
     names = [line.split("=")[0] for line in lines]
     assert len(names) == len(set(names))
     assert {"image_size", "train.lr", "model.weights", "augment.mixup", "predict.tta", "seed"} <= set(names)
@@ -189,7 +192,7 @@ def test_help_lists_every_knob_once_with_its_meaning() -> None:
 def test_settings_and_digest_do_not_depend_on_how_a_recipe_was_written(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {epochs: 3}\n")
     (tmp_path / "b.yaml").write_text("base: a\n")
-    a, b = (config.settings(config.load(str(tmp_path / f"{name}.yaml"))) for name in "ab")
+    a, b = (recipe_settings(load_recipe(str(tmp_path / f"{name}.yaml"))) for name in "ab")
     assert digest(a) == digest(b)
-    changed = config.settings(config.load(str(tmp_path / "a.yaml"), ["train.epochs=4"]))
-    assert config.differences(a, changed) == ["train.epochs: 3 -> 4"]
+    changed = recipe_settings(load_recipe(str(tmp_path / "a.yaml"), ["train.epochs=4"]))
+    assert differences(a, changed) == ["train.epochs: 3 -> 4"]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from foldwise import UserError, augment
-from foldwise.cache import Cache
-from foldwise.dataset import Batches
+from foldwise.data.batches import Batches
+from foldwise.data.cache import Cache
 
 pytestmark = pytest.mark.smoke
 

@@ -13,7 +13,8 @@ import pydicom
 import pytest
 from pydicom.errors import InvalidDicomError
 
-from foldwise import UserError, competition, demo, metrics
+from foldwise import UserError, demo, metrics
+from foldwise.data import competition
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = 80

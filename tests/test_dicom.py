@@ -28,9 +28,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from foldwise import UserError, decoders, dicom, tags
-from foldwise.dicom import DicomError, DicomOptions
-from foldwise.source import ReadWarning
+from foldwise import UserError, dicom
+from foldwise.core.source import ReadWarning
+from foldwise.dicom import DicomError, DicomOptions, decode, parse
 
 REPO = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPO.parent / "shared")) / "data/dicom"
@@ -92,7 +92,7 @@ def test_real_file_is_read_like_the_twin_or_refused_with_the_reason(path: Path) 
 
 
 def _has_libjpeg() -> bool:
-    return decoders._has("libjpeg")
+    return decode._has("libjpeg")
 
 
 @needs_shared
@@ -125,12 +125,12 @@ def test_reduced_decoding_stays_within_its_bound(size: int) -> None:
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_header_scan_agrees_with_pydicom(path: Path) -> None:
     view = memoryview(path.read_bytes())
-    parsed = tags.scan(view, header_only=True)
-    full = tags.parse_with_pydicom(view)
+    parsed = parse.scan(view, header_only=True)
+    full = parse.parse_with_pydicom(view)
     if parsed is not None:
-        found, expected = tags.metadata(parsed, None), tags.metadata(full, None)
+        found, expected = parse.metadata(parsed, None), parse.metadata(full, None)
         assert found == expected
-    whole = tags.scan(view)
+    whole = parse.scan(view)
     if whole is not None:
         assert bytes(whole.pixels).startswith(bytes(full.pixels))
     fields = dicom.read_header(path)
@@ -143,8 +143,11 @@ def test_decoders_write_nothing_to_the_terminal() -> None:
     code += " try: dicom.read_image(p)\n except dicom.DicomError: pass"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, FILES)],
-        env={**os.environ, "PYTHONPATH": str(REPO / "src")}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(REPO / "src")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0 and done.stdout == "" and done.stderr == ""
 
 
@@ -152,13 +155,13 @@ def test_decoders_write_nothing_to_the_terminal() -> None:
 def test_the_two_lossless_jpeg_decoders_agree() -> None:
     checked = 0
     for path in FILES:
-        parsed = tags.parse(path.read_bytes())
-        if parsed.syntax == decoders.JPEG_LOSSLESS:
-            layout = decoders.layout_of(parsed, 10**8)
-            frame = decoders._encapsulated(parsed, layout, 0)
-            precision = decoders.jpeg_parameters(frame).precision
-            fast = decoders._dicomsdl(frame, layout, decoders.JPEG_LOSSLESS, precision)
-            np.testing.assert_array_equal(fast, decoders._gdcm_lossless(frame, layout))
+        parsed = parse.parse(path.read_bytes())
+        if parsed.syntax == decode.JPEG_LOSSLESS:
+            layout = decode.layout_of(parsed, 10**8)
+            frame = decode._encapsulated(parsed, layout, 0)
+            precision = decode.jpeg_parameters(frame).precision
+            fast = decode._dicomsdl(frame, layout, decode.JPEG_LOSSLESS, precision)
+            np.testing.assert_array_equal(fast, decode._gdcm_lossless(frame, layout))
             checked += 1
     assert checked == 4
 
@@ -167,9 +170,14 @@ def test_the_two_lossless_jpeg_decoders_agree() -> None:
 
 
 def make(
-    path: Path, values: np.ndarray, *, photometric: str = "MONOCHROME2", stored: int | None = None,
-    syntax: str = ExplicitVRLittleEndian, **elements: object,
-) -> Path:  # fmt: skip
+    path: Path,
+    values: np.ndarray,
+    *,
+    photometric: str = "MONOCHROME2",
+    stored: int | None = None,
+    syntax: str = ExplicitVRLittleEndian,
+    **elements: object,
+) -> Path:
     """A file of (N, H, W) or (H, W) gray, or (..., 3) colour values, by pydicom."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, pydicom.uid.SecondaryCaptureImageStorage
@@ -235,13 +243,22 @@ def same_as_twin(path: Path, **options: object) -> np.ndarray:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian,
-                                    DeflatedExplicitVRLittleEndian])  # fmt: skip
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
 @pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("u2", 10), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
 def test_gray_of_every_depth(tmp_path: Path, syntax: str, dtype: str, bits: int) -> None:
     values = gradient(dtype, bits)
-    path = make(tmp_path / "a.dcm", values, stored=bits, syntax=syntax, WindowCenter=100, WindowWidth=900,
-                RescaleSlope=0.5, RescaleIntercept=-20)  # fmt: skip
+    path = make(
+        tmp_path / "a.dcm",
+        values,
+        stored=bits,
+        syntax=syntax,
+        WindowCenter=100,
+        WindowWidth=900,
+        RescaleSlope=0.5,
+        RescaleIntercept=-20,
+    )
     same_as_twin(path)
 
 
@@ -257,8 +274,15 @@ def test_lossless_compression(tmp_path: Path, syntax: str, dtype: str, bits: int
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4", "i4"])
 def test_window_functions(tmp_path: Path, function: str | None, photometric: str, dtype: str) -> None:
     voi = {"VOILUTFunction": function} if function else {}
-    path = make(tmp_path / "a.dcm", gradient(dtype, 8 if dtype == "u1" else 12), photometric=photometric,
-                stored=8 if dtype == "u1" else 12, WindowCenter=[70.5, 0], WindowWidth=[300, 10], **voi)  # fmt: skip
+    path = make(
+        tmp_path / "a.dcm",
+        gradient(dtype, 8 if dtype == "u1" else 12),
+        photometric=photometric,
+        stored=8 if dtype == "u1" else 12,
+        WindowCenter=[70.5, 0],
+        WindowWidth=[300, 10],
+        **voi,
+    )
     image = same_as_twin(path)
     assert 0 < image.mean() < 255
 
@@ -436,15 +460,24 @@ def test_palette(tmp_path: Path, bits: int) -> None:
 def test_frames_and_windows_are_chosen(tmp_path: Path) -> None:
     values = np.stack([np.full((4, 4), level, np.uint8) for level in (0, 50, 100, 250)])
     path = make(tmp_path / "a.dcm", values)
-    shown = {frame: int(dicom.read_image(path, options=DicomOptions(frame=frame))[0, 0])
-             for frame in ("first", "middle", "last", "mean", 1, -1)}  # fmt: skip
+    shown = {
+        frame: int(dicom.read_image(path, options=DicomOptions(frame=frame))[0, 0])
+        for frame in ("first", "middle", "last", "mean", 1, -1)
+    }
     assert shown == {"first": 0, "middle": 100, "last": 250, "mean": 100, 1: 50, -1: 250}
     with pytest.raises(DicomError, match="frame 4 of a file with 4"):
         dicom.read_image(path, options=DicomOptions(frame=4))
     assert dicom.frame_count(path) == 4
     hounsfield = np.linspace(-1000, 2000, 400).astype(np.int16).reshape(20, 20)
-    path = make(tmp_path / "b.dcm", hounsfield, Modality="CT", RescaleIntercept=0, RescaleSlope=1,
-                WindowCenter=[40, 400], WindowWidth=[80, 1800])  # fmt: skip
+    path = make(
+        tmp_path / "b.dcm",
+        hounsfield,
+        Modality="CT",
+        RescaleIntercept=0,
+        RescaleSlope=1,
+        WindowCenter=[40, 400],
+        WindowWidth=[80, 1800],
+    )
     stack = dicom.read_image(path, options=DicomOptions(window=["brain", "file:1", "-600/1500"]))
     assert stack.shape == (20, 20, 3)
     np.testing.assert_array_equal(stack[..., 0], dicom.read_image(path))
@@ -475,16 +508,28 @@ def test_a_named_window_is_not_laid_on_values_that_are_no_hounsfield_units(tmp_p
 def test_wrapped_air_is_told_and_unwrapped(tmp_path: Path) -> None:
     hounsfield = body()
     right = make(tmp_path / "right.dcm", hounsfield, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
-    wrapped = make(tmp_path / "wrapped.dcm", (hounsfield.astype(int) % 4096).astype(np.uint16), stored=12,
-                   Modality="CT", RescaleIntercept=0, RescaleSlope=1)  # fmt: skip
+    wrapped = make(
+        tmp_path / "wrapped.dcm",
+        (hounsfield.astype(int) % 4096).astype(np.uint16),
+        stored=12,
+        Modality="CT",
+        RescaleIntercept=0,
+        RescaleSlope=1,
+    )
     for window in ("soft_tissue", "lung", "percentile"):
         with pytest.warns(ReadWarning, match=r"image: \{unwrap: true\}"):
             white = dicom.read_image(wrapped, options=DicomOptions(window=window))
         assert white[0, 0] > 250
         mended = dicom.read_image(wrapped, options=DicomOptions(window=window, unwrap=True))
         np.testing.assert_array_equal(mended, dicom.read_image(right, options=DicomOptions(window=window)))
-    sound = make(tmp_path / "sound.dcm", (hounsfield + 1024).astype(np.uint16), stored=12, Modality="CT",
-                 RescaleIntercept=-1024, RescaleSlope=1)  # fmt: skip
+    sound = make(
+        tmp_path / "sound.dcm",
+        (hounsfield + 1024).astype(np.uint16),
+        stored=12,
+        Modality="CT",
+        RescaleIntercept=-1024,
+        RescaleSlope=1,
+    )
     full = make(tmp_path / "full.dcm", gradient("u2", 12), stored=12, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
     for path in (sound, full):
         with warnings.catch_warnings():
@@ -526,8 +571,13 @@ def test_a_damaged_modality_lut(tmp_path: Path) -> None:
         item = pydicom.Dataset()
         item.add_new("LUTDescriptor", "US", descriptor)
         item.add_new("LUTData", "OW", (np.arange(entries, dtype="<u2") * 16).tobytes())
-        return make(tmp_path / "lut.dcm", np.arange(256, dtype=np.uint8).reshape(16, 16),
-                    ModalityLUTSequence=[item], WindowCenter=2048, WindowWidth=4096)  # fmt: skip
+        return make(
+            tmp_path / "lut.dcm",
+            np.arange(256, dtype=np.uint8).reshape(16, 16),
+            ModalityLUTSequence=[item],
+            WindowCenter=2048,
+            WindowWidth=4096,
+        )
 
     sound = dicom.read_image(with_lut([256, 0, 16], 256))
     with pytest.warns(ReadWarning, match="fewer entries than its descriptor says"):
@@ -551,11 +601,13 @@ def test_functional_groups_hold_a_frame_s_own_window(tmp_path: Path) -> None:
     shared = pydicom.Dataset()
     shared.PixelValueTransformationSequence = [rescale]
     values = np.stack([gradient("u2", 8)] * 2)
-    path = make(tmp_path / "a.dcm", values, PerFrameFunctionalGroupsSequence=groups,
-                SharedFunctionalGroupsSequence=[shared])  # fmt: skip
+    path = make(
+        tmp_path / "a.dcm", values, PerFrameFunctionalGroupsSequence=groups, SharedFunctionalGroupsSequence=[shared]
+    )
     for frame, center in enumerate((100, 200)):
-        expected = make(tmp_path / "b.dcm", values[0], RescaleIntercept=10, RescaleSlope=2,
-                        WindowCenter=center, WindowWidth=100)  # fmt: skip
+        expected = make(
+            tmp_path / "b.dcm", values[0], RescaleIntercept=10, RescaleSlope=2, WindowCenter=center, WindowWidth=100
+        )
         np.testing.assert_array_equal(
             dicom.read_image(path, options=DicomOptions(frame=frame)), dicom.read_image(expected)
         )
@@ -563,8 +615,9 @@ def test_functional_groups_hold_a_frame_s_own_window(tmp_path: Path) -> None:
 
 def test_percentiles_and_defaults_where_there_is_no_window(tmp_path: Path) -> None:
     same_as_twin(make(tmp_path / "a.dcm", gradient("u2", 14), stored=14, Modality="MG"))
-    same_as_twin(make(tmp_path / "b.dcm", gradient("i2", 12), stored=12, Modality="CT",
-                      RescaleIntercept=-24, RescaleSlope=1))  # fmt: skip
+    same_as_twin(
+        make(tmp_path / "b.dcm", gradient("i2", 12), stored=12, Modality="CT", RescaleIntercept=-24, RescaleSlope=1)
+    )
     constant = np.full((5, 5), 7, np.uint16)
     assert dicom.read_image(make(tmp_path / "c.dcm", constant)).max() == 0
     plain = gradient("u1")
@@ -579,12 +632,15 @@ def test_any_window_and_rescale_like_the_twin(
     values = gradient(dtype, shape=(rows, columns)) if rows * columns > 1 else np.zeros((1, 1), dtype)
     numbers = st.integers(-3000, 3000).map(lambda n: n / 4)
     path = make(
-        tmp_path_factory.mktemp("any") / "a.dcm", values,
+        tmp_path_factory.mktemp("any") / "a.dcm",
+        values,
         photometric=data.draw(st.sampled_from(["MONOCHROME1", "MONOCHROME2"])),
-        WindowCenter=data.draw(numbers), WindowWidth=data.draw(st.integers(2, 90000)),
+        WindowCenter=data.draw(numbers),
+        WindowWidth=data.draw(st.integers(2, 90000)),
         VOILUTFunction=data.draw(st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"])),
-        RescaleSlope=data.draw(st.sampled_from([-1.0, 0.25, 1.0, 3.5])), RescaleIntercept=data.draw(numbers),
-    )  # fmt: skip
+        RescaleSlope=data.draw(st.sampled_from([-1.0, 0.25, 1.0, 3.5])),
+        RescaleIntercept=data.draw(numbers),
+    )
     image, twin = dicom.read_image(path).astype(int), reference_dicom.read_image(path)
     assert np.abs(image - twin).max() <= 1 and (image != twin).mean() < 0.05  # ties of rounding in float64
 
@@ -606,27 +662,58 @@ def test_resize_averages_and_does_not_alias() -> None:
 @pytest.mark.smoke
 def test_header_values_are_typed_and_personal_ones_left_out(tmp_path: Path) -> None:
     path = make(
-        tmp_path / "a.dcm", gradient("u1"), PatientName="Doe^Jane", PatientID="123", PatientBirthDate="19700102",
-        PatientAge="018M", PatientSex="F", PatientAddress="Main St", StudyDate="20240131", StudyTime="072731.5",
-        AcquisitionDateTime="20240131072731.5+0100", PixelSpacing=["0.5", "0.25"], InstanceNumber="7",
-        ReferringPhysicianName="Who", ImageType=["DERIVED", "PRIMARY"], Manufacturer="ACME ", EchoTime="",
-        InstitutionName="Sankt Jürgen", SpecificCharacterSet="ISO_IR 100",
-    )  # fmt: skip
+        tmp_path / "a.dcm",
+        gradient("u1"),
+        PatientName="Doe^Jane",
+        PatientID="123",
+        PatientBirthDate="19700102",
+        PatientAge="018M",
+        PatientSex="F",
+        PatientAddress="Main St",
+        StudyDate="20240131",
+        StudyTime="072731.5",
+        AcquisitionDateTime="20240131072731.5+0100",
+        PixelSpacing=["0.5", "0.25"],
+        InstanceNumber="7",
+        ReferringPhysicianName="Who",
+        ImageType=["DERIVED", "PRIMARY"],
+        Manufacturer="ACME ",
+        EchoTime="",
+        InstitutionName="Sankt Jürgen",
+        SpecificCharacterSet="ISO_IR 100",
+    )
     ds = pydicom.dcmread(path)
     ds.private_block(0x0011, "SECRET", create=True).add_new(1, "LO", "private")
     fields = dicom.read_header(save(ds, path))
     expected = {
-        "PatientAge": 1.5, "PatientSex": "F", "StudyDate": "2024-01-31", "StudyTime": "07:27:31.5",
-        "AcquisitionDateTime": "2024-01-31T07:27:31.5+0100", "PixelSpacing": [0.5, 0.25], "InstanceNumber": 7,
-        "ImageType": ["DERIVED", "PRIMARY"], "Manufacturer": "ACME", "Rows": 37, "InstitutionName": "Sankt Jürgen",
-    }  # fmt: skip
+        "PatientAge": 1.5,
+        "PatientSex": "F",
+        "StudyDate": "2024-01-31",
+        "StudyTime": "07:27:31.5",
+        "AcquisitionDateTime": "2024-01-31T07:27:31.5+0100",
+        "PixelSpacing": [0.5, 0.25],
+        "InstanceNumber": 7,
+        "ImageType": ["DERIVED", "PRIMARY"],
+        "Manufacturer": "ACME",
+        "Rows": 37,
+        "InstitutionName": "Sankt Jürgen",
+    }
     assert {key: fields.get(key) for key in expected} == expected
-    assert not {"PatientName", "PatientID", "PatientBirthDate", "PatientAddress", "ReferringPhysicianName",
-                "PixelData", "EchoTime"} & set(fields)  # fmt: skip
+    assert not {
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientAddress",
+        "ReferringPhysicianName",
+        "PixelData",
+        "EchoTime",
+    } & set(fields)
     assert "private" not in fields.values() and "SECRET" not in fields.values()
     assert dicom.read_header(path, ["PatientID", "EchoTime", "PatientAge"]) == {
-        "PatientID": "123", "EchoTime": None, "PatientAge": 1.5,
-    }  # fmt: skip
+        "PatientID": "123",
+        "EchoTime": None,
+        "PatientAge": 1.5,
+    }
     with pytest.raises(DicomError, match="'PatientAges' is no DICOM keyword"):
         dicom.read_header(path, ["PatientAges"])
 
@@ -635,7 +722,7 @@ def test_header_values_are_typed_and_personal_ones_left_out(tmp_path: Path) -> N
     ("text", "years"), [("045Y", 45.0), ("006M", 0.5), ("010D", 0.0274), ("52", 52.0), ("x", None)]
 )
 def test_age(text: str, years: float | None) -> None:
-    assert tags.age(text) == years
+    assert parse.age(text) == years
 
 
 # ------------------------------------------------------------------------------- what must be refused
@@ -674,7 +761,7 @@ def test_bombs(tmp_path: Path) -> None:
     with pytest.raises(DicomError, match="grows past"):
         import zlib
 
-        tags.inflate(zlib.compress(bytes(1 << 20))[2:-4], 1 << 16)
+        parse.inflate(zlib.compress(bytes(1 << 20))[2:-4], 1 << 16)
 
 
 def test_no_preamble_no_syntax_and_not_dicom(tmp_path: Path) -> None:
@@ -756,9 +843,22 @@ print(dict(counts), peak, "MB")
 
 def _fuzz(folder: Path, files: list[Path], first: int, count: int, timeout: float) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FUZZ, str(REPO / "src"), str(first), str(count), str(folder),
-         *map(str, files)], capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            FUZZ,
+            str(REPO / "src"),
+            str(first),
+            str(count),
+            str(folder),
+            *map(str, files),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     seed = (folder / "seed").read_text() if (folder / "seed").exists() else "none"
     assert done.returncode == 0, f"exit {done.returncode} at case {seed}: {done.stderr[-500:]}"
 
@@ -772,8 +872,17 @@ def test_damaged_real_files_never_crash_or_hang(tmp_path: Path) -> None:
 def test_damaged_made_files_never_crash_or_hang(tmp_path: Path) -> None:
     rng = random.Random(0)
     files = []
-    for number, syntax in enumerate([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
-                                     JPEG2000Lossless, JPEGLSLossless, DeflatedExplicitVRLittleEndian]):  # fmt: skip
+    for number, syntax in enumerate(
+        [
+            ExplicitVRLittleEndian,
+            ImplicitVRLittleEndian,
+            ExplicitVRBigEndian,
+            RLELossless,
+            JPEG2000Lossless,
+            JPEGLSLossless,
+            DeflatedExplicitVRLittleEndian,
+        ]
+    ):
         files.append(
             make(tmp_path / f"{number}.dcm", gradient(rng.choice(["u1", "u2", "i2"]), shape=(48, 50)), syntax=syntax)
         )

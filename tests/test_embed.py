@@ -15,9 +15,12 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC
 
-from foldwise import UserError, classifiers, run_report
-from foldwise.classifiers import Chunked, Heads
-from foldwise.kernel import Features, KernelMethod, Pairs, _svc
+from foldwise import UserError
+from foldwise.data.runs import recipe_of
+from foldwise.report.run import thresholds, write_run_report
+from foldwise.tabular import heads, kernel
+from foldwise.tabular.heads import CLASSIFIERS, REGRESSORS, Chunked, Heads, sigmoid
+from foldwise.tabular.kernel import Features, KernelMethod, Pairs, _svc
 
 
 def blobs(rows: int = 240, width: int = 12, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,25 +63,25 @@ def test_probabilities_are_those_of_calibrated_classifier_cv() -> None:
     scores = np.zeros(len(y))
     for fit, ask in every:
         scores[ask] = SVC().fit(scaled[fit], y[fit]).decision_function(scaled[ask])
-    slope, offset = classifiers.sigmoid(scores, y == 1)
+    slope, offset = sigmoid(scores, y == 1)
     own = 1 / (1 + np.exp(-(slope * SVC().fit(scaled, y).decision_function(scaled) + offset)))
     assert np.abs(own - theirs).max() < 2e-3
 
 
-@pytest.mark.parametrize("name", classifiers.CLASSIFIERS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_every_head_tells_classes_apart_and_gives_probabilities(name: str, classes: int) -> None:
     x, y = blobs(180, classes=classes)
-    heads = Heads(name, "multiclass", x, alone(180), outputs=classes + 1)  # one class has no row here
-    (pred,), (chosen,) = heads.fit_predict(np.arange(120), y[:120], [np.arange(120, 180)])
+    head = Heads(name, "multiclass", x, alone(180), outputs=classes + 1)  # one class has no row here
+    (pred,), (chosen,) = head.fit_predict(np.arange(120), y[:120], [np.arange(120, 180)])
     assert pred.shape == (60, classes + 1)
     assert np.allclose(pred.sum(axis=1), 1, atol=1e-6)
     assert (pred >= 0).all() and np.allclose(pred[:, classes], 0.5 / (120 + 0.5 * (classes + 1)))
     assert (pred.argmax(axis=1) == y[120:]).mean() > 0.8
-    assert chosen in classifiers._grid(name)
+    assert chosen in heads._grid(name)
 
 
-@pytest.mark.parametrize("name", classifiers.REGRESSORS)
+@pytest.mark.parametrize("name", REGRESSORS)
 def test_every_regressor_beats_the_mean(name: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (200, 6)).astype(np.float32)
@@ -94,9 +97,9 @@ def test_no_head_is_turned_upside_down(name: str) -> None:
     x = rng.normal(0, 1, (90, 4)).astype(np.float32)
     for seed in range(20):
         y = np.random.default_rng(seed).permutation(np.arange(90) % 2)
-        heads = Heads(name, "binary", x, alone(90))
+        head = Heads(name, "binary", x, alone(90))
         method = heads._method(Features.fit(x, np.arange(60)), np.arange(60), 2)
-        (pred,), (chosen,) = heads.fit_predict(np.arange(60), y[:60], [np.arange(60, 90)])
+        (pred,), (chosen,) = head.fit_predict(np.arange(60), y[:60], [np.arange(60, 90)])
         raw = method.scores(np.arange(60), y[:60], np.arange(60, 90), [chosen])[0][:, 0]
         flat = np.ptp(pred[:, 0]) == 0
         assert np.corrcoef(raw, pred[:, 0])[0, 1] > 0 if not flat else abs(pred[0, 0] - y[:60].mean()) < 0.05
@@ -104,7 +107,7 @@ def test_no_head_is_turned_upside_down(name: str) -> None:
 
 @pytest.mark.smoke
 def test_calibration_s_slope_is_never_below_zero() -> None:
-    slope, offset = classifiers.sigmoid(np.linspace(-1, 1, 40), np.arange(40) < 10)
+    slope, offset = sigmoid(np.linspace(-1, 1, 40), np.arange(40) < 10)
     assert slope == 0 and 1 / (1 + np.exp(-offset)) == pytest.approx((10 * 11 / 12 + 30 / 32) / 40)
 
 
@@ -173,7 +176,7 @@ def test_beyond_memory_the_answers_stay_close_and_it_is_said(name: str, capsys: 
 
 
 def test_sums_over_chunks_are_exact_for_ridge_and_logistic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifiers, "CHUNK", 64)
+    monkeypatch.setattr(kernel, "CHUNK", 64)
     x, y = blobs(300)
     fit, ask = np.arange(200), np.arange(200, 300)
     features = Features.fit(x, fit)
@@ -227,15 +230,15 @@ def place(embedded: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 
 def tables(place: Workplace):  # type: ignore[no-untyped-def]
     """The competition, its index and its folds."""
-    from foldwise import competition, folds, index
+    from foldwise.data import competition, folds, index
 
     about = competition.load(str(place.competition))
     return about, index.load(about), folds.load(about)
 
 
 def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None:
-    from foldwise import embeddings
-    from foldwise.runs import recipe_of
+    from foldwise.data.runs import recipe_of
+    from foldwise.tabular import embeddings
 
     about, table, fold_table = tables(place)
     files = sorted((place.runs / "quick").glob("fold*_embeddings.npy"))
@@ -262,7 +265,7 @@ def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None
 
 
 def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foldwise import embeddings
+    from foldwise.tabular import embeddings
 
     about, table, fold_table = tables(place)
     monkeypatch.setattr(embeddings, "CHUNK", 16)
@@ -295,17 +298,18 @@ def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: 
 
 
 def test_a_recipes_weights_embed_once_for_all_folds(place: Workplace) -> None:
-    from foldwise import config, embeddings
+    from foldwise.data.recipe import load_recipe
+    from foldwise.tabular import embeddings
 
     about, table, fold_table = tables(place)
     with pytest.raises(UserError, match="without pretrained weights"):
         quick = str(place.root / "quick.yaml")
-        next(embeddings.each_fold(about, config.load(quick), quick, None, table, fold_table))
+        next(embeddings.each_fold(about, load_recipe(quick), quick, None, table, fold_table))
     model = {"name": "test_resnet", "weights": str(backbone_of(place.runs / "quick" / "fold0.safetensors"))}
     given = str(place.root / "given.yaml")
     Path(given).write_text(yaml.safe_dump({**QUICK, "model": model}))
     for overrides in ([], ["predict.tta=flip"], ["train.lr=0.1"]):
-        recipe = config.load(given, overrides)
+        recipe = load_recipe(given, overrides)
         made = list(embeddings.fit_heads(about, recipe, given, None, "ridge", table, fold_table, "unit"))
         assert [fold for fold, *_ in made] == [0, 1, 2]
     assert (place.runs / "given_embeddings" / "embeddings.npy").exists()
@@ -345,7 +349,7 @@ def test_thresholds_against_trying_every_one() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random(300) < 0.2).astype(np.int64)
     p = np.round(np.clip(0.3 * truth + rng.random(300) * 0.7, 0, 1), 2)  # with ties
-    found = run_report.thresholds(truth, p)
+    found = thresholds(truth, p)
     tried = np.unique(np.concatenate([p, [0.0]]))
 
     def f1(t: float) -> float:
@@ -356,15 +360,15 @@ def test_thresholds_against_trying_every_one() -> None:
 
     assert f1(found["best F1"]) == pytest.approx(max(map(f1, tried)))
     assert youden(found["best Youden"]) == pytest.approx(max(map(youden, tried)))
-    assert run_report.thresholds(np.zeros(5, np.int64), np.arange(5.0)) == {}
+    assert thresholds(np.zeros(5, np.int64), np.arange(5.0)) == {}
 
 
 def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
-    from foldwise import competition
+    from foldwise.data import competition
 
     about = competition.load(str(trained.competition))
-    page = run_report.write(about, "lightgbm")
+    page = write_run_report(about, "lightgbm")
     for name in ("confusion.png", "calibration.png", "per_class.csv", "confusion.csv", "pairs.csv"):
         assert (page.parent / name).stat().st_size > 50, name
     oof = pd.read_csv(trained.runs / "lightgbm" / "oof.csv")
@@ -380,7 +384,7 @@ def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch:
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
-    from foldwise import competition
+    from foldwise.data import competition
 
     rng = np.random.default_rng(0)
     n, names = 300, ["a<b", "tick & tock", "c"]
@@ -399,15 +403,19 @@ def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: p
         base[[f"target_{name}" for name in names]] = truth
         base[[f"pred_{name}" for name in names]] = np.clip(0.4 * truth + rng.random((n, 3)) * 0.6, 0, 1)
     description = {
-        "name": "made", "task": task, "metric": {"regression": "rmse", "multiclass": "log_loss"}.get(task, "roc_auc"),
-        "id": "id", "target": names if task == "multilabel" else "y", "train": {"table": "t.csv", "images": "{id}.png"},
+        "name": "made",
+        "task": task,
+        "metric": {"regression": "rmse", "multiclass": "log_loss"}.get(task, "roc_auc"),
+        "id": "id",
+        "target": names if task == "multilabel" else "y",
+        "train": {"table": "t.csv", "images": "{id}.png"},
         "test": {"table": "t.csv", "images": "{id}.png"},
-    }  # fmt: skip
+    }
     (tmp_path / "made.yaml").write_text(yaml.safe_dump(description))
     run = tmp_path / "oof" / "made" / "elsewhere"
     run.mkdir(parents=True)
     base.to_csv(run / "oof.csv", index=False)
-    page = run_report.write(competition.load(str(tmp_path / "made.yaml")), "elsewhere")
+    page = write_run_report(competition.load(str(tmp_path / "made.yaml")), "elsewhere")
     made = {path.name for path in page.parent.iterdir()}
     html = page.read_text()
     if task == "regression":
@@ -424,7 +432,7 @@ def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: p
 
 def test_a_run_without_all_folds_has_no_report(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(tiny.root))
-    from foldwise import competition
+    from foldwise.data import competition
 
     with pytest.raises(UserError, match=r"no oof\.csv"):
-        run_report.write(competition.load(str(tiny.competition)), "absent")
+        write_run_report(competition.load(str(tiny.competition)), "absent")

@@ -15,19 +15,16 @@ import torch
 from conftest import Workplace, shared
 from torch import Tensor, nn
 
-from foldwise import (
-    UserError,
-    cases,
-    competition,
-    config,
-    ensemble,
-    explain,
-    explain_figures,
-    explain_report,
-    models,
-)
-from foldwise.explain import Claim, Subject
-from foldwise.runs import recipe_of
+from foldwise import UserError
+from foldwise.data import competition
+from foldwise.data.recipe import load_recipe
+from foldwise.data.runs import recipe_of
+from foldwise.model import explain, fold_models
+from foldwise.model.explain import Claim, Subject
+from foldwise.model.network import Network, create_network
+from foldwise.report import cases, explain_figures
+from foldwise.report import explain as explain_page
+from foldwise.report.explain import Request
 
 SIZE = 32
 
@@ -80,14 +77,14 @@ def subject(network: nn.Module) -> Subject:
 
 
 def corner(layout: str = "nchw") -> Subject:
-    return subject(models.Network(Corner(layout), (0.0,) * 3, (1.0,) * 3))
+    return subject(Network(Corner(layout), (0.0,) * 3, (1.0,) * 3))
 
 
 def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -> Subject:
     """A small timm network, its weights moved off the zeros that some layers start from."""
-    recipe = config.load("baseline", ["model.pretrained=false", "model.mode=scratch", f"image_size={size}", *overrides])
+    recipe = load_recipe("baseline", ["model.pretrained=false", "model.mode=scratch", f"image_size={size}", *overrides])
     torch.manual_seed(0)
-    network = models.create(recipe, outputs, metadata) if metadata else models.create(recipe, outputs)
+    network = create_network(recipe, outputs, metadata) if metadata else create_network(recipe, outputs)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -152,10 +149,14 @@ def learnt() -> tuple[Subject, np.ndarray, np.ndarray]:
         images[k, y : y + 8, x : x + 8] = 255
     torch.manual_seed(0)
     body = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
         nn.MaxPool2d(2),
-    )  # fmt: skip
-    network = models.Network(Plain(body), (0.4,) * 3, (0.2,) * 3)
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+    network = Network(Plain(body), (0.4,) * 3, (0.2,) * 3)
     pixels, truth = torch.from_numpy(images), (torch.arange(192) < 96).long()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(40):
@@ -209,13 +210,16 @@ def test_evidence_against_is_the_other_map() -> None:
     assert torch.allclose(seen[1].gradient[layer], -seen[-1].gradient[layer])
 
 
-@pytest.mark.parametrize("name, size, layer, shape", [
-    ("test_resnet", 64, "layer3", (192, 4, 4)),  # layer4 has 2 x 2 cells
-    ("test_resnet", 128, "layer4", (96, 4, 4)),
-    ("test_vit", 160, "blocks.5.norm1", (64, 10, 10)),
-    ("test_efficientnet", 128, "bn2", (256, 4, 4)),
-    ("test_convnext", 128, "stages", (64, 4, 4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, size, layer, shape",
+    [
+        ("test_resnet", 64, "layer3", (192, 4, 4)),  # layer4 has 2 x 2 cells
+        ("test_resnet", 128, "layer4", (96, 4, 4)),
+        ("test_vit", 160, "blocks.5.norm1", (64, 10, 10)),
+        ("test_efficientnet", 128, "bn2", (256, 4, 4)),
+        ("test_convnext", 128, "stages", (64, 4, 4)),
+    ],
+)
 def test_the_default_layer_is_the_last_that_can_say_where(
     name: str, size: int, layer: str, shape: tuple[int, ...]
 ) -> None:
@@ -238,9 +242,11 @@ def test_swin_maps_are_channels_last() -> None:
 
 def test_two_backbones_give_two_maps_and_fusion_takes_metadata() -> None:
     asked = made(
-        "model.name=test_resnet", "model.second={name: test_efficientnet, pretrained: false}", "model.metadata=true",
+        "model.name=test_resnet",
+        "model.second={name: test_efficientnet, pretrained: false}",
+        "model.metadata=true",
         metadata=3,
-    )  # fmt: skip
+    )
     layers = explain.cam_layers(asked.network, 64)
     assert set(layers) == {"backbone", "second"}
     beside = np.array([[1, 0, -2], [0, 0, 0]], np.float32)
@@ -342,17 +348,22 @@ def ids(sheet: cases.Sheet) -> list[str]:
 
 @pytest.mark.smoke
 def test_sheets_of_a_binary_run() -> None:
-    table = pd.DataFrame({
-        "id": list("abcdef"), "fold": [0, 0, 1, 1, 2, 2], "target": [1, 1, 0, 0, 0, 1],
-        "pred": [0.05, 0.9, 0.6, 0.01, 0.2, 0.7],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "id": list("abcdef"),
+            "fold": [0, 0, 1, 1, 2, 2],
+            "target": [1, 1, 0, 0, 0, 1],
+            "pred": [0.05, 0.9, 0.6, 0.01, 0.2, 0.7],
+        }
+    )
     found = cases.answers(about("binary"), table)
     worst, right, *pairs = cases.sheets(found, cases.SHEETS, 2)
     assert ids(worst) == ["a", "c"]
     assert ids(right) == ["b", "d"] or ids(right) == ["d", "b"]
     assert sorted((sheet.title, tuple(ids(sheet))) for sheet in pairs) == [
-        ("y = 0, taken for y = 1", ("c",)), ("y = 1, taken for y = 0", ("a",)),
-    ]  # fmt: skip
+        ("y = 0, taken for y = 1", ("c",)),
+        ("y = 1, taken for y = 0", ("a",)),
+    ]
     missed = worst.cases[0]
     assert [(view.name, view.sign) for view in missed.views] == [("y = 0", -1), ("y = 1", 1)]
     assert missed.fold == 0 and missed.probability == pytest.approx(0.95) and not missed.right
@@ -371,8 +382,9 @@ def test_sheets_of_other_tasks() -> None:
     assert ids(worst) == ["b", "a", "c"] and ids(right) == ["c", "a", "b"]
     assert worst.cases[0].answer == "2" and worst.cases[0].truth == "5"
 
-    table = pd.DataFrame({**rows, "target_p": [1, 0, 0], "target_q": [0, 1, 0],
-                          "pred_p": [0.9, 0.1, 0.2], "pred_q": [0.3, 0.2, 0.1]})  # fmt: skip
+    table = pd.DataFrame(
+        {**rows, "target_p": [1, 0, 0], "target_q": [0, 1, 0], "pred_p": [0.9, 0.1, 0.2], "pred_q": [0.3, 0.2, 0.1]}
+    )
     found = cases.answers(about("multilabel", ["p", "q"]), table)
     worst = cases.sheets(found, ["worst"], 2)[0]
     assert [(case.id, case.truth) for case in worst.cases] == [("b", "q = 1"), ("a", "q = 0")]
@@ -442,17 +454,19 @@ def explained_with(place: Workplace, other: object, count: int = 6) -> float:
     """How far the explaining model is from the OOF prediction, at worst, were fold K explained by model other(K)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDWISE_ROOT", str(place.root))
-        real = ensemble.load_fold
+        real = fold_models.load_fold
         patch.setattr(
-            ensemble, "load_fold", lambda about, recipe, run, fold, table: real(about, recipe, run, other(fold), table)
+            fold_models,
+            "load_fold",
+            lambda about, recipe, run, fold, table: real(about, recipe, run, other(fold), table),
         )
         about = competition.load(str(place.competition))
         recipe = recipe_of(about, "quick")
-        material, folds_trained = explain_report._material(about, recipe, "quick")
-        asked = explain_report.Request(sheets=["worst"], count=count)
-        sheets = explain_report._sheets(material, asked, folds_trained)
-        found = explain_report._explain(material, sheets, [], asked)
-        return max(abs(explain_report._own(material, case, found) - case.probability) for case in sheets[0].cases)
+        material, folds_trained = explain_page._material(about, recipe, "quick")
+        asked = Request(sheets=["worst"], count=count)
+        sheets = explain_page._sheets(material, asked, folds_trained)
+        found = explain_page._explain(material, sheets, [], asked)
+        return max(abs(explain_page._own(material, case, found) - case.probability) for case in sheets[0].cases)
 
 
 def test_rows_by_id_unreadable_ones_are_named(explained: Workplace, tmp_path: Path) -> None:
@@ -495,7 +509,7 @@ def test_maps_of_real_weights_fall_on_the_raccoon() -> None:
     table = pd.read_csv(shared("data", "raccoon", "labels.csv")).drop_duplicates("filename", keep=False)
     table = table[table["filename"].isin(files)].head(24)
     weights = shared("weights", "mobilenetv2_100.safetensors")
-    network = models.create(config.load("mobilenetv2", [f"model.weights={weights}"]), 1000)
+    network = create_network(load_recipe("mobilenetv2", [f"model.weights={weights}"]), 1000)
     from safetensors.torch import load_file
 
     network.backbone.load_state_dict(load_file(weights))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldwise import UserError, folds
+from foldwise import UserError
+from foldwise.data import folds
 
 pytestmark = pytest.mark.smoke
 
@@ -99,7 +100,7 @@ def test_more_folds_than_groups_is_one_clear_line(tiny) -> None:  # type: ignore
 
 
 def test_check_names_a_class_that_a_fold_lacks(tiny) -> None:  # type: ignore[no-untyped-def]
-    from foldwise import competition
+    from foldwise.data import competition
 
     about = competition.load(str(tiny.competition))
     table = pd.DataFrame({"id": list("abcd"), "target": [1.0, 0.0, 0.0, 0.0], "split": "train"})
@@ -130,14 +131,20 @@ def test_where_there_are_few_groups_the_best_way_is_found() -> None:
 
 
 def test_uneven_folds_name_the_group_that_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
-    from foldwise import competition
+    from foldwise.data import competition
 
     tiny.describe(folds={"n": 5})
     about = competition.load(str(tiny.competition))
-    table = pd.DataFrame({
-        "id": [f"i{k}" for k in range(50)], "split": "train", "target": np.arange(50) % 2.0, "error": None,
-        "group": ["grey"] * 25 + [f"g{k}" for k in range(25)], "host_group": [f"h{k}" for k in range(50)],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "id": [f"i{k}" for k in range(50)],
+            "split": "train",
+            "target": np.arange(50) % 2.0,
+            "error": None,
+            "group": ["grey"] * 25 + [f"g{k}" for k in range(25)],
+            "host_group": [f"h{k}" for k in range(50)],
+        }
+    )
     (line,) = [line for line in folds.check(about, folds.make(about, table), table) if "would be even" in line]
     assert "group 'grey' alone has 25" in line
     few = table.assign(group=["a"] * 49 + ["b"])

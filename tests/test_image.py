@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foldwise import UserError, dicom, image, schema
-from foldwise.image import ImageError, ImageOptions
+from foldwise import UserError, dicom
+from foldwise.core import schema
+from foldwise.data import image
+from foldwise.data.image import ImageError, ImageOptions
 
 REPO = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPO.parent / "shared")) / "data"
@@ -64,9 +66,15 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     rgb = picture(160, 240)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     laid = Image.fromarray(rgb)
     laid = laid.transpose(undo[orientation]) if orientation > 1 else laid
     quality = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
@@ -217,8 +225,11 @@ def test_damage_inside_a_jpeg_is_refused(tmp_path: Path) -> None:
 
 
 def test_not_an_image(tmp_path: Path) -> None:
-    for name, content, reason in (("a.csv", b"id,target\n1,2\n" * 99, "not an image"), ("b.jpg", b"", "empty file"),
-                                  ("LICENSE", b"MIT License", "not an image")):  # fmt: skip
+    for name, content, reason in (
+        ("a.csv", b"id,target\n1,2\n" * 99, "not an image"),
+        ("b.jpg", b"", "empty file"),
+        ("LICENSE", b"MIT License", "not an image"),
+    ):
         (tmp_path / name).write_bytes(content)
         for read in (image.read_image, image.probe):
             with pytest.raises(ImageError, match=reason):
@@ -294,8 +305,10 @@ def test_damaged_images_never_crash_or_hang(tmp_path: Path) -> None:
     files.append(saved(tmp_path / "d.png", Image.fromarray(picture()[..., 0].astype(np.uint16) * 9)))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FUZZ, str(REPO / "src"), str(tmp_path), "1200", *map(str, files)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, f"case {(tmp_path / 'seed').read_text()}: {done.stderr[-800:]}"
 
 
@@ -314,8 +327,10 @@ def test_inspect_reports_every_file(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert counts == {"ok": 2, "error": 1}
     assert [(row["path"], row["status"], row["error"]) for row in rows] == [
-        ("a.jpg", "ok", ""), ("sub/b.png", "ok", ""), ("train.csv", "error", "not an image"),
-    ]  # fmt: skip
+        ("a.jpg", "ok", ""),
+        ("sub/b.png", "ok", ""),
+        ("train.csv", "error", "not an image"),
+    ]
     assert tuple(rows[0]) == image.COLUMNS and rows[0]["shape"] == "48x64" and rows[1]["shape"] == "48x64x3"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "report.csv"]
     with pytest.raises(ImageError, match="no such folder"):

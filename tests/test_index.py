@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import Workplace
 
-from foldwise import index
+from foldwise.data import index
 
 pytestmark = pytest.mark.smoke
 
@@ -57,7 +57,7 @@ def test_values_that_are_no_numbers_are_counted(tiny: Workplace) -> None:
 
 def test_a_later_test_set_is_told_by_its_dates() -> None:
     """A split by time shows as drift of the date column."""
-    from foldwise import drift
+    from foldwise.audit import drift
 
     dates = pd.date_range("2019-01-01", periods=400).strftime("%Y-%m-%d").to_series(index=range(400))
     typed = index.typed(dates)

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 from conftest import shared
 
-from foldwise import UserError, cache, image, intake, tags
-from foldwise.image import ImageOptions
-from foldwise.intake import Limits, TooMuch, Upload
+from app import uploads
+from app.uploads import Limits, TooMuch, Upload
+from foldwise import UserError
+from foldwise.data import cache, image
+from foldwise.data.image import ImageOptions
+from foldwise.dicom import parse
 
 
 @pytest.fixture(scope="module", autouse=True)
 def prepared() -> None:
     """As the app does at its start."""
-    intake.prepare()
+    uploads.prepare()
 
 
 def picture(seed: int = 0, size: int = 40, kind: str = ".png") -> bytes:
@@ -41,7 +44,7 @@ def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) ->
 
 def refused(*files: Upload, limits: Limits | None = None, size: int = 32) -> dict[str, str]:
     """{id: reason} of what an intake refuses or can't read."""
-    with intake.receiving(files, limits) as received:
+    with uploads.receiving(files, limits) as received:
         if not len(received.rows):
             return received.refused
         _, where, errors = received.cached(size, ImageOptions())
@@ -74,7 +77,7 @@ def deflated_bomb(grown: int) -> bytes:
 @pytest.mark.smoke
 def test_pixels_are_those_that_training_would_cache(tmp_path: Path) -> None:
     files = [Upload("a.png", picture(1)), Upload("b/c.jpg", picture(2, 90, ".jpg"))]
-    with intake.receiving(files) as received:
+    with uploads.receiving(files) as received:
         images, where, errors = received.cached(32, ImageOptions())
         got = images.read(where)
     assert not errors
@@ -84,7 +87,7 @@ def test_pixels_are_those_that_training_would_cache(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_uploads_is_gone_afterwards() -> None:
-    with intake.receiving([Upload("a.png", picture())]) as received:
+    with uploads.receiving([Upload("a.png", picture())]) as received:
         folder = received.folder
         assert received.path().exists()
     assert not folder.exists()
@@ -92,10 +95,13 @@ def test_a_folder_of_uploads_is_gone_afterwards() -> None:
 
 def test_wrong_types_and_damage_are_refused_by_name() -> None:
     found = refused(
-        Upload("notes.txt", b"hello, this is no image at all, only words " * 9), Upload("empty.png", b""),
-        Upload("cut.jpg", picture(3, 200, ".jpg")[:900]), Upload("good.png", picture()),
-        Upload("page.ps", b"%!PS-Adobe-3.0 EPSF-3.0\n(x) run"), Upload("fake.dcm", bytes(128) + b"DICM" + b"\xff" * 99),
-    )  # fmt: skip
+        Upload("notes.txt", b"hello, this is no image at all, only words " * 9),
+        Upload("empty.png", b""),
+        Upload("cut.jpg", picture(3, 200, ".jpg")[:900]),
+        Upload("good.png", picture()),
+        Upload("page.ps", b"%!PS-Adobe-3.0 EPSF-3.0\n(x) run"),
+        Upload("fake.dcm", bytes(128) + b"DICM" + b"\xff" * 99),
+    )
     assert set(found) == {"notes.txt", "empty.png", "cut.jpg", "page.ps", "fake.dcm"}
     assert "not an image" in found["notes.txt"] and found["empty.png"] == "empty file"
     assert "damaged" in found["cut.jpg"] and "PostScript" in found["page.ps"]
@@ -111,9 +117,9 @@ def test_an_image_that_claims_too_many_pixels_is_not_decoded() -> None:
 
 
 def test_a_deflated_dicom_bomb_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tags, "MAX_INFLATED", 4 << 20)
-    with intake.receiving([Upload("bomb.dcm", deflated_bomb(64 << 20))]) as received:
-        for look in (intake.header, image.read_image):
+    monkeypatch.setattr(parse, "MAX_INFLATED", 4 << 20)
+    with uploads.receiving([Upload("bomb.dcm", deflated_bomb(64 << 20))]) as received:
+        for look in (uploads.header, image.read_image):
             with pytest.raises(UserError, match="grows past 4 MiB"):
                 look(received.path())
 
@@ -127,7 +133,7 @@ def test_an_archive_is_unpacked_and_its_names_never_name_a_file() -> None:
         "in/x.png": picture(4),
     }
     data = archive({**files, "in/.hidden.png": picture(5), "__MACOSX/y.png": picture(6), "in/deep.zip": archive(files)})
-    with intake.receiving([Upload("all.zip", data)]) as received:
+    with uploads.receiving([Upload("all.zip", data)]) as received:
         assert received.rows["id"].tolist() == ["etc/evil.png", "abs.png", "win.png", "in/x.png"]
         written = {path.resolve() for path in received.folder.rglob("*")}
         assert all(path.parent == received.folder.resolve() for path in written)
@@ -173,7 +179,7 @@ def test_damaged_encrypted_and_doubled_members_are_said() -> None:
 
 
 def test_names_with_control_characters_become_one_line() -> None:
-    with intake.receiving([Upload("a\nb\x1b[31m.png", picture())]) as received:
+    with uploads.receiving([Upload("a\nb\x1b[31m.png", picture())]) as received:
         assert received.rows["id"].tolist() == ["a�b�[31m.png"]
 
 
@@ -181,7 +187,7 @@ def test_no_descriptor_is_kept_for_an_upload() -> None:
     import gc
 
     def ask() -> None:
-        with intake.receiving([Upload("a.png", picture())]) as received:
+        with uploads.receiving([Upload("a.png", picture())]) as received:
             images, where, _ = received.cached(32, ImageOptions())
             images.read(where)
 
@@ -198,8 +204,8 @@ def test_a_crash_in_a_decoder_takes_nobody_along() -> None:
     import os
 
     with pytest.raises(UserError, match="crashed"):
-        intake.apart(os._exit, 3)
-    assert intake.apart(max, 1, 2) == 2
+        uploads.apart(os._exit, 3)
+    assert uploads.apart(max, 1, 2) == 2
 
 
 def deep(values: np.ndarray) -> Upload:
@@ -209,12 +215,12 @@ def deep(values: np.ndarray) -> Upload:
 def test_a_window_on_16_bits_shows_what_it_says() -> None:
     values = np.tile(np.arange(0, 40_000, 625, dtype=np.uint16), (64, 1))
     own = ImageOptions()
-    with intake.receiving([deep(values), Upload("flat.png", picture())]) as received:
-        found = intake.depth(received.path(0), own)
+    with uploads.receiving([deep(values), Upload("flat.png", picture())]) as received:
+        found = uploads.depth(received.path(0), own)
         assert found is not None and (found.low, found.high) == (0, 39_375)
-        assert intake.depth(received.path(1), own) is None
-        chosen = intake.windowed(received.path(0), own, 20_000, 10_000)
-        shown = intake.look(received.path(0), 64, chosen)[0, :, 0].astype(float)
+        assert uploads.depth(received.path(1), own) is None
+        chosen = uploads.windowed(received.path(0), own, 20_000, 10_000)
+        shown = uploads.look(received.path(0), 64, chosen)[0, :, 0].astype(float)
         wanted = np.clip((values[0].astype(float) - 15_000) / 10_000, 0, 1) * 255
         assert np.abs(shown - wanted).max() <= 12  # ends fall on values that the image has
         _, where, _ = received.cached(32, chosen)
@@ -226,14 +232,14 @@ def test_a_ct_is_windowed_in_hounsfield_units_and_its_header_hides_the_patient()
 
     file = next(shared("data", "dicom").rglob("*CTImage.dcm_Deflated*"))
     header = pydicom.dcmread(file)
-    with intake.receiving([Upload("ct.dcm", file.read_bytes())]) as received:
-        found = intake.depth(received.path(), ImageOptions())
+    with uploads.receiving([Upload("ct.dcm", file.read_bytes())]) as received:
+        found = uploads.depth(received.path(), ImageOptions())
         assert found is not None and found.unit == "HU"
         low, high = (float(f(header.pixel_array)) + header.RescaleIntercept for f in (np.min, np.max))
         assert (found.low, found.high) == (low, high)
-        options = intake.windowed(received.path(), ImageOptions(), 40, 400)
+        options = uploads.windowed(received.path(), ImageOptions(), 40, 400)
         assert options.window == "40.0000/400.0000"
-        fields = intake.header(received.path())
+        fields = uploads.header(received.path())
     assert fields["Modality"] == "CT" and fields["Rows"] == str(header.Rows)
     assert not {"PatientName", "PatientID", "PatientBirthDate", "ReferringPhysicianName"} & set(fields)
     assert str(header.PatientName) not in " ".join(fields.values())
@@ -241,8 +247,8 @@ def test_a_ct_is_windowed_in_hounsfield_units_and_its_header_hides_the_patient()
 
 def test_other_options_make_another_cache() -> None:
     values = np.tile(np.arange(0, 60_000, 1000, dtype=np.uint16), (60, 1))
-    with intake.receiving([deep(values)]) as received:
+    with uploads.receiving([deep(values)]) as received:
         first, where, _ = received.cached(32, ImageOptions())
-        second, _, _ = received.cached(32, intake.windowed(received.path(), ImageOptions(), 10_000, 5_000))
+        second, _, _ = received.cached(32, uploads.windowed(received.path(), ImageOptions(), 10_000, 5_000))
         assert isinstance(first, cache.Cache)
         assert not np.array_equal(first.read(where), second.read(where))

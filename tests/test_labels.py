@@ -12,9 +12,11 @@ import torch
 from conftest import Workplace, make_tiny
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
-from foldwise import blend, index, losses, metrics
-from foldwise.config import Train
-from foldwise.targets import Targets
+from foldwise import blend, metrics
+from foldwise.data import index
+from foldwise.data.recipe import Train
+from foldwise.model.targets import Targets
+from foldwise.train import losses
 
 RNG = np.random.default_rng(0)
 TRUTH = np.where(RNG.random((200, 3)) < 0.3, np.nan, (RNG.random((200, 3)) < 0.4).astype(float))
@@ -57,7 +59,7 @@ def test_a_metric_is_that_of_the_known_cells(name: str) -> None:
 @pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
 def test_ignored_cells_have_no_part_in_the_loss_and_no_gradient(loss: str) -> None:
     targets = Targets("multilabel", list("abc"), list("abc"), "sigmoid")
-    function = losses.make(Train(loss=loss), targets, torch.tensor([[1.0, 2, 1], [3, 1, 1]]))
+    function = losses.make_loss(Train(loss=loss), targets, torch.tensor([[1.0, 2, 1], [3, 1, 1]]))
     target = torch.from_numpy(TRUTH[:8]).float()
     values, gradients = [], []
     for unknown in (0.0, 5.0):

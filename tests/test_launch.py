@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Workplace, make_tiny
 
-from foldwise import UserError, launch
+from foldwise import UserError
+from foldwise.core import parallel
+from foldwise.core.parallel import parallel_map
 
 
 def _square(rows: Sequence[int]) -> list[int]:
@@ -25,12 +27,12 @@ def _die_on_seven(rows: Sequence[int]) -> list[int]:
 
 @pytest.mark.smoke
 def test_every_row_comes_back_once() -> None:
-    found = dict(launch.map_rows(_square, list(range(100)), workers=2))
+    found = dict(parallel_map(_square, list(range(100)), workers=2))
     assert found == {k: k * k for k in range(100)}
 
 
 def test_a_crashed_process_costs_one_row() -> None:
-    found = dict(launch.map_rows(_die_on_seven, list(range(40)), workers=2))
+    found = dict(parallel_map(_die_on_seven, list(range(40)), workers=2))
     assert set(found) == set(range(40))
     assert isinstance(found.pop(7), RuntimeError)
     assert all(found[k] == k for k in found)
@@ -39,17 +41,17 @@ def test_a_crashed_process_costs_one_row() -> None:
 @pytest.mark.smoke
 def test_cores_are_those_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOLDWISE_CORES", raising=False)
-    assert launch.cores() >= 1
+    assert parallel.cores() >= 1
     monkeypatch.setenv("FOLDWISE_CORES", "3")
-    assert launch.cores() == 3
+    assert parallel.cores() == 3
     for odd in ("0", "two", "-1", ""):
         monkeypatch.setenv("FOLDWISE_CORES", odd)
         with pytest.raises(UserError, match=f"FOLDWISE_CORES={odd}: a number of cores"):
-            launch.cores()
+            parallel.cores()
 
 
 def test_no_rows_no_work() -> None:
-    assert list(launch.map_rows(_square, [], workers=2)) == []
+    assert list(parallel_map(_square, [], workers=2)) == []
 
 
 @pytest.fixture(scope="module")

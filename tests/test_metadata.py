@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from conftest import Workplace, make_tiny
 
-from foldwise import UserError, boosting, competition, features, folds, learners, metrics
-from foldwise.runs import check_folds, load_run
-from foldwise.tabular import Codes, Components, Encoder, MeanTarget, Numbers, Rows
+from foldwise import UserError, metrics
+from foldwise.data import competition, folds
+from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
+from foldwise.data.runs import check_folds, load_run
+from foldwise.tabular import boosting, features, learners
 
 MODELS = ["lightgbm", "xgboost", "catboost", "logreg"]
 QUICKLY = {"rounds": 60, "patience": 10}
@@ -35,23 +37,39 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 240, tests: in
     """(competition, index, folds) of a made-up table: age and site tell the target, patients have two rows."""
     monkeypatch.setenv("FOLDWISE_ROOT", str(root))
     text = {
-        "name": "made", "task": "binary", "metric": "roc_auc", "id": "id", "target": "y", "group": "patient",
-        "train": {"table": "train.csv", "images": "{id}.png"}, "test": {"table": "test.csv", "images": "{id}.png"},
-        "metadata": {"numeric": ["age"], "categorical": ["site"]}, **changes,
-    }  # fmt: skip
+        "name": "made",
+        "task": "binary",
+        "metric": "roc_auc",
+        "id": "id",
+        "target": "y",
+        "group": "patient",
+        "train": {"table": "train.csv", "images": "{id}.png"},
+        "test": {"table": "test.csv", "images": "{id}.png"},
+        "metadata": {"numeric": ["age"], "categorical": ["site"]},
+        **changes,
+    }
     (root / "made.yaml").write_text(json.dumps(text))
     rng = np.random.default_rng(0)
     n = rows + tests
     age = rng.normal(50, 15, n)
     site = rng.choice(["arm", "leg", "head"], n)
     odds = (age - 50) / 8 + 2.0 * (site == "head") - 0.5
-    table = pd.DataFrame({
-        "split": ["train"] * rows + ["test"] * tests, "id": [f"r{k:04d}" for k in range(n)],
-        "group": [f"p{k // 2}" for k in range(n)], "path": "x.png", "width": 64, "height": 48,
-        "bytes": rng.integers(1000, 2000, n), "format": "PNG", "error": None,
-        "target": (rng.random(n) < 1 / (1 + np.exp(-odds))).astype(float),
-        "age": np.where(rng.random(n) < 0.1, np.nan, age), "site": pd.Series(site, dtype="string"),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "split": ["train"] * rows + ["test"] * tests,
+            "id": [f"r{k:04d}" for k in range(n)],
+            "group": [f"p{k // 2}" for k in range(n)],
+            "path": "x.png",
+            "width": 64,
+            "height": 48,
+            "bytes": rng.integers(1000, 2000, n),
+            "format": "PNG",
+            "error": None,
+            "target": (rng.random(n) < 1 / (1 + np.exp(-odds))).astype(float),
+            "age": np.where(rng.random(n) < 0.1, np.nan, age),
+            "site": pd.Series(site, dtype="string"),
+        }
+    )
     table["row_id"] = table["id"]
     table.loc[table["split"] == "test", "target"] = np.nan
     fold_table = table.loc[: rows - 1, ["id", "group"]].assign(fold=(np.arange(rows) // 2) % 4)
@@ -79,12 +97,18 @@ def oof_of(problem: boosting.Problem, parts: list[boosting.Fold]) -> np.ndarray:
 # --- encoders ---------------------------------------------------------------------------------------------
 
 
-ODD = pd.DataFrame({
-    "age": [1.0, 2.0, np.nan, np.inf], "site": pd.Series(["x", "y", None, "new"], dtype="string"),
-    "flag": [True, False, True, True], "seen": pd.to_datetime(["2020-01-01", "2020-01-02", None, "2021-01-01"]),
-    "same": [5, 5, 5, 5], "empty": [np.nan] * 4, "count": pd.array([1, None, 3, 4], dtype="Int64"),
-    "maybe": pd.array([True, None, False, True], dtype="boolean"),
-})  # fmt: skip
+ODD = pd.DataFrame(
+    {
+        "age": [1.0, 2.0, np.nan, np.inf],
+        "site": pd.Series(["x", "y", None, "new"], dtype="string"),
+        "flag": [True, False, True, True],
+        "seen": pd.to_datetime(["2020-01-01", "2020-01-02", None, "2021-01-01"]),
+        "same": [5, 5, 5, 5],
+        "empty": [np.nan] * 4,
+        "count": pd.array([1, None, 3, 4], dtype="Int64"),
+        "maybe": pd.array([True, None, False, True], dtype="boolean"),
+    }
+)
 
 
 @pytest.mark.smoke
@@ -291,17 +315,30 @@ def test_an_absent_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.smoke
 def test_columns_that_cannot_help_are_left_out_with_a_line(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    about, table, fold_table = make(tmp_path, monkeypatch, metadata={
-        "numeric": ["age", "same", "void", "gone", "wild"], "categorical": ["site", "text"]})  # fmt: skip
+    about, table, fold_table = make(
+        tmp_path,
+        monkeypatch,
+        metadata={"numeric": ["age", "same", "void", "gone", "wild"], "categorical": ["site", "text"]},
+    )
     wild = np.arange(len(table), dtype=float)
     wild[3] = np.inf
-    table = table.assign(same=7.0, void=np.nan, gone=np.where(table["split"] == "train", np.arange(len(table)), np.nan),
-                         wild=wild, text="always")  # fmt: skip
+    table = table.assign(
+        same=7.0,
+        void=np.nan,
+        gone=np.where(table["split"] == "train", np.arange(len(table)), np.nan),
+        wild=wild,
+        text="always",
+    )
     inputs = features.gather(about, table, fold_table, features.Wish())
     assert list(inputs.frame) == ["age", "wild", "site"]
     told = "\n".join(inputs.notes)
-    for line in ("'same' is 7.0 in every training row", "'void' is empty in every training", "'text' is always in",
-                 "'gone' is empty in every test row", "'wild': 1 infinite"):  # fmt: skip
+    for line in (
+        "'same' is 7.0 in every training row",
+        "'void' is empty in every training",
+        "'text' is always in",
+        "'gone' is empty in every test row",
+        "'wild': 1 infinite",
+    ):
         assert line in told
     raw = tmp_path / "input" / "made"
     raw.mkdir(parents=True)
@@ -410,8 +447,9 @@ def test_stacking_and_every_option_by_the_script(tabled: Workplace, tmp_path: Pa
     info = json.loads((folder / "run.json").read_text())
     assert info["config"]["oof"] == ["quick"] and set(info["folds"]) == {"0", "1", "2"}
 
-    assert "name the run" in place.refused("03_metadata.py", "--name", "s", "--embeddings",
-                                           str(place.runs / "quick" / "fold0_embeddings.npy"))  # fmt: skip
+    assert "name the run" in place.refused(
+        "03_metadata.py", "--name", "s", "--embeddings", str(place.runs / "quick" / "fold0_embeddings.npy")
+    )
     np.save(place.root / "few.npy", np.zeros((7, 3)))
     assert f"with {ids} rows" in place.refused("03_metadata.py", "--name", "s", "--embeddings", "few.npy")
     assert "did you mean 'quick'" in place.refused("03_metadata.py", "--oof", "quik")

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from foldwise import UserError, competition, trust
+from foldwise import UserError
+from foldwise.blend import trust
+from foldwise.data import competition
 from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
 
 quick = settings(max_examples=60, deadline=None)

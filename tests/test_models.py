@@ -14,8 +14,18 @@ from conftest import shared
 from torch import nn
 from torch.profiler import profile
 
-from foldwise import UserError, config, heads, models, weights
-from foldwise.finetune import count_parameters, load_weights, parameter_groups, start_at_base_rate, start_from, thaw
+from foldwise import UserError
+from foldwise.data.recipe import Fusion, Head, load_recipe
+from foldwise.model import heads, weights
+from foldwise.model.finetune import (
+    count_parameters,
+    load_weights,
+    parameter_groups,
+    start_at_base_rate,
+    start_from,
+    thaw,
+)
+from foldwise.model.network import Network, create_network
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "image_size=32"]
 
@@ -26,7 +36,7 @@ def images(count: int = 4, size: int = 32) -> torch.Tensor:
 
 @pytest.mark.smoke
 def test_uint8_batch_to_logits_equals_plain_normalisation() -> None:
-    network = models.create(config.load("baseline", [*TINY, "model.mean=[0.5,0.4,0.3]", "model.std=[0.2,0.3,0.4]"]), 3)
+    network = create_network(load_recipe("baseline", [*TINY, "model.mean=[0.5,0.4,0.3]", "model.std=[0.2,0.3,0.4]"]), 3)
     network.eval()
     batch = images()
     plain = (batch.permute(0, 3, 1, 2).float() / 255 - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
@@ -54,7 +64,7 @@ def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: st
     batch = torch.randn(4, 3, 64, 64)
     network = timm.create_model(name, num_classes=2, drop_rate=0.2).train()
     theirs, copied, loss = step(copy.deepcopy(network))
-    ours, left, same = step(models._without_copies(network))
+    ours, left, same = step(network._without_copies(network))
     assert same == loss and len(ours) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert copied > 10 and not left
@@ -62,7 +72,7 @@ def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: st
 
 @pytest.mark.smoke
 def test_frozen_trains_the_head_alone_and_its_statistics_stay() -> None:
-    network = models.create(config.load("baseline", [*TINY, "model.mode=frozen"]), 2)
+    network = create_network(load_recipe("baseline", [*TINY, "model.mode=frozen"]), 2)
     learn, every = count_parameters(network)
     head = sum(p.numel() for p in network.backbone.get_classifier().parameters())
     assert learn == head < every
@@ -74,17 +84,17 @@ def test_frozen_trains_the_head_alone_and_its_statistics_stay() -> None:
 
 @pytest.mark.smoke
 def test_partial_trains_from_the_named_layer_on() -> None:
-    network = models.create(config.load("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer4"]), 2)
+    network = create_network(load_recipe("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer4"]), 2)
     learning = {name.split(".")[1] for name, p in network.named_parameters() if p.requires_grad}
     assert learning == {"layer4", "fc"}
     with pytest.raises(UserError, match="did you mean 'layer4'"):
-        models.create(config.load("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer_4"]), 2)
+        create_network(load_recipe("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer_4"]), 2)
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_weights_by_path_fill_the_backbone(tmp_path: Path, ending: str) -> None:
-    source = models.create(config.load("baseline", TINY), 10)
+    source = create_network(load_recipe("baseline", TINY), 10)
     path = tmp_path / f"w.{ending}"
     if ending == "pth":
         torch.save({"state_dict": {f"module.{k}": v for k, v in source.backbone.state_dict().items()}}, path)
@@ -92,8 +102,8 @@ def test_weights_by_path_fill_the_backbone(tmp_path: Path, ending: str) -> None:
         from safetensors.torch import save_file
 
         save_file({k: v.contiguous() for k, v in source.backbone.state_dict().items()}, path)
-    recipe = config.load("baseline", ["model.name=test_resnet", f"model.weights={path}", "image_size=32"])
-    network = models.create(recipe, 2)
+    recipe = load_recipe("baseline", ["model.name=test_resnet", f"model.weights={path}", "image_size=32"])
+    network = create_network(recipe, 2)
     assert torch.equal(network.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
     assert network.backbone.get_classifier().out_features == 2
 
@@ -116,15 +126,15 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"nonsense": torch.zeros(3)}, tmp_path / "w.safetensors")
-    recipe = config.load("baseline", ["model.name=test_resnet", f"model.weights={tmp_path / 'w.safetensors'}"])
+    recipe = load_recipe("baseline", ["model.name=test_resnet", f"model.weights={tmp_path / 'w.safetensors'}"])
     with pytest.raises(UserError, match="of another model"):
-        models.create(recipe, 2)
+        create_network(recipe, 2)
     save_file({k: v.contiguous() for k, v in made().backbone.state_dict().items()}, tmp_path / "w.safetensors")
-    recipe = config.load("baseline", ["model.name=resnet18", f"model.weights={tmp_path / 'w.safetensors'}"])
+    recipe = load_recipe("baseline", ["model.name=resnet18", f"model.weights={tmp_path / 'w.safetensors'}"])
     with pytest.raises(
         UserError, match=r"w.safetensors: is not of model.name=resnet18: bn1.weight is 32 in the file and 64 in"
     ):
-        models.create(recipe, 2)
+        create_network(recipe, 2)
 
 
 def test_a_named_file_is_used_whatever_pretrained_says(tmp_path: Path) -> None:
@@ -141,12 +151,12 @@ def test_real_weights_see_the_insects() -> None:
     """MobileNetV2's ImageNet head, used as it is, finds an insect in the photos of ants and bees."""
     from safetensors.torch import load_file
 
-    from foldwise import image
+    from foldwise.data import image
 
     labels = shared("weights", "imagenet_labels.txt").read_text().splitlines()[1:]
     file = shared("weights", "mobilenetv2_100.safetensors")
-    recipe = config.load("mobilenetv2", [f"model.weights={file}"])
-    network = models.create(recipe, 1000)
+    recipe = load_recipe("mobilenetv2", [f"model.weights={file}"])
+    network = create_network(recipe, 1000)
     network.backbone.load_state_dict(load_file(file))
     network.eval()
     files = sorted(shared("data", "hymenoptera", "train", "bees").glob("*.jpg"))[:24]
@@ -159,8 +169,8 @@ def test_real_weights_see_the_insects() -> None:
 # --- pooling and heads ----------------------------------------------------------------------------------------
 
 
-def made(*overrides: str, outputs: int = 3, metadata: int = 0) -> models.Network:
-    return models.create(config.load("baseline", [*TINY, *overrides]), outputs, metadata=metadata)
+def made(*overrides: str, outputs: int = 3, metadata: int = 0) -> Network:
+    return create_network(load_recipe("baseline", [*TINY, *overrides]), outputs, metadata=metadata)
 
 
 def test_every_layout_of_a_feature_map_becomes_the_same_tokens() -> None:
@@ -220,7 +230,7 @@ def test_pools_stand_on_swin_and_on_vgg_without_its_dense_layers() -> None:
 
 
 def test_samples_of_dropout_are_the_mean_of_their_logits() -> None:
-    head = heads.Head(32, 3, config.Head(dropout=0.5, samples=5), None)
+    head = heads.Head(32, 3, Head(dropout=0.5, samples=5), None)
     x = torch.rand(4, 32)
     torch.manual_seed(0)
     ours = head(x)
@@ -239,8 +249,15 @@ def test_a_plain_run_keeps_its_layout_and_a_head_is_added_beside_it() -> None:
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("extra", [[], ["model.head.pool=gem"], ["model.head={hidden: 8, dropout: 0.2, samples: 3}"],
-    ["model.head.pool=attention", "model.second={name: test_vit, pretrained: false}"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["model.head.pool=gem"],
+        ["model.head={hidden: 8, dropout: 0.2, samples: 3}"],
+        ["model.head.pool=attention", "model.second={name: test_vit, pretrained: false}"],
+    ],
+)
 def test_heads_survive_autocast(half: torch.dtype, extra: list[str]) -> None:
     network = made(*extra, "image_size=64")
     with torch.autocast("cpu", dtype=half):
@@ -264,7 +281,7 @@ def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
     network = made("model.mode=frozen", *extra).train()
     assert network.backbone_is_frozen
     kept = network.features(images())
-    optimizer = torch.optim.SGD(parameter_groups(network, config.load("baseline", TINY)), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(network, load_recipe("baseline", TINY)), lr=1.0)
     network(images()).square().sum().backward()
     optimizer.step()
     assert torch.equal(kept, network.features(images()))
@@ -297,8 +314,8 @@ def test_transformers_take_any_size_with_their_weights(tmp_path: Path) -> None:
     source = made("model.name=test_vit", "image_size=160").backbone
     save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
     from_file = ["model.name=test_vit", f"model.weights={tmp_path / 'w.safetensors'}"]
-    recipe = config.load("baseline", [*from_file, "image_size=96"])
-    network = models.create(recipe, 3)
+    recipe = load_recipe("baseline", [*from_file, "image_size=96"])
+    network = create_network(recipe, 3)
     assert network(images(2, 96)).shape == (2, 3)
     assert torch.equal(network.backbone.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
     assert network.backbone.pos_embed.shape != source.pos_embed.shape
@@ -368,7 +385,7 @@ def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
 
 
 def test_metadata_features_are_dropped_so_often_and_only_in_training() -> None:
-    part = heads.Metadata(50, config.Fusion(hidden=[4], feature_drop=0.1))
+    part = heads.Metadata(50, Fusion(hidden=[4], feature_drop=0.1))
     seen: list[torch.Tensor] = []
     part.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     torch.manual_seed(0)
@@ -389,7 +406,7 @@ def test_start_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
 # --- as_is ----------------------------------------------------------------------------------------------------
 
 
-def as_is(tmp_path: Path, label_map: str, outputs: int, names: list[str]) -> models.Network:
+def as_is(tmp_path: Path, label_map: str, outputs: int, names: list[str]) -> Network:
     from safetensors.torch import save_file
 
     source = made(outputs=1000).backbone
@@ -398,7 +415,7 @@ def as_is(tmp_path: Path, label_map: str, outputs: int, names: list[str]) -> mod
     (tmp_path / "labels.txt").write_text("background\n" + "\n".join(f"Sea_Animal {k}" for k in range(1000)))
     files = [f"model.weights={tmp_path / 'w.safetensors'}", f"model.labels={tmp_path / 'labels.txt'}"]
     overrides = ["model.name=test_resnet", "image_size=32", "model.mode=as_is", *files, f"model.label_map={label_map}"]
-    return models.create(config.load("baseline", overrides), outputs, names=names).eval()
+    return create_network(load_recipe("baseline", overrides), outputs, names=names).eval()
 
 
 @pytest.mark.smoke
@@ -406,7 +423,7 @@ def test_as_is_sums_the_pretrained_probabilities(tmp_path: Path, capsys: pytest.
     names = ["sea animal 3", "fish"]
     network = as_is(tmp_path, "{fish: [Sea animal 5, sea_animal 900]}", 2, names)
     assert "first line, 'background', is dropped" in capsys.readouterr().err
-    assert count_parameters(network)[0] == 0 and not parameter_groups(network, config.load("baseline"))
+    assert count_parameters(network)[0] == 0 and not parameter_groups(network, load_recipe("baseline"))
     with torch.inference_mode():
         every = network.backbone(network.inputs(images())).softmax(dim=1)
         wanted = torch.stack([every[:, 3], every[:, 5] + every[:, 900]], dim=1)
@@ -433,12 +450,15 @@ def test_as_is_says_what_it_cannot_match(tmp_path: Path) -> None:
 
 def test_as_is_knows_ants_from_bees() -> None:
     """The pretrained ImageNet head alone, on photos it was not trained on."""
-    from foldwise import image
+    from foldwise.data import image
 
-    overrides = [f"model.labels={shared('weights', 'imagenet_labels.txt')}", "model.mode=as_is",
-                 f"model.weights={shared('weights', 'mobilenetv2_100.safetensors')}"]  # fmt: skip
-    recipe = config.load("mobilenetv2", [*overrides, "model.label_map={ants: [ant], bees: [bee]}"])
-    network = models.create(recipe, 2, names=["ants", "bees"]).eval()
+    overrides = [
+        f"model.labels={shared('weights', 'imagenet_labels.txt')}",
+        "model.mode=as_is",
+        f"model.weights={shared('weights', 'mobilenetv2_100.safetensors')}",
+    ]
+    recipe = load_recipe("mobilenetv2", [*overrides, "model.label_map={ants: [ant], bees: [bee]}"])
+    network = create_network(recipe, 2, names=["ants", "bees"]).eval()
     for k, name in enumerate(("ants", "bees")):
         files = sorted(shared("data", "hymenoptera", "train", name).glob("*.jpg"))[:20]
         batch = torch.from_numpy(np.stack([image.read_image(file, size=224) for file in files]))
@@ -450,14 +470,21 @@ def test_as_is_knows_ants_from_bees() -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("extra", [[], ["model.head={pool: gem, hidden: 8}"], ["model.mode=partial",
-    "model.unfreeze_from=layer3"], ["model.second={name: test_vit, pretrained: false}", "image_size=64"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["model.head={pool: gem, hidden: 8}"],
+        ["model.mode=partial", "model.unfreeze_from=layer3"],
+        ["model.second={name: test_vit, pretrained: false}", "image_size=64"],
+    ],
+)
 @pytest.mark.parametrize("decay", ["null", "0.5"])
 def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) -> None:
-    recipe = config.load(
+    recipe = load_recipe(
         "baseline", [*TINY, *extra, f"train.layer_decay={decay}", "train.head_lr=0.1", "train.lr=0.01"]
     )
-    network = models.create(recipe, 3)
+    network = create_network(recipe, 3)
     groups = parameter_groups(network, recipe)
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in network.parameters() if p.requires_grad)
@@ -479,8 +506,8 @@ def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) 
 
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"]])
 def test_stages_thaw_from_the_top(extra: list[str]) -> None:
-    recipe = config.load("baseline", [*TINY, *extra, "model.thaw_epochs=2"])
-    network = models.create(recipe, 3)
+    recipe = load_recipe("baseline", [*TINY, *extra, "model.thaw_epochs=2"])
+    network = create_network(recipe, 3)
     everything = sum(len(group["params"]) for group in parameter_groups(network, recipe))
     learning = []
     for epoch in range(14):
@@ -501,7 +528,7 @@ def test_stages_thaw_from_the_top(extra: list[str]) -> None:
 
 def test_half_precision_leaves_the_last_digits_of_a_logit() -> None:
     """bf16 logits have eight binary digits: a thousand rows would share a few hundred values."""
-    network = models.create(config.load("baseline", TINY), 1).eval()
+    network = create_network(load_recipe("baseline", TINY), 1).eval()
     images = torch.randint(0, 255, (256, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         logits = network(images)

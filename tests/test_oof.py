@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from conftest import Workplace
 
-from foldwise import UserError, competition, oof
-from foldwise.runs import list_runs, load_run
+from foldwise import UserError
+from foldwise.data import competition, oof
+from foldwise.data.runs import list_runs, load_run
 
 pytestmark = pytest.mark.smoke
 

@@ -18,7 +18,7 @@ import yaml
 from conftest import QUICK, REPOSITORY, Workplace, make_tiny, picture
 from sklearn.metrics import cohen_kappa_score
 
-from foldwise import competition, oof
+from foldwise.data import competition, oof
 
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "src").glob("0*.py"))
 
@@ -330,8 +330,14 @@ def test_multilabel_and_regression_end_to_end(tiny: Workplace) -> None:
     assert list(oof.columns) == ["id", "fold", "target_left", "target_right", "pred_left", "pred_right"]
     tiny.run("03_metadata.py")
 
-    tiny.describe(name="regress", root=str(tiny.raw), task="regression", target="age", metric="rmse",
-                  metadata={"categorical": ["site"]})  # fmt: skip
+    tiny.describe(
+        name="regress",
+        root=str(tiny.raw),
+        task="regression",
+        target="age",
+        metric="rmse",
+        metadata={"categorical": ["site"]},
+    )
     line = tiny.refused("01_preprocess.py", "--sizes", 32)
     assert "'age' is empty" in line
     train["age"] = train["age"].fillna(50)
@@ -349,10 +355,18 @@ def test_folder_per_class(tmp_path: Path) -> None:
         folder = place.raw / "classes" / ("sick" if sick else "well")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(place.raw / "train" / f"{name}.png", folder)
-    place.competition.write_text(yaml.safe_dump({
-        "name": "tiny", "task": "multiclass", "metric": "accuracy", "folds": {"n": 3},
-        "train": {"folders": "classes"}, "test": {"images": "test"},
-    }))  # fmt: skip
+    place.competition.write_text(
+        yaml.safe_dump(
+            {
+                "name": "tiny",
+                "task": "multiclass",
+                "metric": "accuracy",
+                "folds": {"n": 3},
+                "train": {"folders": "classes"},
+                "test": {"images": "test"},
+            }
+        )
+    )
     place.run("01_preprocess.py", "--sizes", 32)
     place.run("02_train.py", "--recipe", "quick.yaml")
     oof = pd.read_csv(place.runs / "quick" / "oof.csv")
@@ -471,9 +485,12 @@ def _kill_after(place: Workplace, seconds: float, script: str, *rest: object) ->
     """kill -9 the command and all its workers after so many seconds."""
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "src" / script), "--competition", str(place.competition), *map(str, rest)],
-        cwd=place.root, env={**os.environ, "FOLDWISE_ROOT": str(place.root)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        cwd=place.root,
+        env={**os.environ, "FOLDWISE_ROOT": str(place.root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -13,10 +13,12 @@ import torch
 from conftest import REPOSITORY
 from timm.optim import create_optimizer_v2
 
-from foldwise import config, models, paths
-from foldwise.finetune import count_parameters, parameter_groups
+from foldwise.core import paths
+from foldwise.data.recipe import load_recipe
+from foldwise.model.finetune import count_parameters, parameter_groups
+from foldwise.model.network import create_network
 
-RECIPES = sorted(path.stem for path in paths.RECIPES.glob("*.yaml"))
+NAMES = sorted(path.stem for path in paths.RECIPES.glob("*.yaml"))
 TABLE = REPOSITORY / "docs" / "recipes.md"
 LARGE = {
     *("beit", "clip_resnet50x16", "clip_vit_b16", "convnext", "convnextv2", "eva02", "eva02_convnextv2"),
@@ -26,8 +28,8 @@ LARGE = {
 
 def step(name: str, overrides: list[str] | None = None) -> tuple[float, float]:
     """Build a recipe's network and train it one step on two images; how much its parameters moved: (head, all)."""
-    recipe = config.load(name, overrides)
-    network = models.create(recipe, 3, metadata=5 if recipe.model.metadata else 0, pretrained=False)
+    recipe = load_recipe(name, overrides)
+    network = create_network(recipe, 3, metadata=5 if recipe.model.metadata else 0, pretrained=False)
     images = torch.randint(0, 255, (2, recipe.image_size, recipe.image_size, 3)).to(torch.uint8)
     metadata = torch.randn(2, 5) if recipe.model.metadata else None
     t = recipe.train
@@ -44,7 +46,7 @@ def step(name: str, overrides: list[str] | None = None) -> tuple[float, float]:
     return (float("nan"), float("nan")) if images.is_meta else (float(moved[-1]), float(sum(moved)))
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - LARGE))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - LARGE))
 def test_it_builds_and_trains_a_step(name: str) -> None:
     head, every = step(name, ["image_size=80"])
     assert head > 0 and every > head
@@ -66,8 +68,8 @@ def test_a_large_one_trains_a_step(name: str) -> None:
 def test_two_backbones_are_concatenated_and_learn_together_or_not() -> None:
     with torch.device("meta"):
         for name, learning in (("eva02_convnextv2", 400e6), ("eva02_convnextv2_frozen", 3 * (1024 + 1536 + 1))):
-            recipe = config.load(name)
-            network = models.create(recipe, 3, pretrained=False)
+            recipe = load_recipe(name)
+            network = create_network(recipe, 3, pretrained=False)
             images = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
             assert network.embed(images).shape == (2, 1024 + 1536)
             learn, _ = count_parameters(network)
@@ -79,7 +81,7 @@ def described(name: str) -> str:
     """A recipe's row of docs/recipes.md: its comment's first line is the idea, the rest says what was measured."""
     text = (paths.RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     comment = [line[2:].strip() for line in text.splitlines() if line.startswith("# ")]
-    recipe = config.load(name)
+    recipe = load_recipe(name)
     names = [recipe.model.name, *([recipe.model.second.name] if recipe.model.second else [])]
     shown = " + ".join(f"`{model}`" for model in names) + (" + metadata" if recipe.model.metadata else "")
     cells = [f"`{name}`", shown, str(recipe.image_size), recipe.model.mode, comment[0], " ".join(comment[1:])]
@@ -93,11 +95,11 @@ def table() -> str:
         "Sizes in pixels.\nMade from `src/recipes/*.yaml` by `python tests/test_recipes.py`; a test compares.\n\n"
         "| recipe | model | size | mode | idea | measured |\n|---|---|---|---|---|---|\n"
     )
-    return head + "\n".join(map(described, RECIPES)) + "\n"
+    return head + "\n".join(map(described, NAMES)) + "\n"
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_says_whether_it_was_measured(name: str) -> None:
     assert described(name).rpartition(" | ")[2].startswith(("Measured: ", "Not measured here."))
 
@@ -109,9 +111,9 @@ def test_the_table_of_recipes_is_true() -> None:
 
 @pytest.mark.smoke
 def test_bases_spare_a_recipe_what_others_say() -> None:
-    b3, fusion = config.load("efficientnet_b3"), config.load("fusion2020")
+    b3, fusion = load_recipe("efficientnet_b3"), load_recipe("fusion2020")
     assert fusion.model.name == b3.model.name and fusion.model.kwargs == {}  # its dropout is the head's alone
-    assert config.load("eva02_convnextv2_frozen").model.second == config.load("eva02_convnextv2").model.second
+    assert load_recipe("eva02_convnextv2_frozen").model.second == load_recipe("eva02_convnextv2").model.second
 
 
 if __name__ == "__main__":

@@ -13,9 +13,13 @@ import pytest
 import yaml
 from conftest import make_tiny, shared
 
-from foldwise import audit, cache, competition, figures, folds, index, noise, report, sections
-from foldwise.competition import Competition
-from foldwise.runs import list_runs
+from foldwise.audit import label_noise
+from foldwise.audit.duplicates import duplicate_groups, load_audit
+from foldwise.data import cache, competition, folds, index
+from foldwise.data.competition import Competition
+from foldwise.data.runs import list_runs
+from foldwise.report import figures, sections
+from foldwise.report.competition import write_competition_report
 
 SIZE = 48
 EVIL = "<script>alert('$')</script>"
@@ -81,12 +85,12 @@ def written(about: Competition, with_audit: bool = True) -> Path:
     """01's steps up to the report."""
     table = index.build(about, 1)
     table["error"] = cache.build(about, table, [SIZE], 1)
-    found = audit.groups(about, table, cache.load(about, SIZE, table=table)) if with_audit else None
+    found = duplicate_groups(about, table, cache.load(about, SIZE, table=table)) if with_audit else None
     if found is not None:
         table["group"] = found.group
     index.save(table, about)
     fold_table = folds.make_once(about, table)
-    return report.write(about, table, fold_table, [SIZE], found)[0]
+    return write_competition_report(about, table, fold_table, [SIZE], found)[0]
 
 
 def described(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Competition:
@@ -111,10 +115,17 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     (raw / "test" / "te0002.png").write_bytes((raw / "train" / "tr0005.png").read_bytes())
     about = described(tmp_path, monkeypatch)
     page = checked(written(about))
-    for words in ("different labels: 1 pairs, the first tr0000 and tr0011; the same pixels",
-                  "copies across train and test: 1 pairs",
-                  "1 test file can't be read", "the mean of the others", "tr0007", "te0003", "age", "missing",
-                  "AUC, train against test: metadata"):  # fmt: skip
+    for words in (
+        "different labels: 1 pairs, the first tr0000 and tr0011; the same pixels",
+        "copies across train and test: 1 pairs",
+        "1 test file can't be read",
+        "the mean of the others",
+        "tr0007",
+        "te0003",
+        "age",
+        "missing",
+        "AUC, train against test: metadata",
+    ):
         assert words in page.text, words
     assert page.seen.count("svg") >= 5 and page.seen.count("img") >= 18
     saved = pd.read_csv(about.derived() / "duplicates.csv")
@@ -185,7 +196,7 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     about = described(tmp_path, monkeypatch)
     written(about)
     table, fold_table = index.load(about), folds.load(about)
-    assert noise.of_runs(about, table) is None
+    assert label_noise.of_runs(about, table) is None
     frame = fold_table.merge(table.loc[table["split"] == "train", ["id", "target"]], on="id")
     frame["pred"] = np.where(frame["id"] == "tr0001", 0.99, frame["target"] * 0.9 + 0.05)
     (about.runs() / "a").mkdir(parents=True)
@@ -193,9 +204,9 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     test = table.loc[table["split"] == "test", ["id"]].assign(pred=0.5)
     test.to_csv(about.runs() / "a" / "test.csv", index=False)
     assert list_runs(about) == ["a"]
-    found = noise.of_runs(about, table)
+    found = label_noise.of_runs(about, table)
     assert found is not None and found[0] == "a" and found[1].iloc[0]["id"] == "tr0001"
-    page = checked(report.write(about, table, fold_table, [SIZE], audit.load(about, table))[0])
+    page = checked(write_competition_report(about, table, fold_table, [SIZE], load_audit(about, table))[0])
     assert "given 0 (0.01), suggested 1 (0.99)" in page.text
 
 

@@ -16,8 +16,10 @@ import pytest
 from conftest import Workplace
 from sklearn.metrics import roc_auc_score
 
-from foldwise import UserError, competition, curves, results, results_page
-from foldwise.competition import Competition
+from foldwise import UserError
+from foldwise.data import competition
+from foldwise.data.competition import Competition
+from foldwise.report import curves, results, results_page
 
 HOSTILE = 'a "run" <b>&amp;'
 
@@ -177,8 +179,18 @@ def test_the_script_writes_page_table_and_curves(place: Workplace) -> None:
     done = place.run("10_report.py")
     assert "torn" in done.stdout and "left out: oof.csv: row 10" in done.stdout
     table = pd.read_csv(place.runs / "results.csv").set_index("run")
-    assert set(table.index) == {"quick", "lightgbm", HOSTILE, "torn", "moved", "half", "edited", "bad_json", "begun",
-                                "no_log"}  # fmt: skip
+    assert set(table.index) == {
+        "quick",
+        "lightgbm",
+        HOSTILE,
+        "torn",
+        "moved",
+        "half",
+        "edited",
+        "bad_json",
+        "begun",
+        "no_log",
+    }
     assert table.loc["quick", "score"] == pytest.approx(
         json.loads((place.runs / "quick" / "run.json").read_text())["score"], abs=1e-5
     )
@@ -225,10 +237,22 @@ document.title = JSON.stringify(told);
     path = tmp_path / "page.html"
     path.write_text(results_page.make(about, list(found.values())).html().replace("</body>", steps + "</body>"))
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     told = json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))  # type: ignore[index]
     scored = [one for one in found.values() if not one.reason]
     assert told["start"] == [one.run for one in scored] == told["all"] or sorted(told["all"]) == sorted(told["start"])

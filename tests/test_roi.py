@@ -15,14 +15,41 @@ import yaml
 from conftest import REPOSITORY, Workplace, make_tiny, shared
 from PIL import Image
 
-from foldwise import UserError, cache, command, competition, cropping, image, index, roi
-from foldwise.roi import XYXY
+from foldwise import UserError
+from foldwise.core import cli
+from foldwise.data import cache, competition, image, index
+from foldwise.data.boxes import (
+    COLUMNS,
+    MARGIN,
+    MARGINS,
+    XYXY,
+    Recall,
+    box_recall,
+    choose_margin,
+    crops,
+    iou,
+    kept,
+    load_boxes,
+    load_facts,
+    on_index,
+    one_each,
+    read_boxes,
+    windows,
+    worst_first,
+)
+from foldwise.model.crops import add_crop_arguments, check_crop_arguments, crop_again, make_crops, warn_of_stale_crops
 
-INDEX = pd.DataFrame({
-    "split": ["train", "train", "train", "test"], "id": ["a", "b", "c", "d"],
-    "path": ["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/d.png"], "width": [100, 200, 60, 80],
-    "height": [50, 100, 60, 40], "error": [None, None, None, None], "bytes": [10, 20, 30, 40],
-})  # fmt: skip
+INDEX = pd.DataFrame(
+    {
+        "split": ["train", "train", "train", "test"],
+        "id": ["a", "b", "c", "d"],
+        "path": ["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/d.png"],
+        "width": [100, 200, 60, 80],
+        "height": [50, 100, 60, 40],
+        "error": [None, None, None, None],
+        "bytes": [10, 20, 30, 40],
+    }
+)
 
 
 def table(path: Path, text: str) -> Path:
@@ -33,7 +60,7 @@ def table(path: Path, text: str) -> Path:
 def boxes_of(tmp_path: Path, text: str, **options: Any) -> pd.DataFrame:
     """The index's boxes from a CSV's text."""
     file = table(tmp_path / "boxes.csv", text)
-    return roi.on_index(roi.read_boxes(file), INDEX, file, **options)
+    return on_index(read_boxes(file), INDEX, file, **options)
 
 
 # --- windows and recall -----------------------------------------------------------------------------------
@@ -47,44 +74,44 @@ def test_windows_hold_the_box_stay_inside_and_are_square_where_asked() -> None:
     boxes = np.concatenate([ends[:, 0], ends[:, 1]], axis=1)
     for margin in (0.0, 0.2):
         for square in (False, True):
-            found = roi.windows(boxes, sizes, margin, square)
+            found = windows(boxes, sizes, margin, square)
             there = found[:, 0] >= 0
             assert there.mean() > 0.9
             cut, size, box = found[there], sizes[there], boxes[there]
             assert (cut[:, :2] >= 0).all() and (cut[:, 2:] <= size).all()
-            assert (roi.kept(cut, box) > 1 - 1e-9).all(), "a window never cuts its own box"
+            assert (kept(cut, box) > 1 - 1e-9).all(), "a window never cuts its own box"
             if square:
                 sides = cut[:, 2:] - cut[:, :2]
                 room = np.minimum(size.min(axis=1), (box[:, 2:] - box[:, :2]).max(axis=1) * (1 + 2 * margin))
                 assert (abs(sides[:, 0] - sides[:, 1])[room < size.min(axis=1)] <= 1).all()
-    nothing = roi.windows(np.full((1, 4), np.nan), sizes[:1], 0.1)
+    nothing = windows(np.full((1, 4), np.nan), sizes[:1], 0.1)
     assert nothing.tolist() == [[-1, -1, -1, -1]]
-    assert roi.windows(np.array([[10.0, 10, 20, 30]]), np.array([[100.0, 100]]), 0.1).tolist() == [[9, 8, 21, 32]]
+    assert windows(np.array([[10.0, 10, 20, 30]]), np.array([[100.0, 100]]), 0.1).tolist() == [[9, 8, 21, 32]]
 
 
 @pytest.mark.smoke
 def test_overlap_and_the_margin_that_keeps_enough() -> None:
     a, b = np.array([[0.0, 0, 10, 10]]), np.array([[5.0, 0, 15, 10]])
-    assert roi.iou(a, b) == pytest.approx(1 / 3)
-    assert roi.kept(np.array([[5, 0, 15, 10]]), a) == pytest.approx(0.5)
-    assert roi.kept(np.array([[-1, -1, -1, -1]]), a) == 1
+    assert iou(a, b) == pytest.approx(1 / 3)
+    assert kept(np.array([[5, 0, 15, 10]]), a) == pytest.approx(0.5)
+    assert kept(np.array([[-1, -1, -1, -1]]), a) == 1
     n = 40  # found boxes miss 9 % of the object's width on the left: a margin of 0.1 mends it, 0.075 does not
     truth = np.tile([100.0, 100, 200, 200], (n, 1))
-    met = roi.Recall(truth + np.array([9.0, 0, 0, 0]), truth, np.full((n, 2), 400.0), square=False)
+    met = Recall(truth + np.array([9.0, 0, 0, 0]), truth, np.full((n, 2), 400.0), square=False)
     assert met.choose() == 0.1
     assert met.at(0.0)["recall"] == pytest.approx(0.91)
     assert met.at(0.1) == {"recall": 1.0, "whole": 1.0, "lowest": 1.0, "area": pytest.approx((111 * 120) / 160000)}
     assert met.nested() == (1.0, 1.0)
-    assert roi.choose_margin(None, met)[0] == 0.1
-    assert roi.choose_margin(0.3, met) == (0.3, "given")
-    far = roi.Recall(truth + 150.0, truth, np.full((n, 2), 800.0), square=False)
+    assert choose_margin(None, met)[0] == 0.1
+    assert choose_margin(0.3, met) == (0.3, "given")
+    far = Recall(truth + 150.0, truth, np.full((n, 2), 800.0), square=False)
     assert far.choose() is None
-    assert roi.choose_margin(None, far)[0] == roi.MARGINS[-1]
-    few = roi.Recall(truth[:3], truth[:3], np.full((3, 2), 400.0), square=False)
-    assert roi.choose_margin(None, few) == (roi.MARGIN, "default: only 3 true boxes to choose it by")
-    assert roi.choose_margin(None, None)[0] == roi.MARGIN
+    assert choose_margin(None, far)[0] == MARGINS[-1]
+    few = Recall(truth[:3], truth[:3], np.full((3, 2), 400.0), square=False)
+    assert choose_margin(None, few) == (MARGIN, "default: only 3 true boxes to choose it by")
+    assert choose_margin(None, None)[0] == MARGIN
     one_far = np.concatenate([truth[:-1], truth[-1:] + 90])  # one of 40 is off: nested says what it costs
-    mixed = roi.Recall(one_far, truth, np.full((n, 2), 400.0), square=False)
+    mixed = Recall(one_far, truth, np.full((n, 2), 400.0), square=False)
     chosen = mixed.choose()
     assert chosen is not None and mixed.nested()[0] <= mixed.at(chosen)["recall"]
 
@@ -112,16 +139,18 @@ def test_unusable_boxes_fall_back_with_their_reason(tmp_path: Path, capsys: pyte
         tmp_path, "id,xmin,ymin,xmax,ymax\na,-20,-5,50,400\nb,,1,2,3\nc,70,70,90,90\nd,30,5,20,9\nx,1,1,9,9\n"
     )
     assert found[XYXY].iloc[0].tolist() == [0, 0, 50, 50], "clipped to the image"
-    boxes = roi.one_each(found, INDEX, "file")
+    boxes = one_each(found, INDEX, "file")
     assert boxes["source"].tolist() == ["file", "whole", "whole", "whole"]
     assert boxes["reason"].tolist()[1:] == [
-        "a corner is no number", "outside the image or too small", "xmax or ymax is not above xmin or ymin",
-    ]  # fmt: skip
+        "a corner is no number",
+        "outside the image or too small",
+        "xmax or ymax is not above xmin or ymin",
+    ]
     assert boxes.loc[1, XYXY].tolist() == [0, 0, 200, 100]
     assert "1 ids are no images" in capsys.readouterr().err
     turned = boxes_of(tmp_path, "filename,width,height,xmin,ymin,xmax,ymax\na.jpg,50,100,1,1,40,90\n")
     assert "another shape" in turned["reason"].iloc[0]
-    missing = roi.one_each(found.iloc[:1], INDEX, "file")
+    missing = one_each(found.iloc[:1], INDEX, "file")
     assert missing["reason"].tolist() == ["", "no box", "no box", "no box"]
 
 
@@ -134,7 +163,7 @@ def test_tables_that_can_not_be_used_say_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of its 2 ids is an image of this competition, such as 'q'"):
         boxes_of(tmp_path, "id,xmin,ymin,xmax,ymax\nq,1,2,3,4\nr,1,2,3,4\n")
     with pytest.raises(UserError, match="no such file"):
-        roi.read_boxes(tmp_path / "nowhere.csv")
+        read_boxes(tmp_path / "nowhere.csv")
 
 
 @pytest.mark.smoke
@@ -144,15 +173,15 @@ def test_one_box_of_several_by_score_area_or_union(tmp_path: Path) -> None:
         "id,xmin,ymin,xmax,ymax,score,class\na,0,0,10,10,0.9,cat\na,20,20,60,45,0.6,clock\na,5,5,9,9,0.95,clock\n"
         "b,1,1,50,50,0.3,cat\n",
     )
-    by_score = roi.one_each(found, INDEX, "detector", "score", 0.5)
+    by_score = one_each(found, INDEX, "detector", "score", 0.5)
     assert by_score.loc[0, "score"] == 0.95 and by_score.loc[1, "reason"] == "no box with a score of 0.5"
-    assert roi.one_each(found, INDEX, "detector", "area", 0.5).loc[0, XYXY].tolist() == [20, 20, 60, 45]
-    assert roi.one_each(found, INDEX, "detector", "union", 0.5).loc[0, XYXY].tolist() == [0, 0, 60, 45]
-    cats = roi.one_each(found, INDEX, "detector", "score", 0.2, "cat")
+    assert one_each(found, INDEX, "detector", "area", 0.5).loc[0, XYXY].tolist() == [20, 20, 60, 45]
+    assert one_each(found, INDEX, "detector", "union", 0.5).loc[0, XYXY].tolist() == [0, 0, 60, 45]
+    cats = one_each(found, INDEX, "detector", "score", 0.2, "cat")
     assert cats["class"].tolist()[:2] == ["cat", "cat"]
     unread = INDEX.assign(error=["broken", None, None, None])
-    assert roi.one_each(found, unread, "detector").loc[0, "reason"] == "unreadable"
-    order = roi.worst_first(by_score, 3)
+    assert one_each(found, unread, "detector").loc[0, "reason"] == "unreadable"
+    order = worst_first(by_score, 3)
     assert by_score.loc[order[0], "source"] == "whole"
 
 
@@ -204,17 +233,26 @@ def test_dicom_frames_are_cut_like_any_image(tmp_path: Path) -> None:
         dicom_file(raw / f"{name}.dcm", frames)
     pd.DataFrame({"id": ["s1", "s2", "s3"], "target": [0.5, 1.5, 2.5]}).to_csv(raw / "train.csv", index=False)
     place = Workplace(tmp_path, tmp_path / "slides.yaml")
-    place.competition.write_text(yaml.safe_dump({
-        "name": "slides", "root": str(raw), "task": "regression", "metric": "rmse", "frames": "each",
-        "train": {"table": "train.csv", "images": "{id}.dcm"}, "folds": {"n": 2},
-    }))  # fmt: skip
+    place.competition.write_text(
+        yaml.safe_dump(
+            {
+                "name": "slides",
+                "root": str(raw),
+                "task": "regression",
+                "metric": "rmse",
+                "frames": "each",
+                "train": {"table": "train.csv", "images": "{id}.dcm"},
+                "folds": {"n": 2},
+            }
+        )
+    )
     about = competition.load(str(place.competition))
     rows = index.build(about)
     assert rows["id"].tolist() == ["s1#0", "s1#1", "s2", "s3#0", "s3#1", "s3#2"]
     file = table(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax\ns1.dcm,8,6,24,18\ns3.dcm,8,6,24,18\n")
-    boxes = roi.one_each(roi.on_index(roi.read_boxes(file), rows, file), rows, "file")
+    boxes = one_each(on_index(read_boxes(file), rows, file), rows, "file")
     assert boxes["source"].tolist() == ["file", "file", "whole", "file", "file", "file"], "a box serves all frames"
-    made = roi.crops(boxes, rows, 0.0, False)
+    made = crops(boxes, rows, 0.0, False)
     cache.build_size(raw, tmp_path, rows, 16, about.image, 1, crops=made)
     pixels = cache.open_size(tmp_path, 16, crop=True).read(np.arange(6))
     assert (pixels[[0, 1, 3, 4, 5]].min(axis=(1, 2, 3)) > 240).all(), "nothing but the square"
@@ -242,24 +280,24 @@ def boxes_file(place: Workplace, rows: int = 50) -> Path:
 
 
 def flags(*arguments: str) -> argparse.Namespace:
-    parser = command.parser("")
-    cropping.add_arguments(parser)
+    parser = cli.parser("")
+    add_crop_arguments(parser)
     args = parser.parse_args(arguments)
-    cropping.check(args)
+    check_crop_arguments(args)
     return args
 
 
 def rebuild(about: competition.Competition, rows: pd.DataFrame, *arguments: str) -> None:
     """What 01_preprocess.py does about --crop."""
-    cache.build(about, rows, [24], 1, crops=cropping.make(about, rows, flags(*arguments)))
+    cache.build(about, rows, [24], 1, crops=make_crops(about, rows, flags(*arguments)))
 
 
 def test_crops_from_a_file_end_to_end(tiny: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     file = boxes_file(tiny)
     done = tiny.run("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", file, "--crop-margin", 0)
     assert "stranger.png" in done.stderr and "47 of 70 images have a box, 23 stay whole; margin 0" in done.stderr
-    boxes = roi.load_boxes(about := _load(tiny))
-    assert list(boxes) == roi.COLUMNS and len(boxes) == 72
+    boxes = load_boxes(about := _load(tiny))
+    assert list(boxes) == COLUMNS and len(boxes) == 72
     assert boxes["source"].value_counts().to_dict() == {"file": 47, "whole": 25}
     unread = boxes[boxes["id"] == "tr0007"].iloc[0]
     assert (unread["source"], unread["reason"]) == ("whole", "unreadable")
@@ -285,9 +323,9 @@ def test_crops_from_a_file_end_to_end(tiny: Workplace, capsys: pytest.CaptureFix
     rebuild(about, rows, "--crop", "boxes", "--boxes", str(file), "--crop-margin", "0.2")
     assert (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns != before
     capsys.readouterr()
-    cropping.warn_if_stale(about, rows)
+    warn_of_stale_crops(about, rows)
     assert capsys.readouterr().err == ""
-    cropping.warn_if_stale(about, rows.assign(bytes=rows["bytes"] + 1))
+    warn_of_stale_crops(about, rows.assign(bytes=rows["bytes"] + 1))
     assert "give --crop again" in capsys.readouterr().err
     facts = json.loads((tiny.derived / "crop.json").read_text())
     (tiny.derived / "crop.json").write_text(json.dumps({**facts, "key": "other"}))
@@ -304,14 +342,17 @@ def _load(place: Workplace) -> competition.Competition:
     return about
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [
-    (["--crop", "boxes"], "needs --boxes FILE.csv"),
-    (["--boxes", "b.csv"], "--boxes: needs --crop boxes or --crop detector"),
-    (["--crop", "detector", "--boxes", "b.csv"], "--finetune-boxes"),
-    (["--crop", "detector", "--finetune-epochs", "0"], "--finetune-epochs and --finetune-rate are above 0"),
-    (["--crop", "boxes", "--boxes", "b.csv", "--crop-margin", "wide"], "'wide' is neither auto nor a share"),
-    (["--crop", "boxes", "--boxes", "b.csv", "--crop-min-score", "7"], "'7' is not a share, 0 to 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--crop", "boxes"], "needs --boxes FILE.csv"),
+        (["--boxes", "b.csv"], "--boxes: needs --crop boxes or --crop detector"),
+        (["--crop", "detector", "--boxes", "b.csv"], "--finetune-boxes"),
+        (["--crop", "detector", "--finetune-epochs", "0"], "--finetune-epochs and --finetune-rate are above 0"),
+        (["--crop", "boxes", "--boxes", "b.csv", "--crop-margin", "wide"], "'wide' is neither auto nor a share"),
+        (["--crop", "boxes", "--boxes", "b.csv", "--crop-min-score", "7"], "'7' is not a share, 0 to 1"),
+    ],
+)
 def test_flags_that_contradict_each_other(arguments: list[str], expected: str, capsys: Any) -> None:
     with pytest.raises((UserError, SystemExit)) as caught:
         flags(*arguments)
@@ -335,9 +376,9 @@ def test_what_a_user_can_mend(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) 
         (["boxes", "--boxes", str(tiny.root / "gone.csv")], "no such file"),
     ):
         with pytest.raises(UserError, match=expected):
-            cropping.make(about, rows, flags("--crop", *arguments))
+            make_crops(about, rows, flags("--crop", *arguments))
     with pytest.raises(UserError, match=r"crop.json: not there; run 01_preprocess.py --crop first"):
-        cropping.again(about, tiny.raw, rows)
+        crop_again(about, tiny.raw, rows)
 
 
 # --- detectors --------------------------------------------------------------------------------------------
@@ -354,13 +395,13 @@ def small_place(tmp_path: Path) -> tuple[Workplace, competition.Competition, pd.
     about = _load(place)
     rows = index.build(about)
     file = boxes_file(place, 20)
-    return place, about, rows, roi.on_index(roi.read_boxes(file), rows, file), recipe
+    return place, about, rows, on_index(read_boxes(file), rows, file), recipe
 
 
 def test_a_detector_tuned_on_boxes_continues_where_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from foldwise import detector
+    from foldwise.model import detector
 
     _, about, rows, boxes, recipe = small_place(tmp_path)
     plan = detector.lesson(boxes, rows, 6, seed=0)
@@ -399,20 +440,20 @@ def test_crops_by_a_tuned_detector_and_of_new_images_alike(tmp_path: Path) -> No
     place, about, rows, _, recipe = small_place(tmp_path)
     tune = ["--finetune-boxes", str(place.root / "boxes.csv"), "--finetune-holdout", "6", "--finetune-epochs", "1"]
     asked = ["--crop", "detector", "--detector", str(recipe), "--crop-size", "64", *tune, "--crop-min-score", "0.05"]
-    made = cropping.make(about, rows, flags(*asked))
-    facts = roi.load_facts(about)
+    made = make_crops(about, rows, flags(*asked))
+    facts = load_facts(about)
     assert facts is not None and facts["recall"]["images"] + facts["trained_on"] == 17
-    assert made.margin in roi.MARGINS and len(facts["recall"]["margins"]["recall"]) == len(roi.MARGINS)
+    assert made.margin in MARGINS and len(facts["recall"]["margins"]["recall"]) == len(MARGINS)
     new = rows.loc[rows["split"] == "train", ["split", "id", "path", "bytes", "error"]].reset_index(drop=True)
-    assert (cropping.again(about, about.raw(), new).windows == made.windows[: len(new)]).all()
+    assert (crop_again(about, about.raw(), new).windows == made.windows[: len(new)]).all()
     with pytest.raises(UserError, match=r"the detector knows no such class; did you mean 'object'"):
-        cropping.make(about, rows, flags(*asked, "--crop-class", "objekt"))
+        make_crops(about, rows, flags(*asked, "--crop-class", "objekt"))
 
 
 def test_coco_detectors_by_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
-    from foldwise import detector
+    from foldwise.model import detector
 
     build, entry = detector._entry("mobilenet_320")
     folder = tmp_path / "input" / "weights"
@@ -431,7 +472,7 @@ def test_coco_detectors_by_local_weights(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_tuning_on_forty_raccoons_beats_the_mean_box(tmp_path: Path) -> None:
-    from foldwise import detector
+    from foldwise.model import detector
 
     photos, labels = shared("data", "raccoon", "images"), shared("data", "raccoon", "labels.csv")
     shared("weights", "mobilenetv2_100.safetensors")
@@ -439,15 +480,15 @@ def test_tuning_on_forty_raccoons_beats_the_mean_box(tmp_path: Path) -> None:
     object.__setattr__(about, "raw", lambda: photos.parent)
     object.__setattr__(about, "derived", lambda: tmp_path)
     rows = index.build(about).iloc[:55].reset_index(drop=True)
-    boxes = roi.on_index(roi.read_boxes(labels), rows, labels)
+    boxes = on_index(read_boxes(labels), rows, labels)
     plan = detector.lesson(boxes, rows, 15, seed=0)
     made = detector.finetune(about, rows, plan, tmp_path / "detector", "mobilenetv2", size=224, epochs=5)
-    found = roi.one_each(detector.detect(made, about.raw(), about.image, rows), rows, "detector", min_score=0.3)
+    found = one_each(detector.detect(made, about.raw(), about.image, rows), rows, "detector", min_score=0.3)
     truth = boxes[boxes["row"].isin(plan.held_out)]
-    met = roi.recall(found, truth, rows, square=False)
+    met = box_recall(found, truth, rows, square=False)
     assert met is not None and len(met.truth) == len(plan.held_out)
     sizes = np.tile(rows[["width", "height"]].to_numpy(float), 2)
     seen = boxes[boxes["row"].isin(plan.train)]
     mean = (seen[XYXY].to_numpy() / sizes[seen["row"]]).mean(axis=0)
-    guess = roi.Recall(mean * np.tile(met.sizes, 2), met.truth, met.sizes, square=False)
+    guess = Recall(mean * np.tile(met.sizes, 2), met.truth, met.sizes, square=False)
     assert met.iou.mean() > guess.iou.mean() + 0.05, (met.iou.mean(), guess.iou.mean())

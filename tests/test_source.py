@@ -16,7 +16,8 @@ from conftest import Workplace
 from PIL import Image
 from test_dicom import make as dicom_file
 
-from foldwise import competition, image, index, source
+from foldwise.core import source
+from foldwise.data import competition, image, index
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 
@@ -74,8 +75,10 @@ def test_links_are_followed_but_not_in_circles_nor_from_elsewhere_on(tmp_path: P
     (away / "escape").symlink_to(further)
     listed = image.listing(raw)
     assert [path.relative_to(raw).as_posix() for path in listed.images] == [
-        "cats/a.png", "copy/a.png", "dogs/more/a.png",
-    ]  # fmt: skip
+        "cats/a.png",
+        "copy/a.png",
+        "dogs/more/a.png",
+    ]
     assert listed.outside == [raw / "dogs"]
     assert set(listed.others) == {"link to a folder above it", "broken link", "link out of a linked folder"}
 

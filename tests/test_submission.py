@@ -12,7 +12,8 @@ import pytest
 import yaml
 from conftest import Workplace
 
-from foldwise import UserError, competition, index, submission
+from foldwise import UserError
+from foldwise.data import competition, index, submission
 
 pytestmark = pytest.mark.smoke
 
@@ -20,10 +21,19 @@ pytestmark = pytest.mark.smoke
 def make(root: Path, sample: pd.DataFrame, targets: list, **description: object) -> competition.Competition:
     """A competition with an index of one train row a target and one test row a sample row; no images needed."""
     about_file = root / "c.yaml"
-    about_file.write_text(yaml.safe_dump({
-        "name": "c", "root": str(root), "task": "binary", "metric": "roc_auc",
-        "train": {"table": "t.csv", "images": "{id}.png"}, "sample_submission": "sample.csv", **description,
-    }))  # fmt: skip
+    about_file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "c",
+                "root": str(root),
+                "task": "binary",
+                "metric": "roc_auc",
+                "train": {"table": "t.csv", "images": "{id}.png"},
+                "sample_submission": "sample.csv",
+                **description,
+            }
+        )
+    )
     sample.to_csv(root / "sample.csv", index=False)
     about = competition.load(str(about_file))
     ids = sample.iloc[:, 0].astype(str)
@@ -95,12 +105,16 @@ def test_classes_are_matched_by_name_not_by_position(root: Path) -> None:
         ({"task": "binary", "metric": "accuracy"}, [0.0, 1.0], {"pred": [0.7]}, 1),
         ({"task": "binary", "metric": "f1", "submission": {"prediction": "value"}}, [0.0, 1.0], {"pred": [0.7]}, 0.7),
         ({"task": "multiclass", "metric": "accuracy"}, ["3", "10"], {"pred_3": [0.2], "pred_10": [0.8]}, 10),
-        ({"task": "multiclass", "metric": "map@2"}, ["x", "y", "z"],
-         {"pred_x": [0.2], "pred_y": [0.5], "pred_z": [0.3]}, "y z"),
+        (
+            {"task": "multiclass", "metric": "map@2"},
+            ["x", "y", "z"],
+            {"pred_x": [0.2], "pred_y": [0.5], "pred_z": [0.3]},
+            "y z",
+        ),
         ({"task": "regression", "metric": "quadratic_weighted_kappa"}, [0.0, 4.0], {"pred": [5.7]}, 4),
         ({"task": "regression", "metric": "rmse"}, [0.0, 4.0], {"pred": [-3.5]}, -3.5),
     ],
-)  # fmt: skip
+)
 def test_labels_where_the_host_wants_labels(
     root: Path, description: dict, targets: list, pred: dict, value: object
 ) -> None:
@@ -118,20 +132,44 @@ LABELS = {"submission": {"prediction": "label"}}
     [
         (BINARY, {"state": ["healthy", "healthy"]}, {"pred": [0.2, 0.7]}, {"state": ["healthy", "sick"]}),
         (BINARY, {"state": [False, False]}, {"pred": [0.2, 0.7]}, {"state": [False, True]}),
-        ({**BINARY, "positive": "2", "target": "grade", **LABELS}, {"grade": [1, 1]}, {"pred": [0.2, 0.7]},
-         {"grade": [1, 2]}),
-        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"], **LABELS}, {"b": [0, 0], "a": [0, 0]},
-         {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]}, {"b": [1, 0], "a": [0, 1]}),
-        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]}, {"b": [0, 0], "a": [0, 0]},
-         {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]}, {"b": [1, 0], "a": [0, 1]}),
-        ({"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]}, {"b": [0.5, 0.5], "a": [0.5, 0.5]},
-         {"pred_a": [0.4, 0.6], "pred_b": [0.9, 0.1]}, {"b": [0.9, 0.1], "a": [0.4, 0.6]}),
-        ({"task": "multilabel", "metric": "f1_micro", "target": ["a", "b"]}, {"tags": ["a b", "a b"]},
-         {"pred_a": [0.8, 0.6], "pred_b": [0.9, 0.1]}, {"tags": ["a b", "a"]}),
-        ({"task": "multiclass", "metric": "accuracy", **LABELS}, {"label": [0, 0]},
-         {"pred_ant": [0.8, 0.1], "pred_bee": [0.2, 0.9]}, {"label": ["ant", "bee"]}),  # a placeholder, as is said
+        (
+            {**BINARY, "positive": "2", "target": "grade", **LABELS},
+            {"grade": [1, 1]},
+            {"pred": [0.2, 0.7]},
+            {"grade": [1, 2]},
+        ),
+        (
+            {"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"], **LABELS},
+            {"b": [0, 0], "a": [0, 0]},
+            {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]},
+            {"b": [1, 0], "a": [0, 1]},
+        ),
+        (
+            {"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]},
+            {"b": [0, 0], "a": [0, 0]},
+            {"pred_a": [0.4858, 0.6], "pred_b": [0.9, 0.1]},
+            {"b": [1, 0], "a": [0, 1]},
+        ),
+        (
+            {"task": "multilabel", "metric": "f1_macro", "target": ["a", "b"]},
+            {"b": [0.5, 0.5], "a": [0.5, 0.5]},
+            {"pred_a": [0.4, 0.6], "pred_b": [0.9, 0.1]},
+            {"b": [0.9, 0.1], "a": [0.4, 0.6]},
+        ),
+        (
+            {"task": "multilabel", "metric": "f1_micro", "target": ["a", "b"]},
+            {"tags": ["a b", "a b"]},
+            {"pred_a": [0.8, 0.6], "pred_b": [0.9, 0.1]},
+            {"tags": ["a b", "a"]},
+        ),
+        (
+            {"task": "multiclass", "metric": "accuracy", **LABELS},
+            {"label": [0, 0]},
+            {"pred_ant": [0.8, 0.1], "pred_bee": [0.2, 0.9]},
+            {"label": ["ant", "bee"]},
+        ),  # a placeholder, as is said
     ],
-)  # fmt: skip
+)
 def test_labels_are_of_the_samples_kind(root: Path, description: dict, sample: dict, pred: dict, written: dict) -> None:
     train = pd.DataFrame({"id": ["t1", "t2"], "state": ["sick", "healthy"], "grade": [2, 1]})
     train.to_csv(root / "t.csv", index=False)
@@ -146,15 +184,27 @@ def test_labels_are_of_the_samples_kind(root: Path, description: dict, sample: d
     [
         (BINARY, "well", {"pred": [0.2]}, "'well' is none of the labels healthy, sick"),
         ({"task": "binary"}, "healthy", {"pred": [0.2]}, "'healthy' is none of the labels 0, 1"),
-        ({"task": "binary", "submission": {"prediction": "value"}}, "no", {"pred": [0.2]},
-         "holds numbers such as '0.2', the sample text such as 'no'"),
-        ({"task": "multiclass", "metric": "accuracy"}, 0, {"pred_ant": [0.2], "pred_bee": [0.8]},
-         "holds text such as 'bee', the sample numbers such as '0'"),
-        ({"task": "multiclass", "metric": "accuracy"}, "wasp", {"pred_ant": [0.2], "pred_bee": [0.8]},
-         "'wasp' is none of the labels ant, bee; if it only holds the place"),
+        (
+            {"task": "binary", "submission": {"prediction": "value"}},
+            "no",
+            {"pred": [0.2]},
+            "holds numbers such as '0.2', the sample text such as 'no'",
+        ),
+        (
+            {"task": "multiclass", "metric": "accuracy"},
+            0,
+            {"pred_ant": [0.2], "pred_bee": [0.8]},
+            "holds text such as 'bee', the sample numbers such as '0'",
+        ),
+        (
+            {"task": "multiclass", "metric": "accuracy"},
+            "wasp",
+            {"pred_ant": [0.2], "pred_bee": [0.8]},
+            "'wasp' is none of the labels ant, bee; if it only holds the place",
+        ),
         ({"task": "regression", "metric": "rmse"}, "low", {"pred": [0.2]}, "see `submission: prediction`"),
     ],
-)  # fmt: skip
+)
 def test_values_of_another_kind_than_the_samples_are_refused(
     root: Path, description: dict, shown: object, pred: dict, said: str
 ) -> None:

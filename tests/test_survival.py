@@ -21,8 +21,14 @@ import torch
 from conftest import REPOSITORY, Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
-from foldwise import UserError, checkpoint, competition, config, folds, index, loop, session
-from foldwise.runs import finish_run, read_run_info
+from foldwise import UserError
+from foldwise.data import competition, folds, index
+from foldwise.data.recipe import Recipe, load_recipe
+from foldwise.data.runs import finish_run, read_run_info
+from foldwise.model import checkpoint
+from foldwise.train import run as train_run
+from foldwise.train.run import Child, Job, side_by_side, spread
+from foldwise.train.trainer import STUMBLES, OutOfTime, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return made
 
 
-def trainer(about: competition.Competition, made: config.Recipe, folder: Path, **kwargs: float) -> loop.Trainer:
+def trainer(about: competition.Competition, made: Recipe, folder: Path, **kwargs: float) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return loop.Trainer(about, made, 0, folds.load(about), folder, **kwargs)
+    return Trainer(about, made, 0, folds.load(about), folder, **kwargs)
 
 
 def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: competition.Competition) -> None:
@@ -117,7 +123,7 @@ def test_hours_end_inside_an_epoch_and_the_same_command_continues(
             slow.deadline = time.monotonic()
 
     slow._step = late  # type: ignore[method-assign, assignment]
-    with pytest.raises(loop.OutOfTime, match=f"0 of 2 epochs and {stops} of 10 steps of the next are done and saved"):
+    with pytest.raises(OutOfTime, match=f"0 of 2 epochs and {stops} of 10 steps of the next are done and saved"):
         slow.run_epoch()
     for name in ("a", "b"):
         again = trainer(about, made, tmp_path / name)
@@ -135,7 +141,7 @@ def test_no_time_left_for_the_test_rows_saves_instead(about: competition.Competi
     made.start()
     made.run_epoch()
     made.deadline = time.monotonic()
-    with pytest.raises(loop.OutOfTime):
+    with pytest.raises(OutOfTime):
         made.finish()
     assert checkpoint.load(tmp_path / "fold0.ckpt")["state"]["epoch"] == 1  # type: ignore[index]
     assert not (tmp_path / "fold0.csv").exists()
@@ -169,7 +175,7 @@ def test_numbers_that_stay_bad_end_with_advice(about: competition.Competition, t
     with torch.no_grad():
         next(made.network.parameters()).fill_(float("inf"))
     made.average.ema = None
-    for _ in range(loop.STUMBLES):
+    for _ in range(STUMBLES):
         made._stumble(float("nan"))
     assert all(torch.equal(value, good[key]) for key, value in made.network.state_dict().items())
     made.loss = lambda logits, target: logits.sum() * float("nan")
@@ -215,12 +221,12 @@ def test_memory_that_holds_no_two_images_is_said(about: competition.Competition,
 
 def test_two_processes_never_train_one_fold(about: competition.Competition, tmp_path: Path) -> None:
     with (
-        session._alone(tmp_path, 0, 0),
+        train_run._alone(tmp_path, 0, 0),
         pytest.raises(UserError, match="fold 0 is being trained by another process"),
-        session._alone(tmp_path, 0, 0),
+        train_run._alone(tmp_path, 0, 0),
     ):
         pass
-    with session._alone(tmp_path, 0, 0):
+    with train_run._alone(tmp_path, 0, 0):
         pass
 
 
@@ -296,7 +302,7 @@ def test_folds_in_fresh_interpreters_as_gpus_ask_for(
     monkeypatch.setattr(spawn, "Process", process)
     made = recipe(about, "train.epochs=1")
     for name, gpus in (("fresh", True), ("forked", False)):
-        status, infos = session.spread(about, {name: (name, made)}, [0, 1], (), (), devices=2, gpus=gpus)
+        status, infos = spread(about, {name: (name, made)}, [0, 1], (), (), devices=2, gpus=gpus)
         assert status == 0 and sorted(infos[0]["folds"]) == ["0", "1"]
         assert f"{name} 1 | fold 1  epoch   1/1" in capsys.readouterr().err
     assert given == ["5", "7"]
@@ -315,17 +321,17 @@ def test_an_odd_rest_of_folds_starts_with_the_first_ones(
     alive: list[int] = []
     seen: list[int] = []
 
-    def start(_: object, job: session.Job, device: int | None, *__: object) -> session.Child:
+    def start(_: object, job: Job, device: int | None, *__: object) -> Child:
         alive.append(job.fold)
         seen.append(len(alive))
         said, says = multiprocessing.Pipe(duplex=False)
         says.close()
         ended = SimpleNamespace(join=lambda: alive.remove(job.fold), exitcode=0)
-        return session.Child(job, device, ended, said)
+        return Child(job, device, ended, said)
 
-    monkeypatch.setattr(session, "_start", start)
-    jobs = [session.Job("run", fold, config.load("baseline"), (), "", "") for fold in range(count)]
-    assert session.side_by_side(about, jobs, devices, gpus=False) == 0
+    monkeypatch.setattr(train_run, "_start", start)
+    jobs = [Job("run", fold, load_recipe("baseline"), (), "", "") for fold in range(count)]
+    assert side_by_side(about, jobs, devices, gpus=False) == 0
     assert len(seen) == count and not alive and max(seen) == most
     assert seen[:most] == list(range(1, most + 1)) and max(seen[most:], default=0) <= devices
 
@@ -336,16 +342,16 @@ def test_a_killed_fold_is_said_and_no_other_is_started(
 ) -> None:
     started: list[int] = []
 
-    def start(_: object, job: session.Job, device: int | None, *__: object) -> session.Child:
+    def start(_: object, job: Job, device: int | None, *__: object) -> Child:
         started.append(job.fold)
         said, says = multiprocessing.Pipe(duplex=False)
         os.write(says.fileno(), b"a line\nand half a li")
         says.close()
-        return session.Child(job, device, SimpleNamespace(join=lambda: None, exitcode=-9), said)
+        return Child(job, device, SimpleNamespace(join=lambda: None, exitcode=-9), said)
 
-    monkeypatch.setattr(session, "_start", start)
-    jobs = [session.Job("run", fold, config.load("baseline"), (), "", "") for fold in range(4)]
-    assert session.side_by_side(about, jobs, 1, gpus=False) == 137
+    monkeypatch.setattr(train_run, "_start", start)
+    jobs = [Job("run", fold, load_recipe("baseline"), (), "", "") for fold in range(4)]
+    assert side_by_side(about, jobs, 1, gpus=False) == 137
     said = capsys.readouterr().err
     assert started == [0]
     assert "run 0 | a line\nrun 0 | and half a li\n" in said
@@ -356,16 +362,41 @@ def test_torchrun_trains_one_fold_as_one_process_does(about: competition.Competi
     """Two gloo processes of batch 8 are one of batch 16; every validation row is there once."""
     quick = about.file.with_name("quick.yaml")
     fixed = [  # no batch norm: its statistics are a device's own
-        "model.name=test_vit", "augment.preset=none", "augment.flips=none", "train.threads=1", "train.cpu_step=plain",
-        "train.optimizer=sgd", "train.lr=0.05",
-    ]  # fmt: skip
+        "model.name=test_vit",
+        "augment.preset=none",
+        "augment.flips=none",
+        "train.threads=1",
+        "train.cpu_step=plain",
+        "train.optimizer=sgd",
+        "train.lr=0.05",
+    ]
     place.run("02_train.py", "--recipe", quick, "--name", "single", "--fold", 0, *fixed, "train.batch_size=16")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
-         str(REPOSITORY / "src" / "02_train.py"), "--competition", str(about.file), "--recipe", str(quick),
-         "--name", "double", "--fold", "0", *fixed, "train.batch_size=8"],
-        capture_output=True, text=True, timeout=300, cwd=place.root,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29517",
+            str(REPOSITORY / "src" / "02_train.py"),
+            "--competition",
+            str(about.file),
+            "--recipe",
+            str(quick),
+            "--name",
+            "double",
+            "--fold",
+            "0",
+            *fixed,
+            "train.batch_size=8",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=place.root,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("fold 0  epoch   1/2") == 1, "rank 0 alone speaks"
     single, double = (pd.read_csv(place.runs / name / "fold0.csv") for name in ("single", "double"))

@@ -14,9 +14,16 @@ import torch.nn.functional as F
 from conftest import Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
-from foldwise import UserError, competition, config, fold_data, folds, index, infer, loop, losses, mixing, oof, schedule
-from foldwise.runs import load_run
-from foldwise.targets import Targets
+from foldwise import UserError
+from foldwise.data import competition, folds, index, oof
+from foldwise.data.recipe import Augment, Train
+from foldwise.data.runs import load_run
+from foldwise.model.predict import activate
+from foldwise.model.targets import Targets
+from foldwise.train import fold_data, losses
+from foldwise.train.mixup import mix
+from foldwise.train.optim import make_schedule
+from foldwise.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return made
 
 
-def train(about: competition.Competition, folder: Path, *overrides: str, fold: int = 0) -> loop.Trainer:
+def train(about: competition.Competition, folder: Path, *overrides: str, fold: int = 0) -> Trainer:
     """A fold trained in `folder`."""
     folder.mkdir(exist_ok=True)
-    made = loop.Trainer(about, recipe(about, *overrides), fold, folds.load(about), folder)
+    made = Trainer(about, recipe(about, *overrides), fold, folds.load(about), folder)
     made.run()
     return made
 
@@ -45,21 +52,23 @@ CLASSES = Targets("multiclass", ["a", "b", "c"], ["a", "b", "c"], "softmax")
 BINARY = Targets("binary", [], [], "sigmoid")
 
 
-def settings(**values: object) -> config.Train:
-    return config.Train(**values)  # type: ignore[arg-type]
+def settings(**values: object) -> Train:
+    return Train(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.smoke
 def test_plain_losses_are_torch_s() -> None:
     logits, hard = torch.randn(8, 3), torch.randint(0, 3, (8,))
     soft = F.one_hot(hard, 3).float()
-    assert losses.make(settings(), CLASSES)(logits, soft).item() == pytest.approx(F.cross_entropy(logits, hard).item())
+    assert losses.make_loss(settings(), CLASSES)(logits, soft).item() == pytest.approx(
+        F.cross_entropy(logits, hard).item()
+    )
     weight = torch.tensor([1.0, 2.0, 3.0])
     expected = (F.cross_entropy(logits, hard, reduction="none") * weight[hard]).mean()
-    assert losses.make(settings(), CLASSES, weight)(logits, soft).item() == pytest.approx(expected.item())
+    assert losses.make_loss(settings(), CLASSES, weight)(logits, soft).item() == pytest.approx(expected.item())
     y = (torch.arange(8) % 2).float()[:, None]
     expected = F.binary_cross_entropy_with_logits(logits[:, :1], y)
-    assert losses.make(settings(), BINARY)(logits[:, :1], y).item() == pytest.approx(expected.item())
+    assert losses.make_loss(settings(), BINARY)(logits[:, :1], y).item() == pytest.approx(expected.item())
 
 
 @pytest.mark.smoke
@@ -69,11 +78,11 @@ def test_focal_loss_is_that_of_its_paper() -> None:
     p = logits.sigmoid()
     p_t = torch.where(y == 1, p, 1 - p)
     expected = (-((1 - p_t) ** 3) * p_t.log()).mean()
-    found = losses.make(settings(loss="focal", focal_gamma=3), BINARY)(logits, y)
+    found = losses.make_loss(settings(loss="focal", focal_gamma=3), BINARY)(logits, y)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     logits, hard = torch.randn(16, 3), torch.randint(0, 3, (16,))
     p_t = logits.softmax(1)[torch.arange(16), hard]
-    found = losses.make(settings(loss="focal", focal_gamma=2), CLASSES)(logits, F.one_hot(hard, 3).float())
+    found = losses.make_loss(settings(loss="focal", focal_gamma=2), CLASSES)(logits, F.one_hot(hard, 3).float())
     assert found.item() == pytest.approx((-((1 - p_t) ** 2) * p_t.log()).mean().item(), rel=1e-5)
 
 
@@ -97,13 +106,13 @@ def test_ordinal_targets_and_probabilities_fit_together() -> None:
     soft = torch.eye(3)
     assert losses.above(soft).tolist() == [[0, 0], [1, 0], [1, 1]]
     sure = torch.tensor([[-9.0, -9], [9, -9], [9, 9]])
-    torch.testing.assert_close(infer.activate(sure, ordinal), soft, atol=1e-3, rtol=0)
-    crossed = infer.activate(torch.tensor([[-2.0, 3.0]]), ordinal)  # P(above 1) > P(above 0): never negative
+    torch.testing.assert_close(activate(sure, ordinal), soft, atol=1e-3, rtol=0)
+    crossed = activate(torch.tensor([[-2.0, 3.0]]), ordinal)  # P(above 1) > P(above 0): never negative
     assert (crossed >= 0).all() and crossed.sum().item() == pytest.approx(1)
 
 
 def test_an_asymmetric_loss_discounts_easy_negatives() -> None:
-    loss = losses.make(settings(loss="asymmetric"), Targets("multilabel", ["a", "b"], ["a", "b"], "sigmoid"))
+    loss = losses.make_loss(settings(loss="asymmetric"), Targets("multilabel", ["a", "b"], ["a", "b"], "sigmoid"))
     easy, hard = torch.tensor([[3.0, -4.0]]), torch.tensor([[3.0, 2.0]])
     y = torch.tensor([[1.0, 0.0]])
     assert loss(easy, y) < 0.06 < loss(hard, y)
@@ -118,7 +127,7 @@ def test_a_loss_that_does_not_fit_the_task_is_refused(about: competition.Competi
 
 
 def rates(epochs: int = 10, steps: int = 20, **values: object) -> np.ndarray:
-    made = schedule.make(settings(epochs=epochs, **values), steps)
+    made = make_schedule(settings(epochs=epochs, **values), steps)
     return np.array([made.share(step) for step in range(epochs * steps)])
 
 
@@ -133,12 +142,12 @@ def test_schedules_rise_and_fall_as_named() -> None:
     assert sorted(set(step.round(6))) == [0.01, 0.1, 1.0] and (np.diff(step) <= 0).all()
     one = rates(schedule="onecycle", warmup=0.3)
     assert one.argmax() == 60 and (np.diff(one[60:]) < 0).all() and one[-1] < 0.01
-    made = schedule.make(settings(schedule="plateau", warmup=0.0), 20)
+    made = make_schedule(settings(schedule="plateau", warmup=0.0), 20)
     assert [made.share(5, drops) for drops in (0, 1)] == pytest.approx([1, 0.1])
 
 
 def test_warm_restarts_begin_anew_and_end_with_an_epoch() -> None:
-    made = schedule.make(settings(epochs=9, cycles=3, warmup=0.0, final_lr=0.0), 10)
+    made = make_schedule(settings(epochs=9, cycles=3, warmup=0.0, final_lr=0.0), 10)
     share = np.array([made.share(step) for step in range(90)])
     assert np.flatnonzero(np.diff(share) > 0.5).tolist() == [29, 59]
     assert [epoch for epoch in range(9) if made.cycle_ends(epoch)] == [2, 5, 8]
@@ -152,13 +161,13 @@ def test_mixup_and_cutmix_mix_images_targets_and_metadata_in_one_share() -> None
     target, metadata = torch.eye(4), torch.eye(4) * 10
     for kind in ("mixup", "cutmix"):
         rng = np.random.default_rng(3)
-        mixed, soft, beside = mixing.mix(images, target, metadata, config.Augment(**{kind: 1.0}), rng)  # type: ignore[arg-type]
+        mixed, soft, beside = mix(images, target, metadata, Augment(**{kind: 1.0}), rng)  # type: ignore[arg-type]
         assert beside is not None
         torch.testing.assert_close(beside, soft * 10)
         torch.testing.assert_close(soft.sum(1), torch.ones(4))
         mean = mixed.float().mean((1, 2, 3))
         torch.testing.assert_close(mean, soft @ (torch.arange(4.0) * 60), atol=1.0, rtol=0)
-    same, _, _ = mixing.mix(images, target, None, config.Augment(mixup=0.0), np.random.default_rng(0))
+    same, _, _ = mix(images, target, None, Augment(mixup=0.0), np.random.default_rng(0))
     assert same is images
 
 
@@ -186,7 +195,7 @@ def test_the_average_predicts_not_the_raw_weights(about: competition.Competition
     raw, kept = made.network.state_dict(), made.best_weights
     average = made.average.current.state_dict()
     assert all(torch.equal(kept[key], average[key]) for key in kept)
-    fresh = loop.Trainer(about, made.recipe, 0, folds.load(about), tmp_path)
+    fresh = Trainer(about, made.recipe, 0, folds.load(about), tmp_path)
     assert any(not torch.equal(kept[key], fresh.network.state_dict()[key]) for key in kept)
     assert set(raw) == set(kept)
 
@@ -195,9 +204,18 @@ def test_snapshots_keep_their_own_tables_and_are_averaged(
     about: competition.Competition, place: Workplace, tmp_path: Path
 ) -> None:
     place.run(
-        "02_train.py", "--recipe", "quick.yaml", "--name", "snaps", "--fold", 0, "train.snapshots=true",
-        "train.cycles=2", "train.epochs=4", "train.cpu_step=plain",
-    )  # fmt: skip
+        "02_train.py",
+        "--recipe",
+        "quick.yaml",
+        "--name",
+        "snaps",
+        "--fold",
+        0,
+        "train.snapshots=true",
+        "train.cycles=2",
+        "train.epochs=4",
+        "train.cpu_step=plain",
+    )
     folder = place.runs / "snaps"
     parts = [oof.read_table(folder / "snapshots" / f"fold0_{k}.csv").set_index("id")["pred"] for k in (1, 2)]
     whole = oof.read_table(folder / "fold0.csv").set_index("id")["pred"]
@@ -221,9 +239,7 @@ def test_early_stopping_stops_and_says_so(
 
 
 def test_layers_learn_at_their_own_rates(about: competition.Competition, tmp_path: Path) -> None:
-    made = loop.Trainer(
-        about, recipe(about, "train.layer_decay=0.5", "train.warmup=0.0"), 0, folds.load(about), tmp_path
-    )
+    made = Trainer(about, recipe(about, "train.layer_decay=0.5", "train.warmup=0.0"), 0, folds.load(about), tmp_path)
     made._set_lr(0, 0)
     found = sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.optimizer.param_groups})
     assert len(found) >= 3 and found[-1] == 1 and all(b / a == pytest.approx(2) for a, b in pairwise(found))
@@ -232,7 +248,7 @@ def test_layers_learn_at_their_own_rates(about: competition.Competition, tmp_pat
 
 
 def test_balanced_sampling_draws_rare_classes_as_often(about: competition.Competition, tmp_path: Path) -> None:
-    made = loop.Trainer(about, recipe(about, "train.sampling=balanced"), 0, folds.load(about), tmp_path)
+    made = Trainer(about, recipe(about, "train.sampling=balanced"), 0, folds.load(about), tmp_path)
     drawn = np.concatenate([made.loader._order(epoch) for epoch in range(50)])
     assert made.data.train_target[drawn].mean() == pytest.approx(0.5, abs=0.03)
     assert made.data.train_target.mean() == pytest.approx(1 / 3, abs=0.05)
@@ -247,7 +263,7 @@ def test_an_auxiliary_target_is_learnt_and_folded_back(about: competition.Compet
     assert made.data.targets.learnt == ["bcc", "mel", "nevus"]
     table = oof.read_table(tmp_path / "fold0.csv")
     assert list(table) == ["id", "fold", "target", "pred"] and made.state.best > 0.9
-    three = infer.activate(made.network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), made.data.targets)
+    three = activate(made.network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), made.data.targets)
     assert three.shape == (2, 1) and ((three > 0) & (three < 1)).all()
 
 
@@ -275,7 +291,7 @@ def test_what_can_t_be_trained_is_one_clear_line(
 
 
 def test_distillation_mixes_labels_with_out_of_fold_predictions(about: competition.Competition, tmp_path: Path) -> None:
-    made = loop.Trainer(
+    made = Trainer(
         about, recipe(about, "train.distill=teacher", "train.distill_weight=0.25"), 0, folds.load(about), tmp_path
     )
     rows = torch.arange(len(made.data.train))
@@ -315,9 +331,16 @@ def test_pseudo_labels_of_a_submission_are_said_to_be_optimistic(
 
 def test_fusion_is_encoded_by_training_rows_alone_and_predicts_again(place: Workplace) -> None:
     place.run(
-        "02_train.py", "--recipe", "quick.yaml", "--name", "fused", "--fold", 0, "model.metadata=true",
+        "02_train.py",
+        "--recipe",
+        "quick.yaml",
+        "--name",
+        "fused",
+        "--fold",
+        0,
+        "model.metadata=true",
         "train.cpu_step=plain",
-    )  # fmt: skip
+    )
     first = (place.runs / "fused" / "fold0.csv").read_bytes()
     assert (place.runs / "fused" / "fold0_metadata.json").exists()
     place.run("05_predict.py", "--run", "fused", "--name", "again")
@@ -340,7 +363,7 @@ def test_tensorboard_holds_the_epochs(about: competition.Competition, tmp_path: 
 def test_half_precision_that_overflows_is_computed_again_in_full(
     about: competition.Competition, tmp_path: Path
 ) -> None:
-    made = loop.Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load(about), tmp_path)
+    made = Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load(about), tmp_path)
     made.start()
     forward, calls = made.network.forward, []
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from foldwise import trust
+from foldwise.blend import trust
+from foldwise.blend.spaces import Calibration, ranks
 from foldwise.metrics import resolve
-from foldwise.spaces import Calibration, ranks
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -39,9 +39,12 @@ def test_bootstrap_draws_patients_whole():
     twice, groups = np.repeat(np.arange(200), 4), np.repeat(np.arange(200), 4)
     widths = [
         np.std(trust.bootstrap(resolve("auc"), t, [p], g, draws=300)[:, 0])
-        for t, p, g in ((target, preds[0], None), (target[twice], preds[0][twice], groups),
-                        (target[twice], preds[0][twice], None))
-    ]  # fmt: skip
+        for t, p, g in (
+            (target, preds[0], None),
+            (target[twice], preds[0][twice], groups),
+            (target[twice], preds[0][twice], None),
+        )
+    ]
     assert widths[1] == pytest.approx(widths[0], rel=0.2)
     assert widths[2] < 0.7 * widths[0]
 

@@ -22,10 +22,26 @@ from pathlib import Path
 from typing import NoReturn
 
 LIBRARIES = (
-    "numpy", "pandas", "pyarrow", "pydicom", "cv2", "scipy.stats", "scipy.optimize", "sklearn.metrics", "sklearn.svm",
-    "sklearn.linear_model", "lightgbm", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch", "timm", "tqdm",
-    "pydantic", "yaml", "safetensors.torch",
-)  # fmt: skip
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydicom",
+    "cv2",
+    "scipy.stats",
+    "scipy.optimize",
+    "sklearn.metrics",
+    "sklearn.svm",
+    "sklearn.linear_model",
+    "lightgbm",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "torch",
+    "timm",
+    "tqdm",
+    "pydantic",
+    "yaml",
+    "safetensors.torch",
+)
 
 
 class Warm:
@@ -33,9 +49,12 @@ class Warm:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
 
     def run(self, arguments: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
         """`python <arguments>` in `folder`."""

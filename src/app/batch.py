@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import frame
-from foldwise import intake
-from foldwise.atomic import digest
-from foldwise.intake import Limits, Upload
+from app import frame, uploads
+from app.uploads import Limits, Upload
+from foldwise.core.files import digest
 
 
 def show() -> None:
@@ -42,7 +41,7 @@ def show() -> None:
 
 def _answer(files: list[Upload], runs: list[str], blend: str | None) -> tuple[pd.DataFrame, dict[str, str], str]:
     service = frame.service()
-    with intake.receiving(files) as received:
+    with uploads.receiving(files) as received:
         answer = service.predict(received, runs, keep=0)
     if blend is None:
         pred, note = sum(answer.mean(run) for run in runs) / len(runs), f"mean of {', '.join(runs)}"
@@ -61,6 +60,5 @@ def _result(table: pd.DataFrame, errors: dict[str, str], note: str, seconds: flo
     if errors:
         st.warning(f"{len(errors):,} could not be read; they are not in the CSV")
         st.dataframe(
-            pd.DataFrame({"file": list(errors), "reason": list(errors.values())}), hide_index=True,
-            width="stretch",
-        )  # fmt: skip
+            pd.DataFrame({"file": list(errors), "reason": list(errors.values())}), hide_index=True, width="stretch"
+        )

@@ -40,8 +40,10 @@ def probabilities(said: Said, top: int) -> alt.LayerChart:
     rows = [(source, said.outputs[k], float(pred[k])) for source, pred in said.means.items() for k in said.best(top)]
     ticks = [
         (run, said.outputs[k], fold, float(pred[k]))
-        for run, by_fold in said.folds.items() for fold, pred in by_fold.items() for k in said.best(top)
-    ]  # fmt: skip
+        for run, by_fold in said.folds.items()
+        for fold, pred in by_fold.items()
+        for k in said.best(top)
+    ]
     means = pd.DataFrame(rows, columns=["source", "class", "value"]).assign(what="mean of folds")
     means.loc[means["source"].str.startswith("blend: "), "what"] = "blend"
     folds = pd.DataFrame(ticks, columns=["source", "class", "fold", "value"]).assign(what="one fold's model")
@@ -53,9 +55,11 @@ def probabilities(said: Said, top: int) -> alt.LayerChart:
     colour = alt.Color("what:N", scale=what, title=None, legend=alt.Legend(orient="bottom"))
     offset = {"yOffset": alt.YOffset("source:N", sort=list(said.means))} if several and len(said.means) > 1 else {}
     bar = alt.Chart(means).mark_bar().encode(x=x, y=y, color=colour, tooltip=["source", "class", "value"], **offset)
-    tick = alt.Chart(folds).mark_tick(thickness=3, size=18).encode(
-        x=x, y=y, color=colour, tooltip=["source", "class", "fold", "value"], **offset
-    )  # fmt: skip
+    tick = (
+        alt.Chart(folds)
+        .mark_tick(thickness=3, size=18)
+        .encode(x=x, y=y, color=colour, tooltip=["source", "class", "fold", "value"], **offset)
+    )
     lines = len(said.best(top)) * len(said.means) if several else len(said.means)
     return alt.layer(bar, tick).properties(height=120 + 34 * lines)
 
@@ -83,9 +87,16 @@ def forest(table: pd.DataFrame, metric: str) -> alt.LayerChart:
     """Each run's out-of-fold score with its 95 % interval, and each fold's as a dot."""
     order = table["run"].tolist()
     y = alt.Y("run:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
-    bar = alt.Chart(table).mark_rule(strokeWidth=4, color=SKY).encode(
-        x=alt.X("low:Q", title=metric, scale=alt.Scale(zero=False)), x2="high:Q", y=y, tooltip=["run", "low", "high"]
-    )  # fmt: skip
+    bar = (
+        alt.Chart(table)
+        .mark_rule(strokeWidth=4, color=SKY)
+        .encode(
+            x=alt.X("low:Q", title=metric, scale=alt.Scale(zero=False)),
+            x2="high:Q",
+            y=y,
+            tooltip=["run", "low", "high"],
+        )
+    )
     point = (
         alt.Chart(table)
         .mark_point(filled=True, size=110, color=BLUE)
@@ -93,17 +104,23 @@ def forest(table: pd.DataFrame, metric: str) -> alt.LayerChart:
     )
     folds = [name for name in table if name.startswith("fold") and name[4:].isdigit()]
     long = table.melt("run", folds, "fold", "value").dropna()
-    dots = alt.Chart(long).mark_point(shape="diamond", size=45, color=VERMILLION).encode(
-        x="value:Q", y=y, tooltip=["run", "fold", "value"]
-    )  # fmt: skip
+    dots = (
+        alt.Chart(long)
+        .mark_point(shape="diamond", size=45, color=VERMILLION)
+        .encode(x="value:Q", y=y, tooltip=["run", "fold", "value"])
+    )
     return alt.layer(bar, dots, point).properties(height=80 + 34 * len(order))
 
 
 def weights(table: pd.DataFrame) -> alt.Chart:
     """A blend's weights by run."""
     return (
-        alt.Chart(table).mark_bar(color=BLUE)
-        .encode(x=alt.X("weight:Q", title="weight in the blend"), tooltip=["run", "weight"],
-                y=alt.Y("run:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)))
+        alt.Chart(table)
+        .mark_bar(color=BLUE)
+        .encode(
+            x=alt.X("weight:Q", title="weight in the blend"),
+            tooltip=["run", "weight"],
+            y=alt.Y("run:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
+        )
         .properties(height=80 + 28 * len(table))
-    )  # fmt: skip
+    )

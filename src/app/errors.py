@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import frame
 from foldwise import UserError
-from foldwise.runs import recipe_of
+from foldwise.data.runs import recipe_of
 
 PER_PAGE = 24
 

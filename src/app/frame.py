@@ -12,9 +12,12 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-from foldwise import UserError, competition, intake, launch
-from foldwise.atomic import digest
-from foldwise.competition import Competition
+from app import uploads
+from foldwise import UserError
+from foldwise.core import parallel
+from foldwise.core.files import digest
+from foldwise.data import competition
+from foldwise.data.competition import Competition
 
 
 def show(name: str) -> None:
@@ -71,11 +74,11 @@ def service() -> Any:
 
 @st.cache_resource(show_spinner="Loading ...", max_entries=4)
 def _service(name: str, made: str) -> Any:
-    launch.settle()
-    intake.prepare()
-    from foldwise import serve  # torch
+    parallel.tune_allocator()
+    uploads.prepare()
+    from app.service import Service  # torch
 
-    return serve.Service(competition.load(name))
+    return Service(competition.load(name))
 
 
 @st.cache_resource(show_spinner="Fitting the blend ...", max_entries=8)
@@ -111,8 +114,9 @@ def chosen_blend(key: str, runs: list[str]) -> str | None:
     names = [name for name, facts in service().submissions().items() if {r["run"] for r in facts["runs"]} & set(runs)]
     if not names:
         return None
-    return st.sidebar.selectbox("Blend of submission", [None, *names], index=1, key=f"{key}-blend",
-                                format_func=lambda name: name or "none")  # fmt: skip
+    return st.sidebar.selectbox(
+        "Blend of submission", [None, *names], index=1, key=f"{key}-blend", format_func=lambda name: name or "none"
+    )
 
 
 def took(started: float) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import charts, frame
-from foldwise import UserError, explain_figures, intake
-from foldwise.atomic import digest
-from foldwise.image import ImageOptions
-from foldwise.intake import Upload
+from app import charts, frame, uploads
+from app.uploads import Upload
+from foldwise import UserError
+from foldwise.core.files import digest
+from foldwise.data.image import ImageOptions
+from foldwise.report import explain_figures
 
 SHOWN = 512  # pixels, the longer side of the image as it was sent
 
@@ -28,7 +29,7 @@ def show() -> None:
     if upload is None:
         st.info("Upload an image or draw one: JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM.")
         return
-    with intake.receiving([upload]) as received:
+    with uploads.receiving([upload]) as received:
         if not len(received.rows):
             raise UserError(": ".join(next(iter(received.refused.items()), ("", "nothing was sent"))))
         _examine(received, digest([upload.name, upload.data.hex()]), runs, blend)
@@ -52,24 +53,29 @@ def _drawing() -> Upload | None:
         ground = st.color_picker("Ground", "#FFFFFF")
     with left:
         drawn = st_canvas(
-            stroke_width=width, stroke_color=colour, background_color=ground, height=320, width=480, key="canvas",
+            stroke_width=width,
+            stroke_color=colour,
+            background_color=ground,
+            height=320,
+            width=480,
+            key="canvas",
             return_image_data=True,
-        )  # fmt: skip
+        )
     if not (drawn.json_data or {}).get("objects") or not drawn.image_bytes:
         return None
     return Upload("sketch.png", drawn.image_bytes)  # as it came: it is decoded where every upload is
 
 
-def _examine(received: intake.Intake, digest: str, runs: list[str], blend: str | None) -> None:
+def _examine(received: uploads.Intake, image_key: str, runs: list[str], blend: str | None) -> None:
     service = frame.service()
     left, right = st.columns([2, 3], gap="large")
     with left:
         options, looks = _window(received)
-        st.image(intake.apart(intake.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
+        st.image(uploads.apart(uploads.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
     with right:
-        metadata = _metadata(received, digest) if service.fuses(runs) else None
+        metadata = _metadata(received, image_key) if service.fuses(runs) else None
         started = time.perf_counter()
-        asked = digest([digest, runs, metadata, None if options is None else options.model_dump(mode="json")])
+        asked = digest([image_key, runs, metadata, None if options is None else options.model_dump(mode="json")])
         answer = _remembered("answer", asked, lambda: service.predict(received, runs, metadata, options))
         _probabilities(service, answer, runs, blend)
         frame.took(started)
@@ -93,10 +99,10 @@ def _remembered(what: str, key: str, make: Any) -> Any:
 # --- what the models see ------------------------------------------------------------------------------------
 
 
-def _window(received: intake.Intake) -> tuple[ImageOptions | None, ImageOptions]:
+def _window(received: uploads.Intake) -> tuple[ImageOptions | None, ImageOptions]:
     """(options for the models, None: the competition's own; options for the eye): sliders where there are 16 bits."""
     own = frame.about().image
-    found = intake.apart(intake.depth, received.path(), received.bounded(own))
+    found = uploads.apart(uploads.depth, received.path(), received.bounded(own))
     if found is None or found.high <= found.low:
         return None, own
     margin = (found.high - found.low) / 10
@@ -105,23 +111,26 @@ def _window(received: intake.Intake) -> tuple[ImageOptions | None, ImageOptions]
     chosen = st.checkbox("Choose the window", help="Which gray values are shown from black to white.")
     center = st.slider(f"Window centre, {found.unit}", low, high, found.center, disabled=not chosen)
     width = st.slider(f"Window width, {found.unit}", span / 1000, span, found.width, disabled=not chosen)
-    also = st.checkbox("The models see it through this window too", disabled=not chosen,
-                       help="Otherwise they see what training images were made by.")  # fmt: skip
+    also = st.checkbox(
+        "The models see it through this window too",
+        disabled=not chosen,
+        help="Otherwise they see what training images were made by.",
+    )
     if not chosen:
         return None, own
-    made = intake.apart(intake.windowed, received.path(), own, center, width)
+    made = uploads.apart(uploads.windowed, received.path(), own, center, width)
     return (made if also else None), made
 
 
-def _metadata(received: intake.Intake, digest: str) -> dict[str, Any]:
+def _metadata(received: uploads.Intake, image_key: str) -> dict[str, Any]:
     """What the visitor says of the image; header fields of a DICOM file are filled in."""
     service = frame.service()
-    known = intake.fields(received.path(), frame.about().dicom_tags)
+    known = uploads.fields(received.path(), frame.about().dicom_tags)
     said: dict[str, Any] = {}
     with st.expander("Metadata: a chosen run looks at them too", expanded=True):
         places = st.columns(2)
         for k, (column, values) in enumerate(service.metadata().items()):
-            key, given = f"meta-{digest[:8]}-{column}", known.get(column)
+            key, given = f"meta-{image_key[:8]}-{column}", known.get(column)
             with places[k % 2]:
                 if isinstance(values, tuple):
                     number = float(given) if isinstance(given, int | float) else None
@@ -162,8 +171,13 @@ def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None
 def _looks_at(service: Any, answer: Any, asked: str, runs: list[str], metadata: dict[str, Any] | None) -> None:
     run, fold = _model("cam", service, runs)
     best = int(answer.mean(run)[0].argmax())
-    output = st.selectbox("Evidence for", range(len(service.outputs)), index=best, key=f"cam-{asked[:8]}",
-                          format_func=lambda k: service.outputs[k])  # fmt: skip
+    output = st.selectbox(
+        "Evidence for",
+        range(len(service.outputs)),
+        index=best,
+        key=f"cam-{asked[:8]}",
+        format_func=lambda k: service.outputs[k],
+    )
     opacity = st.slider("Opacity of the map, %", 0, 100, 45)
     image = answer.image(service.recipe(run))[0]
     key = digest([asked, run, fold, output])
@@ -183,9 +197,13 @@ def _model(key: str, service: Any, runs: list[str]) -> tuple[str, int]:
 
 
 def _neighbours(
-    service: Any, received: intake.Intake, asked: str, runs: list[str], metadata: dict[str, Any] | None,
+    service: Any,
+    received: uploads.Intake,
+    asked: str,
+    runs: list[str],
+    metadata: dict[str, Any] | None,
     options: ImageOptions | None,
-) -> None:  # fmt: skip
+) -> None:
     st.caption(
         "Nearest training images in the embedding of one fold's network (cosine). That one network embeds them all; "
         "it was trained on the images of the other folds."
@@ -216,7 +234,7 @@ def _gallery(found: pd.DataFrame, images: np.ndarray, fold: int) -> None:
 
 
 def _header(path: Path) -> None:
-    fields = intake.header(path)
+    fields = uploads.header(path)
     if not fields:
         st.caption("Not a DICOM file.")
         return

@@ -8,8 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, frame
-from foldwise import UserError, results
-from foldwise.results_page import duration
+from foldwise import UserError
+from foldwise.report import results
+from foldwise.report.results_page import duration
 
 
 def show() -> None:
@@ -78,10 +79,16 @@ def _blends() -> None:
     st.markdown(f"**{frame.plain(str(facts.get('verdict', '')))}**")
     low, high = (facts.get("interval_95") or [None, None])[:2]
     places = st.columns(4)
-    for place, (label, value) in zip(places, [
-        (f"nested {facts['metric']}", facts.get("nested_score")), ("95 % interval from", low), ("to", high),
-        ("best single run", facts.get("best_single_score")),
-    ], strict=True):  # fmt: skip
+    for place, (label, value) in zip(
+        places,
+        [
+            (f"nested {facts['metric']}", facts.get("nested_score")),
+            ("95 % interval from", low),
+            ("to", high),
+            ("best single run", facts.get("best_single_score")),
+        ],
+        strict=True,
+    ):
         place.metric(label, "–" if value is None else f"{value:.4f}")
     st.caption(frame.plain(f"method {facts['method']}, averaged as {facts['space']}; {facts.get('rows', '?')} rows"))
     st.altair_chart(charts.weights(pd.DataFrame(facts["runs"])), width="stretch")

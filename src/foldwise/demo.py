@@ -50,8 +50,9 @@ from pydicom.uid import (
 )
 from tqdm import tqdm
 
-from foldwise import UserError, metrics, paths
-from foldwise.launch import map_rows
+from foldwise import UserError, metrics
+from foldwise.core import paths
+from foldwise.core.parallel import parallel_map
 
 Floats = NDArray[np.float32]
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a case, and the case whose lesion its image shows
@@ -571,7 +572,7 @@ def _write_images(cases: pd.DataFrame, folder: Path, settings: Settings, workers
         for pair in tqdm(pairs, desc="drawing", unit="image", disable=None):
             job([pair])
         return
-    for (record, _), result in map_rows(job, pairs, workers=workers, label="drawing", unit="image"):
+    for (record, _), result in parallel_map(job, pairs, workers=workers, label="drawing", unit="image"):
         if result is not None:
             raise RuntimeError(f"{record['image_id']} was not written") from result
 

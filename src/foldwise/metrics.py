@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foldwise import UserError
-from foldwise.schema import nearest
+from foldwise.core.schema import nearest
 
 Array = NDArray[Any]
 Function = Callable[[Array, Array, Array | None], float]
@@ -448,8 +448,9 @@ def _of_labels(of_confusion: Callable[[Array], float]) -> Function:
             return of_confusion(_confusion(target, pred, weight))
         counts = [
             _confusion(truth, values, None if weight is None else weight[rows])
-            for rows, truth, values in _columns(target, pred) if truth.size
-        ]  # fmt: skip
+            for rows, truth, values in _columns(target, pred)
+            if truth.size
+        ]
         return float(np.mean([of_confusion(each) for each in counts]))
 
     return function
@@ -535,16 +536,33 @@ METRICS: dict[str, Metric] = {
 }
 
 ALIASES = {
-    "auc": "roc_auc", "rocauc": "roc_auc", "auroc": "roc_auc", "roc_auc_score": "roc_auc",
-    "logloss": "log_loss", "cross_entropy": "log_loss", "bce": "log_loss", "nll": "log_loss",
-    "acc": "accuracy", "bacc": "balanced_accuracy",
-    "ap": "average_precision", "pr_auc": "average_precision", "auprc": "average_precision",
-    "f1_score": "f1", "f1_binary": "f1", "macro_f1": "f1_macro", "micro_f1": "f1_micro",
-    "probabilistic_f1": "pf1", "probabilistic_f1_score": "pf1", "pfbeta": "pf1",
-    "qwk": "quadratic_weighted_kappa", "quadratic_kappa": "quadratic_weighted_kappa",
-    "kappa": "cohen_kappa", "cohen_kappa_score": "cohen_kappa",
-    "root_mean_squared_error": "rmse", "mean_absolute_error": "mae",
-}  # fmt: skip
+    "auc": "roc_auc",
+    "rocauc": "roc_auc",
+    "auroc": "roc_auc",
+    "roc_auc_score": "roc_auc",
+    "logloss": "log_loss",
+    "cross_entropy": "log_loss",
+    "bce": "log_loss",
+    "nll": "log_loss",
+    "acc": "accuracy",
+    "bacc": "balanced_accuracy",
+    "ap": "average_precision",
+    "pr_auc": "average_precision",
+    "auprc": "average_precision",
+    "f1_score": "f1",
+    "f1_binary": "f1",
+    "macro_f1": "f1_macro",
+    "micro_f1": "f1_micro",
+    "probabilistic_f1": "pf1",
+    "probabilistic_f1_score": "pf1",
+    "pfbeta": "pf1",
+    "qwk": "quadratic_weighted_kappa",
+    "quadratic_kappa": "quadratic_weighted_kappa",
+    "kappa": "cohen_kappa",
+    "cohen_kappa_score": "cohen_kappa",
+    "root_mean_squared_error": "rmse",
+    "mean_absolute_error": "mae",
+}
 
 
 # --- one's own ----------------------------------------------------------------------------------------------

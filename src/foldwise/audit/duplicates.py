@@ -1,0 +1,406 @@
+"""Exact and near duplicates -> groups that folds keep whole; copies across train and test; conflicting labels.
+
+    duplicates.csv    id_a, split_a, id_b, split_b, kind (exact | near), distance, agreement, view, same_label
+    duplicates.json   the key of what made it, and how much was compared
+    statistics.parquet  brightness, contrast and colour of every cached image
+
+Candidates come from perceptual hashes (64 bits, Hamming distance, faiss), in all eight mirrored and turned views. A
+hash forgets detail, and of images of one kind (lesions, chests) many have hashes alike: so each candidate is
+confirmed on pixels, by how well the fine structure of both agrees after the best shift and zoom.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy import fft
+
+from foldwise.audit import traits
+from foldwise.audit.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
+from foldwise.core import source
+from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
+from foldwise.data.cache import Cache
+from foldwise.data.competition import Competition
+
+SIZE = 96  # pixels a side that images are compared at: the same groups whatever sizes are cached
+VERSION = 3  # raise it when the same images would give other pairs
+RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
+TURNED_RADIUS = 8  # mirrored and turned copies: seven more chances of a false candidate, so less is let through
+NEIGHBOURS = 32  # candidates an image and view; more copies than that still chain together
+MOST = 150_000  # candidates compared on pixels, nearest hashes first: bounds the time
+AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated skin lesions the highest had 0.71
+ZOOMS = (1.0, 1.06, 1.12, 1 / 1.06, 1 / 1.12)  # crops of up to 8 % a side, on either image
+HOPELESS = 0.3  # agreement without zoom below which zooming is not tried; crops of 5 % a side keep 0.38
+COLUMNS = ["id_a", "split_a", "id_b", "split_b", "kind", "distance", "agreement", "view", "same_label"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the images told: pairs, merged groups, light and colour."""
+
+    group: pd.Series  # str, aligned with the index: the host's group, merged over duplicates within train
+    pairs: pd.DataFrame  # COLUMNS; a copy of many is paired with the first of them only
+    statistics: pd.DataFrame  # traits.STATISTICS, aligned with the index, NaN where unreadable
+    facts: dict[str, int | float | bool]  # images, flat, candidates, skipped, merged, seconds
+
+    @property
+    def conflicts(self) -> pd.DataFrame:
+        """Labelled pairs whose labels differ."""
+        return self.pairs[self.pairs["same_label"].eq(False).fillna(False)]
+
+    def accused(self, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The conflicts by what they say: the same pixels (a label is wrong), one group (two visits?), only alike."""
+        own = table.set_index(["split", "id"])["host_group" if "host_group" in table else "group"]
+        ends = [own.loc[list(zip(self.conflicts[f"split_{s}"], self.conflicts[f"id_{s}"], strict=True))] for s in "ab"]
+        exact = (self.conflicts["kind"] == "exact").to_numpy()
+        visits = (ends[0].to_numpy() == ends[1].to_numpy()) & ~exact
+        return self.conflicts[exact], self.conflicts[visits], self.conflicts[~exact & ~visits]
+
+    @property
+    def across(self) -> pd.DataFrame:
+        """Pairs of a labelled and a test image: their test rows are known, and their scores flatter."""
+        return self.pairs[(self.pairs["split_a"] == "test") != (self.pairs["split_b"] == "test")]
+
+    def split_by(self, fold_table: pd.DataFrame) -> pd.DataFrame:
+        """Training pairs in two folds of `fold_table` (id, fold): folds that were made without this audit."""
+        fold_of = dict(zip(fold_table["id"], fold_table["fold"], strict=True))
+        within = self._within
+        folds = within[["id_a", "id_b"]].map(lambda name: fold_of.get(name, np.nan))
+        return within[(folds["id_a"] != folds["id_b"]) & folds.notna().all(axis=1)]
+
+    @property
+    def _within(self) -> pd.DataFrame:
+        return self.pairs[(self.pairs["split_a"] == "train") & (self.pairs["split_b"] == "train")]
+
+    def warnings(self, table: pd.DataFrame, fold_table: pd.DataFrame) -> list[str]:
+        """What of it a person should know before training, a line each. table: the index."""
+        lines, split = [], self.split_by(fold_table)
+        says = (
+            "the same pixels, so at least one label of each is wrong",
+            "of one group: perhaps two visits",
+            "much alike: mislabelled copies, or two things of one kind; look",
+        )
+        for pairs, words in zip(self.accused(table), says, strict=True):
+            if len(pairs):
+                first = f"{pairs['id_a'].iloc[0]} and {pairs['id_b'].iloc[0]}"
+                lines.append(f"different labels: {len(pairs)} pairs, the first {first}; {words}")
+        if len(split):
+            lines.append(
+                f"copies in different folds: {len(split)} pairs, the first {split['id_a'].iloc[0]} and "
+                f"{split['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
+            )
+        elif len(self._within) and self.facts["merged"]:
+            lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
+        extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
+        if extra.any():
+            lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of folds that validate them")
+        if len(self.across):
+            lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
+        if self.facts.get("skipped"):
+            lines.append(f"{self.facts['skipped']} candidates for copies were not compared: too many look alike")
+        return lines
+
+
+def duplicate_groups(
+    competition: Competition, table: pd.DataFrame, images: Cache, *, turned: bool = True, fresh: bool = False
+) -> Audit:
+    """The audit of an index and its cache of SIZE, whatever sizes are trained on; saved, and reread while both stay.
+
+    turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
+    """
+    key = _key(competition, table, images, turned)
+    found = None if fresh else _saved(competition, table, key)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
+    seen = traits.look(images, rows)
+    pairs, compared = duplicates(seen, table, competition.raw(), turned)
+    named = _named(competition, pairs, table)
+    merged = merge(table, named) if competition.merge_copies else table["group"]
+    facts: dict[str, int | float | bool] = {
+        "images": len(rows),
+        "flat": int(seen.flat.sum()),
+        **compared,
+        "merged": _merged_away(table, merged),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    statistics = seen.statistics.set_axis(table.index[rows]).reindex(table.index)
+    made = Audit(merged, named, statistics, facts)
+    _save(made, table, competition.derived(), key)
+    return made
+
+
+def load_audit(competition: Competition, table: pd.DataFrame) -> Audit | None:
+    """The saved audit of the index `table`, or None where there is none or the index has other rows."""
+    return _saved(competition, table, None)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------
+
+
+def duplicates(
+    seen: Traits, table: pd.DataFrame, raw: Path, turned: bool = True
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Pairs a, b (row numbers of `table`), kind, distance, agreement, view; and how many candidates there were."""
+    exact = _exact(seen, table, raw)
+    copies = {b for _, b in exact}
+    alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
+    found = candidates(seen.frequencies[alone], turned)
+    skipped = max(0, len(found) - MOST)
+    found = found.head(MOST)
+    places = found.assign(a=alone[found["a"]], b=alone[found["b"]]).sort_values(["a", "b"], ignore_index=True)
+    places["agreement"] = agreement(seen.thumbnails, places)
+    near = places[places["agreement"] >= AGREE].assign(kind="near")
+    near = near.assign(a=seen.rows[near["a"]], b=seen.rows[near["b"]])
+    same = pd.DataFrame(exact, columns=["a", "b"]).assign(distance=0, view=0, agreement=1.0, kind="exact")
+    pairs = pd.concat([same, near], ignore_index=True).astype({"a": "int64", "b": "int64", "distance": "int64"})
+    file = table["path"].to_numpy()
+    pairs = pairs[file[pairs["a"]] != file[pairs["b"]]]  # frames of one file are alike, and in one group already
+    return pairs.reset_index(drop=True), {"candidates": len(found), "skipped": skipped}
+
+
+def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]]:
+    """(first, copy) row numbers of images whose cached pixels all are the same.
+
+    All-black images can be the same and yet different scans: without detail, the bytes of their files decide.
+    """
+    frame = pd.DataFrame({"row": seen.rows, "pixels": seen.digests, "flat": seen.flat})
+    frame["order"] = table["split"].map({"train": 0, "extra": 1, "test": 2}).to_numpy()[seen.rows]
+    frame = frame.sort_values(["order", "row"])  # a training row stands first, and is what the others are copies of
+    frame = frame[frame["pixels"].duplicated(keep=False)]
+    pairs: list[tuple[int, int]] = []
+    for (_, flat), part in frame.groupby(["pixels", "flat"], sort=False):
+        rows = part["row"].tolist()
+        for same in _same_files(rows, table, raw) if flat else [rows]:
+            pairs += [(same[0], row) for row in same[1:]]
+    return pairs
+
+
+def _same_files(rows: list[int], table: pd.DataFrame, raw: Path) -> list[list[int]]:
+    """Row numbers by the bytes of their files; only files of one length are read."""
+    sizes = table["bytes"].iloc[rows].astype(object).tolist()
+    common = Counter(sizes)
+    by_bytes: dict[object, list[int]] = {}
+    for row, size in zip(rows, sizes, strict=True):
+        name = _file_digest(raw / table["path"].iloc[row]) if common[size] > 1 else row
+        by_bytes.setdefault((size, name), []).append(row)
+    return list(by_bytes.values())
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.blake2b(source.read(path)).hexdigest()
+    except OSError:
+        return str(path)  # gone since it was cached: then it is the copy of nothing
+
+
+def candidates(lowest: np.ndarray, turned: bool = True) -> pd.DataFrame:
+    """a < b (places in `lowest`), view (of a that resembles b), distance: pairs of alike hashes, each once.
+
+    lowest: float32 (N, 8, 8) frequencies. The nearest NEIGHBOURS an image and view, by exhaustive search: 50,000
+    images take some seconds, and nothing is missed for the order in which they come.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # its threads wait by spinning: two on busy cores are 20 times slower than one
+    keys, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int16)]
+    if len(lowest) >= 2:
+        index = faiss.IndexBinaryFlat(64)
+        index.add(traits.hashes(lowest))
+        for view in range(8 if turned else 1):
+            near, other = index.search(traits.hashes(traits.turned(lowest, view)), min(NEIGHBOURS, len(lowest)))
+            one, place = np.nonzero(near <= (RADIUS if view == 0 else TURNED_RADIUS))
+            two = other[one, place]
+            # seen from its other end, a quarter turn goes the other way round: views 5 and 6 change places
+            seen = np.where((one > two) & (view in (5, 6)), 11 - view, view)
+            apart = one != two
+            keys.append((np.minimum(one, two) * len(lowest) + np.maximum(one, two))[apart])
+            ranks.append((near[one, place] * 8 + seen)[apart].astype(np.int16))
+    return _each_pair_once(np.concatenate(keys), np.concatenate(ranks), max(1, len(lowest)))
+
+
+def _each_pair_once(keys: np.ndarray, ranks: np.ndarray, n: int) -> pd.DataFrame:
+    """keys: a * n + b; ranks: distance * 8 + view, of which the smallest counts. Sorted by distance."""
+    order = np.lexsort((ranks, keys))
+    first = order[np.unique(keys[order], return_index=True)[1]]
+    first = first[np.argsort(ranks[first], kind="stable")]
+    keys, ranks = keys[first], ranks[first].astype(np.int64)
+    return pd.DataFrame({"a": keys // n, "b": keys % n, "view": ranks % 8, "distance": ranks // 8})
+
+
+# --- confirmation on pixels -------------------------------------------------------------------------------
+
+
+def agreement(thumbnails: Thumbnails, pairs: pd.DataFrame, block: int = 256) -> np.ndarray:
+    """float (len(pairs),), -1..1: how well the fine structure of a, seen in `view`, agrees with that of b.
+
+    The highest correlation over shifts of up to a sixth of the side and over ZOOMS, of thumbnails whose smooth part
+    is gone and whose local contrast is evened out: brightness, gamma, colour and compression hardly matter, and a
+    dark blob in the middle is no agreement.
+    """
+    values = np.full(len(pairs), -1.0)
+    for start in range(0, len(pairs), block):
+        part = pairs.iloc[start : start + block]
+        a, b = thumbnails.read(part["a"].to_numpy()), thumbnails.read(part["b"].to_numpy())
+        for view in part["view"].unique():
+            chosen = (part["view"] == view).to_numpy()
+            values[start : start + len(part)][chosen] = _agreement(traits.turn(a[chosen], int(view)), b[chosen])
+    return values
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    one, other = _detail(a), np.conj(fft.rfft2(_unit(_detail(b)), workers=-1))
+    best = _best_shift(one, other)
+    for zoom in ZOOMS[1:]:
+        open_ = np.flatnonzero((best > HOPELESS) & (best < AGREE))
+        if len(open_):
+            best[open_] = np.maximum(best[open_], _best_shift(_zoomed(one[open_], zoom), other[open_]))
+    return best
+
+
+def _detail(images: np.ndarray) -> np.ndarray:
+    """float32 (N, S, S): what a blur of two pixels takes away, over its local strength."""
+    made = np.empty(images.shape, np.float32)
+    for image, out in zip(images, made, strict=True):
+        values = image.astype(np.float32)
+        fine = values - cv2.GaussianBlur(values, (0, 0), 2)
+        strength = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4))
+        out[:] = fine / (strength + 2)  # + 2 gray levels: noise on an even ground stays small
+    return made
+
+
+def _zoomed(images: np.ndarray, zoom: float) -> np.ndarray:
+    centre = (1 - zoom) * (THUMBNAIL - 1) / 2
+    warp = np.array([[zoom, 0, centre], [0, zoom, centre]], np.float32)
+    return np.stack([cv2.warpAffine(image, warp, (THUMBNAIL, THUMBNAIL)) for image in images])
+
+
+_side = np.hanning(THUMBNAIL).astype(np.float32)
+_WINDOW = np.sqrt(np.outer(_side, _side))  # an image ends at its border; without it, border would match border
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    images = images * _WINDOW
+    images = images - images.mean(axis=(1, 2), keepdims=True)
+    return np.asarray(images / np.sqrt((images**2).sum(axis=(1, 2), keepdims=True) + 1e-6), np.float32)
+
+
+def _best_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float (N,): the highest circular correlation of a (N, S, S) with b (N, S, S // 2 + 1, conjugate spectra)."""
+    surface = fft.irfft2(fft.rfft2(_unit(a), workers=-1) * b, s=(THUMBNAIL, THUMBNAIL), workers=-1)
+    near = np.r_[0 : THUMBNAIL // 6 + 1, -(THUMBNAIL // 6) : 0]
+    return np.asarray(surface[:, near][:, :, near].max(axis=(1, 2)), np.float64)
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+
+
+def merge(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
+    """The `group` of every index row, merged along pairs of labelled images (union-find), under its smallest name.
+
+    Train and extra alike: a fold trains on no extra image whose group it validates. A test image is nobody's fold:
+    pairs with one are reported, not merged.
+    """
+    labelled = table["split"] != "test"
+    rows = table[labelled]
+    of = dict(zip(zip(rows["split"], rows["id"], strict=True), rows["group"], strict=True))
+    ends = [list(zip(pairs[f"split_{side}"], pairs[f"id_{side}"], strict=True)) for side in "ab"]
+    names = connected((of[a], of[b]) for a, b in zip(*ends, strict=True) if a in of and b in of)
+    return table["group"].where(~labelled, table["group"].map(lambda name: names.get(name, name)))
+
+
+def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Every name that occurs -> the smallest name it is connected to, over any number of steps."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # halves the path for whoever comes next
+            name = parent[name]
+        return name
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {name: root(name) for name in list(parent)}
+
+
+def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
+    labelled = table["split"] != "test"
+    return int(table.loc[labelled, "group"].nunique() - merged[labelled].nunique())
+
+
+def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
+    targets = competition.truth
+    same = (a[targets].eq(b[targets]) | a[targets].isna() | b[targets].isna()).all(axis=1).astype("boolean")
+    labelled = (a["split"] != "test") & (b["split"] != "test")
+    named = pd.DataFrame(
+        {
+            "id_a": a["id"],
+            "split_a": a["split"],
+            "id_b": b["id"],
+            "split_b": b["split"],
+            "kind": pairs["kind"],
+            "distance": pairs["distance"],
+            "agreement": pairs["agreement"].round(3),
+            "view": pairs["view"].map(VIEWS),
+            "same_label": same.where(labelled, pd.NA),
+        }
+    )
+    return named.sort_values(["kind", "distance", "id_a", "id_b"], ignore_index=True)[COLUMNS]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _key(competition: Competition, table: pd.DataFrame, images: Cache, turned: bool) -> str:
+    facts = images.path.with_suffix(".json")
+    made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
+    return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *competition.truth])])
+
+
+def _rows(table: pd.DataFrame, columns: list[str]) -> str:
+    hashed = pd.util.hash_pandas_object(table[columns].astype(str), index=False)
+    return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
+
+
+def _save(made: Audit, table: pd.DataFrame, folder: Path, key: str) -> None:
+    (folder / "duplicates.json").unlink(missing_ok=True)  # it vouches for the other two: last to come, first to go
+    with replacing(folder / "statistics.parquet") as part:
+        made.statistics.reset_index(drop=True).to_parquet(part)
+    write_csv(folder / "duplicates.csv", made.pairs)
+    rows = _rows(table, ["split", "id"])
+    files = (folder / "duplicates.csv", folder / "statistics.parquet")
+    write_voucher(folder / "duplicates.json", {"key": key, "rows": rows, **made.facts}, *files)
+
+
+def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Audit | None:
+    folder = competition.derived()
+    facts = read_voucher(folder / "duplicates.json")
+    if facts is None:
+        return None
+    stale = key is not None and facts["key"] != key
+    if stale or facts.pop("rows") != _rows(table, ["split", "id"]):
+        return None
+    statistics = pd.read_parquet(folder / "statistics.parquet")
+    text = dict.fromkeys(["id_a", "split_a", "id_b", "split_b", "kind", "view"], str)
+    pairs = pd.read_csv(
+        folder / "duplicates.csv",
+        dtype={**text, "same_label": "boolean"},
+        keep_default_na=False,  # an id may be called NA
+        na_values={"same_label": [""]},
+    )
+    del facts["key"], facts["vouches"]
+    group = merge(table, pairs) if competition.merge_copies else table["group"]
+    return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), facts)

@@ -1,0 +1,96 @@
+"""Label noise candidates by confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError
+from foldwise.data import index, oof
+from foldwise.data.competition import Competition
+from foldwise.data.runs import Run, list_runs, load_run
+
+
+def confident_joint(target: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """int64 (C, C): how many rows labelled i are confidently j, from out-of-fold probabilities.
+
+    target: int64 (N,) classes; pred: (N, C). A row is confidently j if its p_j reaches the mean p_j of the rows
+    labelled j; among several such j the largest p_j counts. A class that is never predicted with confidence, or a
+    model that is badly calibrated, moves its own threshold along: that is the point of the method.
+    """
+    counts = np.zeros((pred.shape[1],) * 2, np.int64)
+    np.add.at(counts, tuple(_confident(target, pred)[1:]), 1)
+    return counts
+
+
+def suspects(target: np.ndarray, pred: np.ndarray) -> pd.DataFrame:
+    """Rows off the confident joint's diagonal: row, given, suggested (classes), p_given, p_suggested; worst first."""
+    row, given, confident = _confident(target, pred)
+    off = given != confident
+    found = pd.DataFrame({"row": row[off], "given": given[off], "suggested": confident[off]})
+    found["p_given"] = pred[found["row"], found["given"]]
+    found["p_suggested"] = pred[found["row"], found["suggested"]]
+    order = (found["p_suggested"] - found["p_given"]).sort_values(ascending=False, kind="stable").index
+    return found.loc[order].reset_index(drop=True)
+
+
+def _confident(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    classes = pred.shape[1]
+    present = np.bincount(target, minlength=classes) > 0
+    own = np.bincount(target, weights=pred[np.arange(len(target)), target], minlength=classes)
+    threshold = np.where(present, own / np.maximum(np.bincount(target, minlength=classes), 1), np.inf)
+    above = np.where(pred >= threshold, pred, -1.0)
+    rows = np.flatnonzero(above.max(axis=1) >= 0)
+    return rows, target[rows], above[rows].argmax(axis=1)
+
+
+def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
+    """The best finished run's name, and its suspects by id: id, given, suggested (names), p_given, p_suggested.
+
+    None for regression, and where no run with probabilities is finished. Multilabel: each label by itself, named
+    'label: yes' and 'label: no'.
+    """
+    if competition.task == "regression":
+        return None
+    runs = [run for run in map(lambda name: _load(competition, name), list_runs(competition)) if run is not None]
+    if not runs:
+        return None
+    sign = 1 if competition.scorer().greater_is_better else -1
+    best = max(runs, key=lambda run: np.nan_to_num(sign * oof.score(competition, run.oof, table), nan=-np.inf))
+    return best.name, _of_table(competition, table, best.oof)
+
+
+def _load(competition: Competition, name: str) -> Run | None:
+    try:
+        run = load_run(competition, name)
+    except UserError:
+        return None
+    pred = run.oof[run.pred_columns].to_numpy(float)
+    return run if pred.min() >= 0 and pred.max() <= 1 else None
+
+
+def _of_table(competition: Competition, table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    names = index.classes(competition, table)
+    if competition.task == "multiclass":
+        target = pd.Categorical(frame["target"].astype(str), categories=names).codes.astype(np.int64)
+        questions = [(names, target, frame[[f"pred_{name}" for name in names]].to_numpy(float))]
+    else:
+        columns = (
+            [("target", "pred", ["0", "1"])]
+            if competition.task == "binary"
+            else [(f"target_{name}", f"pred_{name}", [f"{name}: no", f"{name}: yes"]) for name in names]
+        )
+        questions = []
+        for truth, pred, words in columns:
+            p = frame[pred].to_numpy(float)
+            given = index.known(frame[[truth]])[truth].fillna(-1).to_numpy(np.int64)
+            questions.append((words, given, np.column_stack([1 - p, p])))
+    parts = []
+    for words, target, pred in questions:
+        known = target >= 0
+        found = suspects(target[known], pred[known])
+        found.insert(0, "id", frame["id"].to_numpy()[known][found.pop("row")])
+        parts.append(
+            found.assign(given=[words[k] for k in found["given"]], suggested=[words[k] for k in found["suggested"]])
+        )
+    return pd.concat(parts, ignore_index=True)

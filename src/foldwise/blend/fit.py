@@ -1,0 +1,387 @@
+"""Blends of runs, and the score to expect of them: weights, ranks, votes, stacking.
+
+    blend = fit_weights(preds, target, "roc_auc", "auto", folds=folds)
+    blend.weights, blend.nested_score, blend.interval
+    blend.predict(test_preds)
+
+`score` is in-sample: the weights have seen those rows. `nested_score` is not: for each fold the method is fitted
+on the other folds and predicts this one. Only the second is worth comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from foldwise import UserError, metrics
+from foldwise.blend.methods import FIXED_SPACE, METHODS, SAME_AS, mean
+from foldwise.blend.search import Problem
+from foldwise.blend.spaces import SPACES, Calibration, Scaling, ranks, to_space
+from foldwise.blend.stacking import Combiner
+from foldwise.blend.trust import bootstrap, percentiles
+from foldwise.core.schema import nearest
+from foldwise.data.folds import stratify
+
+Array = NDArray[Any]
+
+
+# --- the result ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A fitted blend. `weights` is (M,), or (M, C) where classes have their own; they sum to one except in
+    `stack` and `ridge`, where they are coefficients.
+
+    score: in-sample. nested_score: cross-validated, with a 95 % bootstrap `interval`. nested: those predictions,
+    (N,) or (N, C). table: every method that was tried (one row for a named method). note: what auto found.
+    """
+
+    method: str
+    space: str
+    metric: str
+    names: tuple[str, ...]
+    weights: Array
+    score: float
+    nested_score: float
+    interval: tuple[float, float]
+    nested: Array
+    combiner: Combiner
+    prepare: Callable[[Array], Array]
+    fitted: Array
+    table: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+
+    def predict(self, preds: ArrayLike) -> Array:
+        """(models, rows[, classes]) in the order of the runs fitted -> (rows,) or (rows, classes).
+
+        Ranks are taken within the rows given, so predict the whole test set at once.
+        """
+        array = _stack(preds, self.names)
+        if array.shape[0] != len(self.names):
+            raise UserError(f"the blend is of {len(self.names)} runs, predictions came from {array.shape[0]}")
+        return self.combiner(self.prepare(array))
+
+
+def fit_weights(
+    preds: ArrayLike | Sequence[ArrayLike],
+    target: ArrayLike,
+    metric: str | metrics.Metric,
+    method: str = "auto",
+    seed: int = 0,
+    *,
+    folds: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    families: Sequence[tuple[str, str]] | None = None,
+    names: Sequence[str] | None = None,
+    space: str | None = None,
+    task: str | None = None,
+    nested: bool = True,
+    draws: int = 1000,
+) -> Blend:
+    """The blend of out-of-fold predictions by `method`, and the score to expect of it.
+
+    preds: (models, rows) or (models, rows, classes), finite. target: (rows,), or (rows, classes) of 0/1.
+    method: a name in METHODS, or auto: the simplest within one standard error of the best nested score.
+    folds: (rows,) the runs' folds, five stratified ones where absent. groups: (rows,) patients, kept whole in
+    those folds and drawn whole by the bootstrap. families: (model, image size) of each run, for `hierarchical`.
+    space: prob, logit, rank, ... or auto (chosen by nested CV); each method has its own default.
+    nested=False skips cross-validation: nested_score and interval are NaN.
+    Raises UserError for unknown names, NaN, and shapes that do not fit.
+    """
+    runs = tuple(names or ())
+    array = _stack(preds, runs)
+    runs = runs or tuple(f"run {m}" for m in range(array.shape[0]))
+    problem = _problem(array, target, metric, seed, folds, groups, families, task)
+    if len(runs) != array.shape[0]:
+        raise UserError(f"{len(runs)} names for {array.shape[0]} runs")
+    work = _Work(array, problem, runs, None if groups is None else np.asarray(groups), draws)
+    choices = _choices(method, space, problem, array)
+    with threadpool_limits(1):  # matrices here are small: BLAS threads wait for each other, 5 x slower
+        if not nested:
+            return work.finish(*choices[0], None, [])
+        return work.choose(choices, auto=method == "auto")
+
+
+def _stack(preds: Any, names: Sequence[str]) -> Array:
+    if not isinstance(preds, np.ndarray):
+        shapes = [np.shape(one) for one in preds]
+        if len(set(shapes)) > 1:
+            raise UserError(f"runs differ in shape: {', '.join(str(shape) for shape in dict.fromkeys(shapes))}")
+        preds = np.stack([np.asarray(one) for one in preds]) if shapes else np.empty((0, 0))
+    if preds.ndim not in (2, 3) or not preds.size:
+        raise UserError(f"preds must be (models, rows) or (models, rows, classes), found {preds.shape}")
+    if preds.dtype.kind not in "fiub":
+        raise UserError(f"preds hold {preds.dtype.name} values; numbers are needed")
+    array = preds if preds.ndim == 3 and preds.dtype == np.float32 else preds.astype(np.float64)
+    for m, run in enumerate(array):
+        if not np.isfinite(run).all():
+            name = names[m] if m < len(names) else f"run {m}"
+            raise UserError(f"{name}: row {int(np.argwhere(~np.isfinite(run))[0][0])} is NaN or infinite")
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _problem(
+    preds: Array,
+    target: ArrayLike,
+    metric: str | metrics.Metric,
+    seed: int,
+    folds: ArrayLike | None,
+    groups: ArrayLike | None,
+    families: Sequence[tuple[str, str]] | None,
+    task: str | None,
+) -> Problem:
+    metric = metrics.resolve(metric)
+    truth, first = metrics.check(metric.name, target, preds[0])
+    low, width = (preds.min(), preds.max() - preds.min()) if metric.probability else (0.0, 1.0)
+    judged = first if low >= 0 and low + width <= 1 else (first - low) / width
+    metrics.score(metric, truth, judged)  # refuses labels and truth on which the metric does not exist
+    if task is None:
+        task = "regression" if "regression" in metric.tasks else metrics.task_of(truth, first)
+    rows = truth.shape[0]
+    if folds is None:
+        made = make_folds(truth, task, None if groups is None else np.asarray(groups), seed)
+    else:
+        made = np.unique(np.asarray(folds), return_inverse=True)[1]
+    for what, values in (("folds", made), ("groups", np.asarray(groups) if groups is not None else made)):
+        if values.shape != (rows,):
+            raise UserError(f"{what}: {values.shape[0] if values.ndim else 0} values for {rows} rows")
+    if np.unique(made).size < 2:
+        raise UserError("folds: one fold only; the nested score needs at least two")
+    return Problem(truth, metric, task, made, seed, tuple(families or ()))
+
+
+def make_folds(target: Array, task: str, groups: Array | None, seed: int, n: int = 5) -> Array:
+    """(N,) fold numbers, stratified; rows of a group stay together."""
+    if task == "multilabel":
+        strata = np.nan_to_num(target)
+    elif task == "regression":
+        strata = np.eye(20)[np.argsort(np.argsort(target.reshape(len(target), -1)[:, 0])) * 20 // len(target)]
+    else:
+        strata = np.eye(int(target.max()) + 1)[target.astype(np.int64)]
+    units = np.arange(len(target)) if groups is None else groups
+    return stratify(strata, units, min(n, len(np.unique(units))), seed)
+
+
+# --- choosing -----------------------------------------------------------------------------------------------
+
+Choice = tuple[str, str]  # method, space
+
+
+def _default_space(method: str, problem: Problem) -> str:
+    space = METHODS[method].space
+    if problem.task == "regression":
+        return "prob"
+    return ("rank" if problem.metric.order_only else "prob") if space == "order" else space
+
+
+def _choices(method: str, space: str | None, problem: Problem, preds: Array) -> list[Choice]:
+    if space not in {None, "auto", *SPACES}:
+        raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
+    if method == "auto":
+        return _auto_choices(problem, preds)
+    method = SAME_AS.get(method, method)
+    if method not in METHODS:
+        raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
+    if space is None or method in FIXED_SPACE:
+        return [(method, _default_space(method, problem))]
+    return [(method, one) for one in (_spaces(problem) if space == "auto" else [space])]
+
+
+def _spaces(problem: Problem) -> list[str]:
+    if problem.task == "regression":
+        return ["prob"]
+    return ["rank", "prob", "logit"] if problem.metric.order_only else ["prob", "logit"]
+
+
+def _auto_choices(problem: Problem, preds: Array) -> list[Choice]:
+    large = preds.size > 50_000_000  # 1,000 classes: methods whose cost does not grow with the classes
+    if large:
+        methods = ["mean", "geometric", "best", "gradient", "weights", "caruana"]
+    else:
+        methods = [name for name in METHODS if _applies(name, problem, preds)]
+    choices = [(name, _default_space(name, problem)) for name in methods]
+    if not large:
+        choices += [(name, space) for name in ("gradient",) for space in _spaces(problem)]
+    return list(dict.fromkeys(choices))
+
+
+def _applies(method: str, problem: Problem, preds: Array) -> bool:
+    metric, task = problem.metric, problem.task
+    if preds.shape[0] == 1 and method not in {"mean", "thresholds"}:
+        return False
+    if task == "regression" and METHODS[method].uniform and method != "mean":
+        return False
+    cuts = (metric.decides and task != "multiclass") or metric.name == "pf1"
+    return {
+        "rank": metric.order_only,
+        "fold_rank": metric.order_only,
+        "thresholds": cuts,
+        "stack_thresholds": cuts and task != "regression",
+        "vote": metric.decides,
+        "per_class": preds.ndim == 3 and metric.name != "log_loss",
+        "hierarchical": bool(problem.families),
+        "lightgbm": problem.target.shape[0] >= 1000 and (preds.ndim == 2 or preds.shape[2] <= 30),
+        "calibrated": preds.ndim == 2 or preds.shape[2] <= 30,
+    }.get(method, True)
+
+
+class _Work:
+    """One problem, its runs in every space that was asked for, and the bootstrap that judges them."""
+
+    def __init__(self, preds: Array, problem: Problem, names: tuple[str, ...], groups: Array | None, draws: int):
+        self.problem, self.names, self.groups = problem, names, groups
+        self.scaling = Scaling.of(preds, problem.task)
+        self.preds = self.scaling(preds)
+        self.draws = draws
+        self.spaces: dict[str, Array] = {}
+
+    def space(self, name: str) -> Array:
+        if name not in self.spaces:
+            if self.preds.size > 50_000_000:
+                self.spaces.clear()  # two of them would not fit beside the predictions
+            self.spaces[name] = to_space(name, self.preds, self.problem.task, self.problem.folds)
+        return self.spaces[name]
+
+    def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Callable[[Array], Array]]:
+        """The combiner fitted on `rows` (all where None), and what turns predictions into its space."""
+        method, space = choice
+        problem = self.problem if rows is None else _with_inner_folds(self.problem.take(rows))
+        if space == "calibrated":
+            preds = self.preds if rows is None else self.preds[:, rows]
+            maps = Calibration(preds, problem.target, problem.folds, problem.seed)
+            return METHODS[method].fit(maps.fitted, problem, space), maps
+        z = self.space(space)
+        combiner = METHODS[method].fit(z if rows is None else z[:, rows], problem, space)
+        return combiner, lambda preds: to_space(space, preds, problem.task)
+
+    def nested(self, choice: Choice) -> Array:
+        """Predictions for every fold by the method fitted on the other folds."""
+        method, space = choice
+        folds = self.problem.folds
+        out = np.empty(self.preds.shape[1:], np.float32 if self.preds.dtype == np.float32 else np.float64)
+        if METHODS[method].fit is mean and space != "calibrated":
+            out[:] = mean(self.preds, self.problem, space)(self.space(space))
+            return out
+        if space != "calibrated":
+            self.space(space)
+
+        def one(k: int) -> None:
+            train, held = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
+            combiner, prepare = self.fit(choice, train)
+            seen = prepare(self.preds[:, held]) if space == "calibrated" else self.space(space)[:, held]
+            out[held] = combiner(seen)
+
+        big = self.preds.size > 50_000_000
+        with ThreadPoolExecutor(1 if big else 2) as pool:
+            list(pool.map(one, np.unique(folds)))
+        return out
+
+    def score(self, pred: Array) -> float:
+        return float(self.problem.metric.function(self.problem.target, pred, None))
+
+    def bootstrap(self, preds: list[Array], draws: int) -> Array:
+        return bootstrap(self.problem.metric, self.problem.target, preds, self.groups, draws, self.problem.seed)
+
+    def choose(self, choices: list[Choice], auto: bool) -> Blend:
+        nested = [self.nested(choice) for choice in choices]
+        if len(choices) == 1:
+            return self.finish(*choices[0], nested[0], [])
+        draws = self.bootstrap(nested, int(np.clip(self.draws, 100, 200)))
+        sign = 1 if self.problem.metric.greater_is_better else -1
+        chosen, table = self._one_standard_error(choices, nested, draws, sign)
+        honest = self._choose_without_each_fold(choices, nested, draws, sign)
+        method, space = choices[chosen]
+        note = ""
+        if auto and METHODS[method].uniform:
+            note = f"{METHODS[method].says} is as good as anything tried: no weights are worth fitting"
+            if (method, space) != ("rank", "rank") and any(r["method"] == "rank" and r["within"] for r in table):
+                note += "; an equal rank mean is as good"
+        return self.finish(method, space, honest, table, note)
+
+    def _one_standard_error(
+        self, choices: list[Choice], nested: list[Array], draws: Array, sign: int
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """The simplest choice whose nested score is within one (paired, bootstrap) standard error of the best."""
+        scores = np.array([self.score(pred) for pred in nested])
+        best = int(np.argmax(sign * scores))
+        table = []
+        for i, (method, space) in enumerate(choices):
+            error = float(np.nanstd(draws[:, best] - draws[:, i]))
+            behind = float(sign * (scores[best] - scores[i]))
+            table.append(
+                {
+                    "method": method,
+                    "space": space,
+                    "nested_score": float(scores[i]),
+                    "behind_best": behind,
+                    "standard_error": error,
+                    "within": bool(behind <= error or i == best),
+                }
+            )
+        return _simplest(choices, [bool(row["within"]) for row in table]), table
+
+    def _choose_without_each_fold(self, choices: list[Choice], nested: list[Array], draws: Array, sign: int) -> Array:
+        """The nested predictions of the choosing itself: for each fold, the choice that the other folds make.
+
+        Taking the best of many nested scores flatters; this does not.
+        """
+        if self.problem.metric.order_only:  # methods differ in scale; rows of different ones must compare
+            nested = [ranks(pred[None])[0] for pred in nested]
+        out = np.empty_like(nested[0])
+        for k in np.unique(self.problem.folds):
+            rest, held = self.problem.folds != k, self.problem.folds == k
+            target = self.problem.target[rest]
+            scores = np.array([self.problem.metric.function(target, pred[rest], None) for pred in nested])
+            best = int(np.nanargmax(sign * scores))
+            errors = np.nanstd(draws - draws[:, [best]], axis=0)
+            within = sign * (scores[best] - scores) <= errors
+            within[best] = True
+            picked = _simplest(choices, within.tolist())
+            out[held] = nested[picked][held]
+        return out
+
+    def finish(
+        self, method: str, space: str, nested: Array | None, table: list[dict[str, Any]], note: str = ""
+    ) -> Blend:
+        combiner, into = self.fit((method, space))
+        seen = into.fitted if isinstance(into, Calibration) else self.space(space)
+        fitted = combiner(seen)
+        score, interval = float("nan"), (float("nan"), float("nan"))
+        if nested is not None:
+            score = self.score(nested)
+            interval = percentiles(self.bootstrap([nested], self.draws)[:, 0]) if self.draws else interval
+        scaling = self.scaling
+        return Blend(
+            method,
+            space,
+            self.problem.metric.name,
+            self.names,
+            combiner.weights,
+            self.score(fitted),
+            score,
+            interval,
+            fitted if nested is None else nested,
+            combiner,
+            lambda preds: into(scaling(preds)),
+            fitted,
+            table,
+            note,
+        )
+
+
+def _simplest(choices: list[Choice], within: list[bool]) -> int:
+    order = sorted(range(len(choices)), key=lambda i: (METHODS[choices[i][0]].complexity, i))
+    return next(i for i in order if within[i])
+
+
+def _with_inner_folds(problem: Problem) -> Problem:
+    if np.unique(problem.folds).size >= 2:
+        return problem
+    return replace(problem, folds=np.arange(problem.folds.size) % 3)

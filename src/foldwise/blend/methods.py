@@ -1,0 +1,205 @@
+"""The blending methods by name: how each is fitted, in which space, and how complex it is.
+
+A method takes z (M, N) or (M, N, C), the runs in some space, and gives a combiner (see stacking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldwise.blend.search import Problem, climb, descend, hill, objective, select
+from foldwise.blend.spaces import from_space, truth_columns
+from foldwise.blend.stacking import Combiner, Function, Linear, logistic, ridge, thresholds, trees
+
+Array = NDArray[Any]
+Fit = Callable[[Array, Problem, str], Combiner]
+
+
+def mean(z: Array, problem: Problem, space: str) -> Combiner:
+    """Equal weights in any space."""
+    return Linear(np.full(z.shape[0], 1 / z.shape[0]), space, problem.task)
+
+
+def _best(z: Array, problem: Problem, space: str) -> Combiner:
+    losses = [problem.loss(from_space(space, run, problem.task)) for run in z]
+    return Linear(np.eye(z.shape[0])[int(np.argmin(losses))], space, problem.task)
+
+
+def _power(z: Array, problem: Problem, space: str) -> Combiner:
+    """(mean p^k)^(1/k): below 1 a low score weighs more, above 1 a high one; k by the metric."""
+    uniform = np.full(z.shape[0], 1 / z.shape[0])
+
+    def mean_of(power: float) -> Callable[[Array], Array]:
+        return lambda new: np.mean(np.clip(new, 0, None) ** power, axis=0) ** (1 / power)
+
+    losses = {power: problem.loss(mean_of(power)(z)) for power in (0.25, 0.5, 2.0, 4.0, 8.0)}
+    return Function(uniform, mean_of(min(losses, key=lambda power: losses[power])))
+
+
+def _vote(z: Array, problem: Problem, space: str) -> Combiner:
+    """The share of runs that say yes (0.5 or more) or name the class; the mean, at 1/1000, settles ties."""
+
+    def combine(new: Array) -> Array:
+        if problem.task == "multiclass":
+            said = new.argmax(axis=2)
+            votes = np.stack([(said == c).mean(axis=0) for c in range(new.shape[2])], axis=1)
+        else:
+            votes = (new >= 0.5).mean(axis=0)
+        return 0.999 * votes + 0.001 * new.mean(axis=0)
+
+    return Function(np.full(z.shape[0], 1 / z.shape[0]), combine)
+
+
+def _gradient(z: Array, problem: Problem, space: str) -> Combiner:
+    return Linear(descend(objective(z, problem, space)), space, problem.task)
+
+
+def _weights(z: Array, problem: Problem, space: str) -> Combiner:
+    found = objective(z, problem, space)
+    return Linear(climb(found, descend(found), (0.05, 0.02, 0.01)), space, problem.task)
+
+
+def _hill(z: Array, problem: Problem, space: str, negative: bool = False) -> Combiner:
+    return Linear(hill(z, problem, space, negative), space, problem.task)
+
+
+def _hill_negative(z: Array, problem: Problem, space: str) -> Combiner:
+    inner = _hill(z, problem, space, negative=True)
+    if problem.task == "regression" or space == "logit":
+        return inner
+    return Function(inner.weights, lambda new: np.clip(inner(new), 0, 1))
+
+
+def _caruana(z: Array, problem: Problem, space: str) -> Combiner:
+    return Linear(select(z, problem, space), space, problem.task)
+
+
+def _per_class(z: Array, problem: Problem, space: str) -> Combiner:
+    """Weights for every class or label, each pulled towards the shared ones as its positives are few."""
+    shared = descend(objective(z, problem, space))
+    if z.ndim == 2:
+        return Linear(shared, space, problem.task)
+    weights = np.empty((z.shape[0], z.shape[2]))
+    column = replace(problem, task="regression" if problem.task == "regression" else "binary")
+    for c, (rows, truth) in enumerate(_column_targets(problem, z.shape[2])):
+        positives = float(min(truth.sum(), (1 - truth).sum())) if column.task == "binary" else float(truth.size)
+        own = shared
+        if positives >= 2:
+            own = descend(objective(z[:, rows, c], replace(column.take(rows), target=truth), space))
+        trust = positives / (positives + 10 * z.shape[0])
+        weights[:, c] = trust * own + (1 - trust) * shared
+    return Linear(weights, space, problem.task)
+
+
+def _column_targets(problem: Problem, columns: int) -> list[tuple[slice | Array, Array]]:
+    if problem.task == "regression":
+        return [(slice(None), truth) for truth in problem.target.T]
+    return [(rows, truth.astype(np.float64)) for rows, truth in truth_columns(problem.target, columns)]
+
+
+SHRINK = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _hierarchical(z: Array, problem: Problem, space: str) -> Combiner:
+    """Free weights, pulled towards what model and image size explain, then towards equal ones.
+
+    How strongly each, inner cross-validation says: fitted without a fold, the pair that scores best on it.
+    """
+    families = problem.families or tuple((f"run {m}", "") for m in range(z.shape[0]))
+    total = np.zeros((len(SHRINK), len(SHRINK)))
+    for k in np.unique(problem.folds):
+        train, held = np.flatnonzero(problem.folds != k), np.flatnonzero(problem.folds == k)
+        free = descend(objective(z[:, train], problem.take(train), space))
+        judge = problem.take(held)
+        for i, to_family in enumerate(SHRINK):
+            for j, to_uniform in enumerate(SHRINK):
+                weights = shrunk(free, families, to_family, to_uniform)
+                total[i, j] += judge.loss(Linear(weights, space, problem.task)(z[:, held])) * held.size
+    total[~np.isfinite(total)] = np.inf
+    i, j = (int(n) for n in np.argwhere(total <= total.min() + 1e-12)[-1])  # of equals, the most pulled
+    free = descend(objective(z, problem, space))
+    return Linear(shrunk(free, families, SHRINK[i], SHRINK[j]), space, problem.task)
+
+
+def shrunk(free: Array, families: Sequence[tuple[str, str]], to_family: float, to_uniform: float) -> Array:
+    """(M,) weights moved by shares 0..1 towards their main effects (model mean + size mean - mean), then to 1/M."""
+    effects = np.full(free.size, -free.mean())
+    for factor in (0, 1):
+        labels = np.array([family[factor] for family in families])
+        effects += np.array([free[labels == label].mean() for label in labels])
+    effects = np.maximum(effects, 0)
+    family = effects / effects.sum()
+    moved = (1 - to_family) * free + to_family * family
+    return (1 - to_uniform) * moved + to_uniform / free.size
+
+
+def _thresholds(z: Array, problem: Problem, space: str) -> Combiner:
+    return thresholds(mean(z, problem, space), z, problem)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to fit, in which space by default ('order' means rank for metrics of order, else prob), and how complex.
+
+    complexity orders `auto`'s preference among methods that score the same.
+    """
+
+    fit: Fit
+    space: str
+    complexity: int
+    says: str
+    uniform: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "mean": Method(mean, "prob", 0, "plain mean", True),
+    "rank": Method(mean, "rank", 1, "mean of ranks", True),
+    "fold_rank": Method(mean, "fold_rank", 2, "mean of ranks within folds", True),
+    "logit": Method(mean, "logit", 2, "mean of logits", True),
+    "geometric": Method(mean, "log", 2, "geometric mean", True),
+    "best": Method(_best, "prob", 3, "best single run, chosen on the training folds"),
+    "vote": Method(_vote, "prob", 3, "hard vote", True),
+    "power": Method(_power, "prob", 4, "power mean, its exponent by the metric", True),
+    "thresholds": Method(_thresholds, "prob", 4, "mean, then cuts tuned on the metric"),
+    "stack_thresholds": Method(
+        lambda z, problem, space: thresholds(logistic(z, problem), z, problem), "logit", 12, "stacking, then tuned cuts"
+    ),
+    "calibrated": Method(mean, "calibrated", 5, "mean of probabilities calibrated a fold", True),
+    "hierarchical": Method(_hierarchical, "order", 6, "weights pulled to model and size, then to equal"),
+    "ridge": Method(lambda z, problem, space: ridge(z, problem), "order", 7, "ridge, pulled to equal weights"),
+    "gradient": Method(_gradient, "order", 8, "simplex weights by a smooth surrogate"),
+    "weights": Method(_weights, "order", 9, "simplex weights by the metric"),
+    "caruana": Method(_caruana, "order", 10, "selection with replacement, bagged"),
+    "stack": Method(lambda z, problem, space: logistic(z, problem), "logit", 11, "logistic stacking on logits"),
+    "hill": Method(_hill, "order", 12, "hill climbing"),
+    "hill_negative": Method(_hill_negative, "order", 13, "hill climbing, negative weights allowed"),
+    "per_class": Method(_per_class, "order", 14, "weights for each class"),
+    "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking"),
+}
+SAME_AS = {
+    "soft_vote": "mean",
+    "soft": "mean",
+    "hard_vote": "vote",
+    "surrogate": "gradient",
+    "simplex": "weights",
+    "rank_mean": "rank",
+    "logistic": "stack",
+    "selection": "caruana",
+}
+FIXED_SPACE = {
+    "stack_thresholds",
+    "mean",
+    "rank",
+    "fold_rank",
+    "logit",
+    "geometric",
+    "vote",
+    "power",
+    "calibrated",
+    "stack",
+}

@@ -1,0 +1,281 @@
+"""Runs lined up for blending: read, checked against the folds, joined by id, as arrays.
+
+A run whose ids or folds are others than the competition's is refused by name, with the rows that differ. A run that
+lacks whole folds is taken, and the rows that every run covers are the ones that weights are fitted on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from foldwise import UserError
+from foldwise.data import folds, index, oof
+from foldwise.data.competition import Competition
+from foldwise.data.runs import Run, finished_folds, list_runs, load_run, mean_test, read_folds, read_run_info
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """preds: (M, N) or (M, N, C) of the rows that all runs cover. target: (N,) or (N, C). tests: (M, T[, C]).
+
+    tests_by_one: as tests, but each row predicted by one fold's model, drawn at random, as an OOF row is: what the
+    OOF can fairly be compared with. A run without tables a fold has its means there.
+
+    columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
+    unchecked: runs whose tables don't say on which folds they were made.
+    Where several images make a submission row, N and T count submission rows: images are joined before they are
+    blended, in OOF and test alike.
+    """
+
+    names: tuple[str, ...]
+    preds: Array
+    target: Array
+    folds: Array
+    groups: Array
+    tests: Array
+    test_ids: Array
+    columns: list[str]
+    families: list[tuple[str, str]]
+    coverage: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows_all: int = 0
+    tests_by_one: Array | None = None
+    unchecked: tuple[str, ...] = ()
+
+
+def gather_runs(
+    competition: Competition,
+    names: Sequence[str] = (),
+    foreign: Sequence[tuple[str, str, str]] = (),
+    rename: Mapping[str, str] | None = None,
+) -> RunSet:
+    """The runs of those names (all finished ones where none is given) and foreign (name, OOF file, test file).
+
+    rename: foreign column -> ours (id, fold, target, pred, pred_<class>).
+    Raises UserError where there is nothing to blend, and for rows, columns, folds or truth that do not match.
+    """
+    if not names and not foreign:
+        names = list_runs(competition)
+    if not names and not foreign:
+        raise UserError(f"{competition.runs()}: no runs to blend; make one with python src/02_train.py --fold all")
+    runs = [_load(competition, name) for name in names]
+    runs += [_foreign(name, Path(a), Path(b), rename or {}) for name, a, b in foreign]
+    twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
+    if twice:
+        raise UserError(f"run '{twice[0]}' is given twice")
+    return _checked(competition, runs, index.load(competition), 2)
+
+
+def look(competition: Competition, name: str) -> RunSet:
+    """One run by itself, to look at and not to blend: one finished fold will do, and so will a competition without
+    test rows. UserError says what is wrong with the run."""
+    table = index.load(competition)
+    run = _load(competition, name, bool((table["split"] == "test").any()))
+    return _checked(competition, [run], table, 1)
+
+
+def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame, least: int) -> RunSet:
+    train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
+    rows = folds.load(competition).merge(train, on="id")
+    classes = index.classes(competition, table)
+    columns = [f"pred_{name}" for name in classes] or ["pred"]
+    for run in runs:
+        _check_columns(run, columns)
+        _check_rows(run, rows, competition)
+    return _line_up(competition, runs, rows, table, columns, least)
+
+
+def _load(competition: Competition, name: str, tests: bool = True) -> Run:
+    """A run, or what there is of an unfinished one."""
+    folder = competition.runs() / name
+    done = finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
+    if not done:
+        return load_run(competition, name, tests)
+    return Run(name, folder, read_folds(folder, done), mean_test(folder, done), read_run_info(folder))
+
+
+def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
+    tables = []
+    for path in (oof_file, test_file):
+        ids = [column for column in ("id", *(theirs for theirs, ours in rename.items() if ours == "id"))]
+        frame = index.read_table(path, ids).rename(columns=dict(rename))
+        with tempfile.TemporaryDirectory() as folder:  # read as any run is, so that the same checks hold
+            copy = Path(folder) / "table.csv"
+            frame.to_csv(copy, index=False)
+            try:
+                tables.append(oof.read_table(copy))
+            except UserError as error:
+                hint = "" if rename else "; map its columns with --columns theirs=ours"
+                raise UserError(str(error).replace(str(copy), str(path)) + hint) from None
+    return Run(name, oof_file.parent, tables[0], tables[1])
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _check_columns(run: Run, columns: list[str]) -> None:
+    for where, frame in (("oof", run.oof), ("test", run.test)):
+        found = oof.pred_columns(frame)
+        if set(found) == set(columns):
+            continue
+        lacking = [column for column in columns if column not in found]
+        more = [column for column in found if column not in columns]
+        what = "; ".join(
+            f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}"
+            for word, some in (("lacks", lacking), ("has besides", more))
+            if some
+        )
+        raise UserError(f"run '{run.name}': {where} columns are not the competition's: {what}")
+
+
+def _check_rows(run: Run, rows: pd.DataFrame, competition: Competition) -> None:
+    known = rows.set_index("id")
+    strange = run.oof.loc[~run.oof["id"].isin(known.index), "id"]
+    if len(strange):
+        raise UserError(f"run '{run.name}': {_some(strange)} not in {competition.derived() / 'folds.csv'}; drop it")
+    mine = run.oof.set_index("id")
+    here = known.loc[mine.index]
+    if "fold" in mine:
+        moved = mine.index[mine["fold"].to_numpy() != here["fold"].to_numpy()]
+        if len(moved):
+            first = f"'{moved[0]}' is in fold {mine['fold'][moved[0]]} there, in fold {here['fold'][moved[0]]} here"
+            raise UserError(
+                f"run '{run.name}': made on other folds, {len(moved)} of {len(mine)} rows differ ({first}); "
+                "its scores would leak, drop it or run it again"
+            )
+    for column in competition.truth:
+        if column in mine:
+            _check_truth(run.name, column, mine[column], here[column])
+    missing = known.loc[~known.index.isin(mine.index)]
+    counts = missing["fold"].value_counts()
+    torn = [k for k, n in counts.items() if n < (known["fold"] == k).sum()]
+    if torn:
+        ids = pd.Series(missing.index[missing["fold"] == torn[0]])
+        raise UserError(
+            f"run '{run.name}': fold {torn[0]} lacks {len(ids)} of its rows, such as id '{ids.iloc[0]}'; only "
+            "whole folds may be missing"
+        )
+
+
+def _check_truth(name: str, column: str, theirs: pd.Series, ours: pd.Series) -> None:
+    a, b = pd.to_numeric(theirs, errors="coerce"), pd.to_numeric(ours, errors="coerce")
+    text = (a.isna() | b.isna()).to_numpy()
+    near = np.isclose(a.to_numpy(dtype=float), b.to_numpy(dtype=float), rtol=1e-6)
+    equal = np.where(text, theirs.astype(str).to_numpy() == ours.astype(str).to_numpy(), near)
+    equal |= theirs.isna().to_numpy() & ours.isna().to_numpy()  # labels that nobody knows
+    if not equal.all():
+        at = int(np.flatnonzero(~equal)[0])
+        raise UserError(
+            f"run '{name}': {column} differs from the index in {int((~equal).sum())} rows, the first "
+            f"'{theirs.index[at]}': {theirs.iloc[at]} there, {ours.iloc[at]} here"
+        )
+
+
+def _some(ids: pd.Series) -> str:
+    more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
+    return f"id '{ids.iloc[0]}'{more}"
+
+
+# --- joining ------------------------------------------------------------------------------------------------
+
+
+def _line_up(
+    competition: Competition, runs: list[Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str], least: int
+) -> RunSet:
+    indexed = [run.oof.set_index("id")[columns] for run in runs]
+    covered = np.logical_and.reduce([rows["id"].isin(part.index).to_numpy() for part in indexed])
+    used = rows[covered].reset_index(drop=True)
+    if used["fold"].nunique() < least:
+        raise UserError(f"{', '.join(run.name for run in runs)}: fewer than two folds are covered by every run")
+    coverage = {
+        run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
+        for run, part in ((run, rows[rows["id"].isin(run.oof["id"])]) for run in runs)
+    }
+    preds = np.stack([part.loc[used["id"]].to_numpy(dtype=np.float64) for part in indexed])
+    tests, test_ids = _tests(runs, columns)
+    single = np.stack([_by_one_fold(run, test_ids, columns, mean) for run, mean in zip(runs, tests, strict=True)])
+    target = index.target_array(competition, used, index.classes(competition, table))
+    fold, group = used["fold"].to_numpy(), used["group"].astype(str).to_numpy()
+    total = len(rows)
+    if competition.aggregates:
+        codes, first = _rows_of(used["row_id"])
+        preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
+        target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
+        fold, group, total = fold[first], group[first], rows["row_id"].nunique()
+        single, _ = _join_tests(competition, single, test_ids, table)
+        tests, test_ids = _join_tests(competition, tests, test_ids, table)
+    if columns == ["pred"]:
+        preds, tests, single = preds[:, :, 0], tests[:, :, 0], single[:, :, 0]
+    return RunSet(
+        tuple(run.name for run in runs),
+        preds,
+        target,
+        fold,
+        group,
+        tests,
+        test_ids,
+        columns,
+        [family(run) for run in runs],
+        coverage,
+        total,
+        single,
+        tuple(run.name for run in runs if "fold" not in run.oof),
+    )
+
+
+def _join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+    row_of = table[table["split"] == "test"].set_index("id")["row_id"].reindex(ids)
+    if row_of.isna().any():
+        raise UserError(f"the runs' test tables: id '{ids[row_of.isna()][0]}' is no test image of {competition.name}")
+    codes, first = _rows_of(row_of)
+    how = competition.submission.aggregate
+    return np.stack([_aggregate(run, codes, how) for run in tests]), row_of.to_numpy()[first]
+
+
+def _rows_of(row_id: pd.Series) -> tuple[Array, Array]:
+    """The submission row's number of each image, and each row's first image."""
+    _, first, codes = np.unique(row_id.astype(str).to_numpy(), return_index=True, return_inverse=True)
+    return codes, first
+
+
+def _aggregate(values: Array, codes: Array, how: str) -> Array:
+    return pd.DataFrame(values).groupby(codes).agg(how).to_numpy()
+
+
+def _tests(runs: list[Run], columns: list[str]) -> tuple[Array, Array]:
+    ids = runs[0].test["id"]
+    for run in runs[1:]:
+        astray = sorted(set(ids) ^ set(run.test["id"]))
+        if astray:
+            where = "lacks" if astray[0] in set(ids) else "alone has"
+            raise UserError(
+                f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(astray)} ids; it {where} "
+                f"'{astray[0]}'"
+            )
+    arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
+    return np.stack(arrays), ids.to_numpy()
+
+
+def _by_one_fold(run: Run, ids: Array, columns: list[str], mean: Array) -> Array:
+    tables = [oof.read_table(path).set_index("id") for path in sorted(run.folder.glob("fold*_test.csv"))]
+    if not tables or any(set(ids) != set(table.index) for table in tables):
+        return mean
+    values = np.stack([table.loc[ids, columns].to_numpy(dtype=np.float64) for table in tables])
+    return values[np.random.default_rng(0).integers(len(tables), size=len(ids)), np.arange(len(ids))]
+
+
+def family(run: Run) -> tuple[str, str]:
+    """(model, image size) from run.json; a run that does not say is a family of its own."""
+    config = run.info.get("config") or {}
+    model = config.get("model", run.name)
+    model = model.get("name", run.name) if isinstance(model, dict) else model
+    return str(model), str(config.get("image_size", ""))

@@ -1,0 +1,352 @@
+"""Second-level models on out-of-fold predictions: logistic, ridge and LightGBM stacking, and tuned thresholds.
+
+Every function takes z (M, N) or (M, N, C) and a `Problem`, and returns a combiner: new z -> prediction, with
+`weights` that say what each run is worth in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
+
+from foldwise import UserError
+from foldwise.blend.search import Problem, sample_rows
+from foldwise.blend.spaces import from_space, truth_columns
+from foldwise.metrics import known_rows
+
+Array = NDArray[Any]
+STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+
+
+class Combiner(Protocol):
+    """z (M, N) or (M, N, C) -> (N,) or (N, C). weights: (M,), or (M, C) where columns have their own."""
+
+    @property
+    def weights(self) -> Array: ...
+
+    def __call__(self, z: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weighted sum plus a bias (a number, or one a column), taken back from its space."""
+
+    weights: Array
+    space: str
+    task: str
+    bias: Array | float = 0.0
+
+    def __call__(self, z: Array) -> Array:
+        if self.weights.ndim == 1:
+            mix = (self.weights.astype(z.dtype) @ z.reshape(z.shape[0], -1)).reshape(z.shape[1:])
+        else:
+            mix = np.einsum("mc,mnc->nc", self.weights, z)
+        return from_space(self.space, mix + self.bias, self.task)
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any other combiner, with the weights that describe it."""
+
+    weights: Array
+    combine: Callable[[Array], Array]
+
+    def __call__(self, z: Array) -> Array:
+        return self.combine(z)
+
+
+# --- logistic -----------------------------------------------------------------------------------------------
+
+
+def logistic(z: Array, problem: Problem) -> Combiner:
+    """Logistic regression on logits, pulled towards equal weights; how strongly, inner cross-validation says.
+
+    Binary: one weight a run. Multilabel: one a run and label. Multiclass: softmax of weighted logarithms with
+    one weight a run and one bias a class, pulled to 0. Regression: `ridge`.
+    """
+    if problem.task == "regression":
+        return ridge(z, problem)
+    if problem.task == "multiclass":
+        return _softmax(z, problem)
+    columns = z.reshape(*z.shape[:2], -1)
+    truths = truth_columns(problem.target, columns.shape[2])
+    fits = [_logistic(columns[:, rows, c], y, problem.take(rows)) for c, (rows, y) in enumerate(truths)]
+    weights, bias = np.stack([w for w, _ in fits], axis=1), np.array([b for _, b in fits])
+    if z.ndim == 2:
+        return Linear(weights[:, 0], "logit", problem.task, float(bias[0]))
+    return Linear(weights, "logit", problem.task, bias)
+
+
+def _logistic(x: Array, truth: Array, problem: Problem) -> tuple[Array, float]:
+    center = _newton(x.mean(axis=0)[None], truth, np.zeros(2), 1e-4)
+    prior = np.append(np.full(x.shape[0], center[0] / x.shape[0]), center[1])
+    found = _newton(x, truth, prior, _choose_strength(x, truth, prior, problem))
+    return found[:-1], float(found[-1])
+
+
+def _choose_strength(x: Array, truth: Array, prior: Array, problem: Problem) -> float:
+    rows = sample_rows(problem, 10_000, problem.seed)  # beyond that, the strength hardly matters
+    x, truth, folds = x[:, rows], truth[rows], problem.folds[rows]
+    losses = np.zeros(len(STRENGTHS))
+    for k in np.unique(folds):
+        train, held = folds != k, folds == k
+        start = None
+        for s in reversed(range(len(STRENGTHS))):
+            start = _newton(x[:, train], truth[train], prior, STRENGTHS[s], start)
+            margin = np.where(truth[held], 1, -1) * (start[:-1] @ x[:, held] + start[-1])
+            losses[s] += np.logaddexp(0, -margin).sum()
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _newton(x: Array, truth: Array, prior: Array, strength: float, start: Array | None = None) -> Array:
+    """Weights and a bias, least in log loss + strength / 8 * variance * |w - prior|^2, by damped Newton."""
+    m, n = x.shape
+    full = np.concatenate([x, np.ones((1, n))])
+    pull = np.append(np.full(m, strength * 0.25 * max(float(x.var(axis=1).mean()), 1e-6) / m), 1e-9)
+    sign = np.where(truth, 1.0, -1.0)
+
+    def loss(w: Array) -> float:
+        return float(np.logaddexp(0, -sign * (w @ full)).mean() + 0.5 * pull @ np.square(w - prior))
+
+    found = prior if start is None else start
+    value = loss(found)
+    for _ in range(25):
+        p = expit(found @ full)
+        gradient = full @ (p - truth) / n + pull * (found - prior)
+        hessian = (full * (p * (1 - p))) @ full.T / n + np.diag(pull + 1e-9)
+        step = np.linalg.solve(hessian, gradient)
+        sizes = (0.5**k for k in range(12))
+        better = next((w for w in (found - size * step for size in sizes) if loss(w) < value - 1e-8), None)
+        if better is None:
+            break
+        found, value = better, loss(better)
+    return found
+
+
+def _softmax(z: Array, problem: Problem) -> Combiner:
+    m, _, c = z.shape
+    rows = sample_rows(problem, max(2_000, 20_000_000 // (m * c)), problem.seed)
+    x, index = z[:, rows].astype(np.float32), problem.target[rows].astype(np.int64)
+    found = _softmax_fit(x, index, _choose_softmax_strength(z, problem))
+    return Linear(found[:m], "log", "multiclass", found[m:])
+
+
+def _choose_softmax_strength(z: Array, problem: Problem) -> float:
+    m, _, c = z.shape
+    rows = sample_rows(problem, max(200, 300_000 // (m * c)), problem.seed)  # beyond that, it hardly matters
+    x, index, folds = z[:, rows].astype(np.float32), problem.target[rows].astype(np.int64), problem.folds[rows]
+    losses = np.zeros(len(STRENGTHS))
+    for k in np.unique(folds):
+        train, held = folds != k, folds == k
+        start = None
+        for s in reversed(range(len(STRENGTHS))):
+            start = _softmax_fit(x[:, train], index[train], STRENGTHS[s], start, 30)
+            mix = np.tensordot(start[:m], x[:, held], 1) + start[m:]
+            losses[s] += (logsumexp(mix, axis=1) - mix[np.arange(held.sum()), index[held]]).sum()
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _softmax_fit(x: Array, index: Array, strength: float, start: Array | None = None, steps: int = 80) -> Array:
+    """(M + C,) weights and biases, least in log loss + strength / 8 * variance * |w - mean w|^2 + 1e-3 |bias|^2."""
+    m, n, c = x.shape
+    chosen = x[:, np.arange(n), index].mean(axis=1).astype(np.float64)
+    counts = np.bincount(index, minlength=c) / n
+    pull = strength * 0.25 * max(float(x.var(axis=(1, 2)).mean()), 1e-6) / m
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        w, bias = parameters[:m], parameters[m:]
+        mix = np.tensordot(w.astype(np.float32), x, 1) + bias.astype(np.float32)
+        mix -= mix.max(axis=1, keepdims=True)
+        own = float(mix[np.arange(n), index].mean(dtype=np.float64))
+        np.exp(mix, out=mix)
+        total = mix.sum(axis=1, keepdims=True)
+        mix /= total
+        value = float(np.log(total).mean(dtype=np.float64)) - own
+        gw = np.array([np.vdot(x[i], mix) for i in range(m)]) / n - chosen
+        gb = mix.mean(axis=0, dtype=np.float64) - counts
+        apart = w - w.mean()
+        value += 0.5 * pull * float(apart @ apart) + 1e-3 * float(bias @ bias)
+        return value, np.concatenate([gw + pull * apart, gb + 2e-3 * bias])
+
+    begin = np.append(np.full(m, 1 / m), np.zeros(c)) if start is None else start
+    return minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+
+
+# --- ridge --------------------------------------------------------------------------------------------------
+
+
+def ridge(z: Array, problem: Problem) -> Combiner:
+    """Least squares towards the truth, pulled towards equal weights; the pull is chosen by inner cross-validation.
+
+    Only the models' Gram matrix is needed, and folds' Gram matrices add up: the choice costs nothing.
+    """
+    parts = [
+        _moments(z[:, problem.folds == k], problem.take(np.flatnonzero(problem.folds == k)))
+        for k in np.unique(problem.folds)
+    ]
+    whole = [np.sum([part[i] for part in parts], axis=0) for i in range(5)]
+    losses = []
+    for strength in STRENGTHS:
+        held = 0.0
+        for part in parts:
+            w, b = _ridge_solve([a - p for a, p in zip(whole, part, strict=True)], strength)
+            gram, cross, total, count, truth = part
+            held += float(w @ gram @ w - 2 * w @ cross + 2 * b * (w @ total) - 2 * b * truth + b * b * count)
+        losses.append(held)
+    w, b = _ridge_solve(whole, STRENGTHS[int(np.argmin(losses))])
+    line = Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b)
+    return line if problem.task == "regression" else Function(w, lambda new: np.clip(line(new), 0, 1))
+
+
+def _moments(z: Array, problem: Problem) -> list[Any]:
+    """Sums over cells: z z', z y, z, 1, y (the truth as one column a class)."""
+    flat = z.reshape(z.shape[0], -1)
+    if problem.task != "multiclass":
+        rows = known_rows(problem.target.reshape(-1))
+        flat, truth = flat[:, rows], problem.target.reshape(-1)[rows].astype(np.float64)
+    gram = (flat @ flat.T).astype(np.float64)
+    total = flat.sum(axis=1, dtype=np.float64)
+    if problem.task == "multiclass":
+        chosen = z[:, np.arange(z.shape[1]), problem.target.astype(np.int64)]
+        return [gram, chosen.sum(axis=1, dtype=np.float64), total, float(flat.shape[1]), float(z.shape[1])]
+    return [gram, flat @ truth, total, float(truth.size), float(truth.sum())]
+
+
+def _ridge_solve(sums: list[Any], strength: float) -> tuple[Array, float]:
+    gram, cross, total, count, truth = sums
+    m = total.size
+    covariance = gram - np.outer(total, total) / count
+    pull = strength * np.trace(covariance) / m
+    toward = cross - total * truth / count - covariance @ np.full(m, 1 / m)
+    w = np.full(m, 1 / m) + np.linalg.solve(covariance + pull * np.eye(m) + 1e-12 * np.eye(m), toward)
+    return w, float((truth - w @ total) / count)
+
+
+# --- trees --------------------------------------------------------------------------------------------------
+
+
+def trees(z: Array, problem: Problem) -> Combiner:
+    """LightGBM on the runs' predictions: a small forest of shallow trees; weights are shares of its gain."""
+    if z.ndim == 3 and z.shape[2] > 30:
+        raise UserError("--method lightgbm: for up to 30 classes; take stack")
+    if problem.task == "multiclass":
+        return _trees_multiclass(z, problem)
+    columns = z.reshape(*z.shape[:2], -1)
+    truths = problem.target.reshape(problem.target.shape[0], -1)
+    objective = "regression" if problem.task == "regression" else "binary"
+    known = [known_rows(truth) for truth in truths.T]
+    fits = [
+        _boost(columns[:, rows, c].T, truths[rows, c], objective, problem.take(rows)) for c, rows in enumerate(known)
+    ]
+    gains = np.stack([fit.feature_importance("gain") for fit in fits], axis=1)
+    gains = gains / np.maximum(gains.sum(axis=0), 1e-12)
+
+    def combine(new: Array) -> Array:
+        cells = new.reshape(*new.shape[:2], -1)
+        out = np.stack([fit.predict(cells[:, :, c].T, num_threads=1) for c, fit in enumerate(fits)], axis=1)
+        return out.reshape(new.shape[1:])
+
+    return Function(gains.reshape(z.shape[:1] + z.shape[2:]), combine)
+
+
+def _trees_multiclass(z: Array, problem: Problem) -> Combiner:
+    m, _, c = z.shape
+    fit = _boost(z.transpose(1, 0, 2).reshape(-1, m * c), problem.target, "multiclass", problem, num_class=c)
+    gain = fit.feature_importance("gain").reshape(m, c).sum(axis=1)
+    return Function(
+        gain / max(gain.sum(), 1e-12),
+        lambda new: np.asarray(fit.predict(new.transpose(1, 0, 2).reshape(-1, m * c), num_threads=1)),
+    )
+
+
+def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
+    import lightgbm
+
+    settings = {
+        "objective": kind,
+        "learning_rate": 0.15,
+        "num_leaves": 6,
+        "min_data_in_leaf": max(20, len(y) // 100),
+        "lambda_l2": 10.0,
+        "feature_fraction": 0.7,
+        "bagging_fraction": 0.7,
+        "bagging_freq": 1,
+        "max_bin": 63,
+        "num_threads": 1,
+        "seed": problem.seed,
+        "deterministic": True,
+        "verbose": -1,
+        **more,
+    }
+    return lightgbm.train(settings, lightgbm.Dataset(x, y, free_raw_data=True), num_boost_round=40)
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------
+
+
+def thresholds(base: Combiner, z: Array, problem: Problem) -> Combiner:
+    """`base` followed by cuts tuned on the metric itself.
+
+    Binary and multilabel: scores are bent so that the cut stands at 0.5, in their order still (pf1: they become
+    0 or 1, which that metric rewards). Grades (kappa of values): rounded by tuned cut points.
+    """
+    pred = base(z)
+    if problem.task == "regression":
+        cuts = _grade_cuts(pred, problem)
+        low = int(problem.target.min())
+        return Function(base.weights, lambda new: np.digitize(base(new), cuts).astype(np.float64) + low)
+    if problem.task == "multiclass":
+        raise UserError("--method thresholds: for binary and multilabel targets and for grades, not for classes")
+    columns, truths = pred.reshape(pred.shape[0], -1), problem.target.reshape(pred.shape[0], -1)
+    hard = problem.metric.name == "pf1"
+    known = [known_rows(truth) for truth in truths.T]
+    cuts = np.array([_cut(columns[rows, c], truths[rows, c], problem, hard) for c, rows in enumerate(known)])
+
+    def combine(new: Array) -> Array:
+        out = base(new)
+        return bend(out.reshape(out.shape[0], -1), cuts, hard).reshape(out.shape)
+
+    return Function(base.weights, combine)
+
+
+def bend(pred: Array, cuts: Array, hard: bool = False) -> Array:
+    """Piecewise linear, [0, cut] to [0, 1/2] and [cut, 1] to [1/2, 1]; or 0 and 1."""
+    if hard:
+        return (pred >= cuts).astype(np.float64)
+    below = 0.5 * pred / np.maximum(cuts, 1e-12)
+    above = 0.5 + 0.5 * (pred - cuts) / np.maximum(1 - cuts, 1e-12)
+    return np.clip(np.where(pred < cuts, np.minimum(below, 0.5 - 1e-9), above), 0, 1)
+
+
+def _cut(pred: Array, truth: Array, problem: Problem, hard: bool) -> float:
+    quantiles = np.linspace(0, 1, 101)
+    sources = [part for part in (pred, pred[truth > 0.5]) if part.size]
+    tried = np.unique(np.concatenate([np.quantile(part, quantiles) for part in sources]))
+    sign = 1 if problem.metric.greater_is_better else -1
+    values = [sign * problem.metric.function(truth, bend(pred, cut, hard), None) for cut in tried]
+    top = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
+    return float(tried[top[top.size // 2]])  # the middle of a plateau is the safest cut
+
+
+def _grade_cuts(pred: Array, problem: Problem) -> Array:
+    low, high = int(problem.target.min()), int(problem.target.max())
+    cuts = np.arange(low, high) + 0.5
+    grid = np.unique(np.quantile(pred, np.linspace(0, 1, 81)))
+    best = problem.loss(np.digitize(pred, cuts) + float(low))
+    for _ in range(3):
+        for i in range(cuts.size):
+            for cut in grid:
+                trial = cuts.copy()
+                trial[i] = cut
+                if (np.diff(trial) < 0).any():
+                    continue
+                loss = problem.loss(np.digitize(pred, trial) + float(low))
+                if loss < best - 1e-9:
+                    best, cuts = loss, trial
+    return cuts

@@ -1,0 +1,205 @@
+"""How far to trust a blend: bootstrap, correlated errors, twins, drift between OOF and test, coverage.
+
+Nothing here fits weights; `leave_one_out` is handed the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from foldwise.blend.spaces import ranks
+from foldwise.metrics import Metric, known_rows, resampler
+
+Array = NDArray[Any]
+
+
+def bootstrap(
+    metric: Metric, target: Array, preds: Sequence[Array], groups: Array | None = None, draws: int = 1000, seed: int = 0
+) -> Array:
+    """(draws, len(preds)) scores on resampled rows, the same rows for every prediction, so differences are paired.
+
+    groups: (N,) rows of a group are drawn together. Predictions are sorted once, not once a draw. NaN where a draw
+    lacks a class. Fewer draws are made where they would cost more than about a minute.
+    """
+    cells = sum(pred.size for pred in preds)
+    draws = int(np.clip(2e10 // max(cells, 1), min(draws, 30), draws))
+    scorers = [resampler(metric, target, pred) for pred in preds]
+    rng = np.random.default_rng(seed)
+    n = target.shape[0]
+    members = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = n if members is None else int(members.max()) + 1
+    out = np.empty((draws, len(preds)))
+    with threadpool_limits(1):  # dot products this short lose all they gain to waiting BLAS threads on a busy machine
+        for d in range(draws):
+            counts = np.bincount(rng.integers(0, units, units, dtype=np.int32), minlength=units).astype(np.float64)
+            rows = counts if members is None else counts[members]
+            out[d] = [scorer(rows) for scorer in scorers]
+    return out
+
+
+def percentiles(values: Array) -> tuple[float, float]:
+    """The central 95 %."""
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def gain(draws: Array, score: float, other: float, greater_is_better: bool) -> dict[str, float]:
+    """draws: (draws, 2) of the two scores. The gain (positive is better), its 95 % interval, the share above 0."""
+    sign = 1 if greater_is_better else -1
+    differences = sign * (draws[:, 0] - draws[:, 1])
+    differences = differences[~np.isnan(differences)]  # draws on which the metric has no value
+    if not len(differences):
+        return dict.fromkeys(("gain", "low", "high", "share_above_zero"), float("nan"))
+    low, high = percentiles(differences)
+    above = float(np.mean((differences > 0) + 0.5 * (differences == 0)))
+    return {"gain": float(sign * (score - other)), "low": low, "high": high, "share_above_zero": above}
+
+
+def errors(preds: Array, target: Array, task: str) -> Array:
+    """(M, N) or (M, N * C) truth minus prediction, at most 2 million cells a run."""
+    if task == "multiclass":
+        rows = np.arange(preds.shape[1])
+        return 1.0 - preds[:, rows, target.astype(np.int64)]
+    known = known_rows(target.reshape(-1))
+    flat = preds.reshape(preds.shape[0], -1)[:, known]
+    step = -(-flat.shape[1] // 2_000_000)
+    return (target.reshape(-1)[known] - flat)[:, ::step]
+
+
+def correlation(values: Array) -> Array:
+    """(M, M) Pearson; a constant run correlates with nothing."""
+    centered = values - values.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.square(centered).sum(axis=1))
+    found = centered @ centered.T / np.maximum(np.outer(norm, norm), 1e-300)
+    np.fill_diagonal(found, 1.0)
+    return np.clip(found, -1, 1)
+
+
+def effective_number(matrix: Array) -> float:
+    """How many independent runs err as these do: (sum of eigenvalues)^2 / sum of squares, from 1 to M."""
+    values = np.clip(np.linalg.eigvalsh(matrix), 0, None)
+    return float(values.sum() ** 2 / np.square(values).sum())
+
+
+def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: float = 0.995) -> list[dict[str, Any]]:
+    """Pairs of runs whose ranks correlate above `limit` in a column: near-identical, and counted twice by a mean."""
+    cells = preds.reshape(*preds.shape[:2], -1)
+    step = -(-cells.shape[1] * cells.shape[2] // 2_000_000)
+    found = []
+    for c in range(cells.shape[2]):
+        matrix = correlation(ranks(cells[:, ::step, c : c + 1])[:, :, 0])
+        for i in range(len(names)):
+            for j in range(i + 1, len(names)):
+                if matrix[i, j] > limit:
+                    same = bool(np.array_equal(cells[i, :, c], cells[j, :, c]))
+                    found.append(
+                        {
+                            "runs": [names[i], names[j]],
+                            "column": columns[c],
+                            "rank_correlation": float(matrix[i, j]),
+                            "identical": same,
+                        }
+                    )
+    return found
+
+
+def clusters(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(column, runs) that the pairs of `twins` chain together."""
+    found: list[tuple[str, set[str]]] = []
+    for pair in pairs:
+        column, runs = pair["column"], set(pair["runs"])
+        touching = [one for one in found if one[0] == column and one[1] & runs]
+        found = [one for one in found if one not in touching]
+        found.append((column, runs.union(*(one[1] for one in touching))))
+    return [(column, sorted(runs)) for column, runs in found]
+
+
+def leave_one_out(
+    names: Sequence[str], nested_score: float, without: Callable[[int], float], sign: int
+) -> list[dict[str, Any]]:
+    """What each run adds: the blend's nested score minus the score `without(m)` it, positive where it helps."""
+    return [{"run": name, "adds": float(sign * (nested_score - without(m)))} for m, name in enumerate(names)]
+
+
+def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Adversarial validation: can out-of-fold predictions be told from test predictions?
+
+    oof, test: (M, N) or (M, N, C). A run's number is the cross-validated AUC of a shallow forest on its own
+    columns; 0.5 cannot tell. Means over folds are less extreme than OOF predictions, and told apart by that alone:
+    hand in test predictions of one fold's model a row where there are such (Lineup.tests_by_one). A run is named only
+    where it stands out from the median run by 0.05 and from 0.5 by four standard deviations.
+    """
+    n, n_test = min(oof.shape[1], 10_000), min(test.shape[1], 10_000)
+    rng = np.random.default_rng(seed)
+    rows, rows_test = rng.permutation(oof.shape[1])[:n], rng.permutation(test.shape[1])[:n_test]
+    both = np.concatenate([oof[:, rows], test[:, rows_test]], axis=1).reshape(len(names), n + n_test, -1)[:, :, :30]
+    label = np.arange(n + n_test) >= n
+    each = {name: _told_apart(both[m], label, seed) for m, name in enumerate(names)}
+    everything = both.transpose(1, 0, 2).reshape(n + n_test, -1)
+    usual = float(np.median(list(each.values())))
+    noise = float(np.sqrt((1 / n + 1 / n_test) / 12))  # standard deviation of an AUC where nothing differs
+    odd = [name for name, value in each.items() if value > max(0.5 + 4 * noise, usual + 0.05)]
+    return {"auc_by_run": each, "auc_all_runs": _told_apart(everything, label, seed), "named": odd}
+
+
+def _told_apart(x: Array, label: Array, seed: int) -> float:
+    import lightgbm
+
+    from foldwise.metrics import auc_of
+
+    part = np.random.default_rng(seed).permutation(label.size) % 3
+    out = np.empty(label.size)
+    settings = {
+        "objective": "binary",
+        "num_leaves": 4,
+        "learning_rate": 0.2,
+        "min_data_in_leaf": max(10, label.size // 50),
+        "num_threads": 1,
+        "verbose": -1,
+        "seed": seed,
+        "deterministic": True,
+    }
+    for k in range(3):
+        fit = lightgbm.train(settings, lightgbm.Dataset(x[part != k], label[part != k]), num_boost_round=20)
+        out[part == k] = fit.predict(x[part == k], num_threads=1)
+    return auc_of(out[~label], out[label])
+
+
+def fold_ranks(metric: Metric, target: Array, preds: Array, folds: Array) -> list[dict[str, float]]:
+    """For each run the raw score, the score after ranking within folds, and the mean over folds.
+
+    Ranked within folds scoring higher than raw means that the folds' models are on different scales.
+    """
+    ranked = ranks(preds, folds)
+    out = []
+    for run, again in zip(preds, ranked, strict=True):
+        each = [metric.function(target[folds == k], run[folds == k], None) for k in np.unique(folds)]
+        parts = [value for value in each if not np.isnan(value)]
+        out.append(
+            {
+                "raw": float(metric.function(target, run, None)),
+                "fold_ranked": float(metric.function(target, again, None)),
+                "fold_mean": float(np.mean(parts)) if parts else float("nan"),
+                "fold_std": float(np.std(parts, ddof=1)) if len(parts) > 1 else float("nan"),
+            }
+        )
+    return out
+
+
+def reliability(target: Array, pred: Array, bins: int = 10) -> list[dict[str, float]]:
+    """Equally filled bins of (predicted, observed, rows) for 0/1 truth, pooled over columns."""
+    rows = known_rows(target.reshape(-1))
+    truth, value = target.reshape(-1)[rows], pred.reshape(-1)[rows]
+    order = np.argsort(value, kind="stable")
+    return [
+        {"predicted": float(value[part].mean()), "observed": float(truth[part].mean()), "rows": int(part.size)}
+        for part in np.array_split(order, bins)
+        if part.size
+    ]

@@ -1,0 +1,353 @@
+"""Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
+
+    images_<size>.npy        uint8 (N, size, size, 3), RGB, a row per row of index.parquet, in its order
+    images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
+                             zeros); crc of its pixels, checked when they are first read
+    images_<size>.json       the key of what made it
+    images_<size>_crop...    the same three for the windows of 01_preprocess.py --crop (foldwise.roi)
+
+Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
+A build that is killed leaves only *.part files, and the next one goes on from them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import time
+import warnings
+import weakref
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError
+from foldwise.core.files import digest, read_voucher, write_csv, write_voucher
+from foldwise.core.parallel import parallel_map
+from foldwise.core.source import ReadWarning
+from foldwise.data import image, index
+from foldwise.data.boxes import Crops, load_facts
+from foldwise.data.competition import Competition
+from foldwise.data.image import ImageOptions
+
+FORMAT = 2  # raise it when the same file and options would give other pixels
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Images of one size, read by row number without holding them in memory."""
+
+    path: Path
+    size: int
+    ids: pd.DataFrame
+
+    @cached_property
+    def _file(self) -> tuple[int, int]:
+        with self.path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            header = stream.tell()
+        if shape != (len(self.ids), self.size, self.size, 3) or dtype != np.uint8:
+            raise UserError(
+                f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
+                "run 01_preprocess.py again"
+            )
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)  # a server opens one for every upload
+        return descriptor, header
+
+    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (len(rows), size, size, 3), in the order of `rows`; thread-safe.
+
+        pread rather than a memory map: mapped pages count as this process's memory, and would grow with the images.
+        """
+        descriptor, header = self._file
+        if out is None:
+            out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        step = self.size * self.size * 3
+        checked, expected = self._checked
+        for place, row in zip(out, rows, strict=True):
+            if os.preadv(descriptor, [place.reshape(-1)], header + int(row) * step) != step:
+                raise UserError(f"{self.path}: ends before image {row}; run 01_preprocess.py again")
+            if not checked[row]:
+                if zlib.crc32(place.data) != expected[row]:
+                    raise UserError(
+                        f"{self.path}: image {row} is damaged; delete the file and run 01_preprocess.py again"
+                    )
+                checked[row] = True
+        return out
+
+    @cached_property
+    def _checked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows' pixels need no check (any more), and their checksums: once a process, 2 to 3 GB/s."""
+        known = "crc" in self.ids
+        expected = self.ids["crc"].to_numpy(np.int64) if known else np.zeros(len(self.ids), np.int64)
+        return (self.ids["ok"].to_numpy() == 0) | (not known), expected
+
+    def rows(self, split: str, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers int64 of ids in one split, -1 where the file could not be read; UserError for an unknown id."""
+        part = self.ids[self.ids["split"] == split]
+        rows = pd.Series(np.where(part["ok"], part.index, -1), index=part["id"]).reindex(ids)
+        if rows.isna().any():
+            raise UserError(
+                f"{self.path}: has no image of {split} id '{rows.index[rows.isna()][0]}'; run 01_preprocess.py again"
+            )
+        return rows.to_numpy(np.int64, copy=True)
+
+    def rows_of(self, table: pd.DataFrame) -> np.ndarray:
+        """Row numbers int64 of index rows of any splits, -1 where the file could not be read."""
+        numbers = np.empty(len(table), np.int64)
+        for split in table["split"].unique():
+            part = (table["split"] == split).to_numpy()
+            numbers[part] = self.rows(split, table.loc[part, "id"].tolist())
+        return numbers
+
+
+def load(competition: Competition, size: int, crop: bool = False, table: pd.DataFrame | None = None) -> Cache:
+    """The finished cache of one size, of whole images or of crops; UserError says what to run where there is none.
+
+    table: the index whose rows it must hold (default: the saved one).
+    """
+    path = competition.derived() / f"{_stem(size, crop)}.npy"
+    how = f"run python src/01_preprocess.py --competition {competition.name} --sizes {size}"
+    how += " --crop ... (see its --help)" if crop else ""
+    known = read_voucher(path.with_suffix(".json"))
+    if known is None or not path.exists():
+        stems = [
+            p.stem.removesuffix("_crop") for p in path.parent.glob("images_*.npy") if p.stem.endswith("_crop") == crop
+        ]
+        made = sorted(int(stem.split("_")[1]) for stem in stems)
+        has = f" (made so far: {', '.join(map(str, made))})" if made else ""
+        raise UserError(f"{path}: not there yet{has}; {how}")
+    if known["image"] != _options_digest(competition.image):
+        raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
+    facts = load_facts(competition) if crop else None
+    if crop and (facts is None or facts["key"] != known.get("crop")):
+        raise UserError(f"{path}: made from other boxes than boxes.csv and crop.json beside it hold now; {how} again")
+    images = open_size(path.parent, size, crop)
+    _check_rows(images, index.load(competition) if table is None else table, how)
+    return images
+
+
+def _check_rows(images: Cache, table: pd.DataFrame, how: str) -> None:
+    """A run of step 1 that was refused or killed may have left the pixels of other rows."""
+    same = len(table) == len(images.ids) and (table["id"].to_numpy() == images.ids["id"].to_numpy()).all()
+    if not same or (table["error"].isna().to_numpy() & (images.ids["ok"].to_numpy() == 0)).any():
+        raise UserError(f"{images.path}: made for other rows than index.parquet beside it holds; {how} again")
+
+
+def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
+    """The finished cache of one size in a folder."""
+    path = folder / f"{_stem(size, crop)}.npy"
+    ids = pd.read_csv(_ids_file(path), dtype={"id": str, "split": str}, keep_default_na=False)
+    return Cache(path, size, ids)
+
+
+def _stem(size: int, crop: bool) -> str:
+    return f"images_{size}_crop" if crop else f"images_{size}"
+
+
+def _ids_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_ids.csv")
+
+
+def temporary(
+    raw: Path,
+    room: Path,
+    rows: pd.DataFrame,
+    size: int,
+    options: ImageOptions,
+    workers: int | None = None,
+    crops: Crops | None = None,
+) -> tuple[Cache, np.ndarray, dict[str, str]]:
+    """A cache in the temporary folder `room` of new files: never a second path for images that come later.
+
+    rows: an index's split, id, path (below `raw`), error, bytes. Back come the cache, the cache's row of each of
+    them (int64, -1: unreadable), and {id: reason} of the unreadable ones.
+    """
+    errors = build_size(raw, room, rows, size, options, workers, crops=crops)
+    images = open_size(room, size, crops is not None)
+    ids = rows["id"].tolist()
+    reasons = {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
+    return images, images.rows("new", ids), reasons
+
+
+def build(
+    competition: Competition,
+    table: pd.DataFrame,
+    sizes: Sequence[int],
+    workers: int | None = None,
+    dask: str | None = None,
+    crops: Crops | None = None,
+) -> pd.Series:
+    """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
+    errors = table["error"].astype(object).where(table["error"].notna(), None)
+    for size in sizes:
+        found = build_size(
+            competition.raw(), competition.derived(), table, size, competition.image, workers, dask, crops
+        )
+        errors = errors.combine_first(found)
+    return errors
+
+
+def build_size(
+    raw: Path,
+    folder: Path,
+    table: pd.DataFrame,
+    size: int,
+    options: ImageOptions,
+    workers: int | None = None,
+    dask: str | None = None,
+    crops: Crops | None = None,
+) -> pd.Series:
+    """One cache in `folder` of the files that index column `path` names below `raw`; the reasons, as `build`.
+
+    crops: the window of each row that is cut out, and their key.
+    """
+    path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
+    facts = path.with_suffix(".json")
+    known = read_voucher(facts)
+    whole = len(_header(len(table), size)) + len(table) * size * size * 3
+    if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
+        reasons = {int(row): reason for row, reason in known["errors"].items()}
+        return pd.Series(reasons, dtype=object).reindex(table.index)
+    started = time.perf_counter()
+    pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
+    folder.mkdir(parents=True, exist_ok=True)
+    _allocate(pixels, state, path.with_suffix(".key.part"), key, len(table), size)
+
+    done = np.fromfile(state, np.int64) > 0
+    todo = table.index[table["error"].isna() & ~done]
+    job = partial(_decode_rows, str(raw), str(pixels), str(state), size, options)
+    reasons = {}
+    frames = table["frame"] if "frame" in table else pd.Series(pd.NA, index=table.index)
+    cut = [None] * len(table) if crops is None else [w if w[0] >= 0 else None for w in crops.windows.tolist()]
+    cut = [cut[place] for place in table.index.get_indexer(todo)]
+    rows = list(zip(todo.tolist(), table.loc[todo, "path"], frames.loc[todo], cut, strict=True))
+    for (row, *_), result in parallel_map(job, rows, workers=workers, label=f"images {size}", unit="img", dask=dask):
+        if result is not None:
+            reasons[row] = str(result)
+    marks = np.fromfile(state, np.int64)
+    ok = marks > 0
+    ids = table[["split", "id"]].assign(ok=ok.astype(int), crc=np.where(ok, marks - 1, 0))
+    facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
+    write_csv(_ids_file(path), ids)
+    pixels.replace(path)
+    write_voucher(
+        facts,
+        {
+            "key": key,
+            "size": size,
+            "image": _options_digest(options),
+            **({} if crops is None else {"crop": crops.key, "margin": crops.margin, "square": crops.square}),
+            "images": len(table),
+            "unreadable": int((~ok).sum()),
+            "seconds": round(time.perf_counter() - started, 2),
+            "errors": reasons,
+            "remarks": _remarks(state),
+        },
+        _ids_file(path),
+    )
+    for part in (state, path.with_suffix(".key.part"), _remarks_file(state)):
+        part.unlink(missing_ok=True)
+    return pd.Series(reasons, dtype=object).reindex(table.index)
+
+
+def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
+    """What was odd about images that could be read (split, path, remark), from the cache of one size."""
+    facts = read_voucher(competition.derived() / f"{_stem(size, False)}.json") or {}
+    said = {int(row): text for row, text in facts.get("remarks", {}).items()}
+    return table.loc[list(said), ["split", "path"]].assign(remark=list(said.values()))
+
+
+def _remarks_file(state: Path) -> Path:
+    return state.with_suffix(".remarks")
+
+
+def _remarks(state: Path) -> dict[int, str]:
+    """By row, as the workers wrote them down, before a kill and after."""
+    file = _remarks_file(state)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return dict(sorted((row, text) for row, text in map(json.loads, lines)))
+
+
+def _options_digest(options: ImageOptions) -> str:
+    return digest(options.model_dump(mode="json"))
+
+
+def _key(table: pd.DataFrame, size: int, options: ImageOptions, crops: Crops | None = None) -> str:
+    files = index.identity(table).to_numpy().tolist()
+    what = {"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files}
+    return digest(what if crops is None else {**what, "crop": crops.key})
+
+
+def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: int) -> None:
+    """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
+    if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
+        return
+    for stale in (keyfile, pixels, state, _remarks_file(state)):
+        stale.unlink(missing_ok=True)
+    header = _header(n, size)
+    total = len(header) + n * size * size * 3
+    free = shutil.disk_usage(pixels.parent).free
+    if total > free:
+        raise UserError(
+            f"{pixels.parent}: {n} images at {size} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free; make room, choose a smaller --sizes, or set FOLDWISE_ROOT to another disk"
+        )
+    with pixels.open("wb") as stream:
+        stream.write(header)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, total)
+        stream.truncate(total)
+    state.write_bytes(bytes(8 * n))
+    keyfile.write_text(key, encoding="utf-8")  # last: it vouches for the other two
+
+
+def _header(n: int, size: int) -> bytes:
+    stream = io.BytesIO()
+    facts = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+    np.lib.format.write_array_header_1_0(stream, facts)
+    return stream.getvalue()
+
+
+def _decode_rows(
+    raw: str, pixels: str, state: str, size: int, options: ImageOptions, rows: Sequence[tuple[int, str, Any, Any]]
+) -> list[str | None]:
+    """Decode, resize and write each row in place; its reason where it can't be read. Pixels first, then its mark."""
+    results: list[str | None] = []
+    with Path(pixels).open("r+b", buffering=0) as out, Path(state).open("r+b", buffering=0) as marks:
+        np.lib.format.read_magic(out)
+        np.lib.format.read_array_header_1_0(out)
+        header = out.tell()
+        for row, path, frame, window in rows:
+            chosen = options if pd.isna(frame) else options.model_copy(update={"frame": int(frame)})
+            try:
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", ReadWarning)
+                    found = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
+            except UserError as error:
+                results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
+                continue
+            except Exception as error:  # whatever a damaged file does to a decoder, the other files go on
+                results.append(f"{type(error).__name__}: {error}")
+                continue
+            odd = [
+                str(one.message).removeprefix(f"{Path(raw) / path}: ") for one in said if one.category is ReadWarning
+            ]
+            if odd:  # one short line at once: other workers write there too
+                with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([row, "; ".join(odd)]) + "\n")
+            data = np.ascontiguousarray(found).data
+            os.pwrite(out.fileno(), data, header + row * found.size)
+            os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)
+            results.append(None)
+    return results

@@ -1,0 +1,314 @@
+"""What the host defines: tables, columns, classes, metric, submission shape; where it lies, here or on Kaggle."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from foldwise import UserError, metrics
+from foldwise.core import paths
+from foldwise.core.schema import Strict, nearest, read_yaml, validate
+from foldwise.data.image import ImageOptions
+
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+
+
+class Piece(NamedTuple):
+    """A part of a template: text, then a column's value (column None: no value), one character of it, formatted."""
+
+    text: str
+    column: str | None
+    place: int | None
+    form: str
+
+    def fill(self, value: object) -> str:
+        """The text and the value behind it; ValueError where the value does not fit the format."""
+        shown = str(value)
+        if self.place is not None:
+            if not -len(shown) <= self.place < len(shown):
+                raise ValueError
+            shown = shown[self.place]
+        kind = int if self.form[-1:] in set("bcdoxX") else float if self.form[-1:] in set("eEfFgGn%") else str
+        return self.text + (format(kind(shown), self.form) if self.form else shown)
+
+
+def template_pieces(template: str) -> list[Piece]:
+    """'x/{id:05d}.png' -> a Piece 'x/' with column id, and a Piece '.png' without; ValueError says what is wrong."""
+    try:
+        return [_piece(*part) for part in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ValueError(f"'{template}': {error}; write columns as {{id}}, {{id:05d}} or {{id[0]}}") from None
+
+
+def _piece(text: str, field: str | None, form: str | None, conversion: str | None) -> Piece:
+    if field is None:
+        return Piece(text, None, None, "")
+    named = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)\])?", field)
+    if named is None or conversion or "{" in (form or ""):
+        raise ValueError(f"what stands in braces, '{field}', is no column")
+    return Piece(text, named[1], None if named[2] is None else int(named[2]), form or "")
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
+    return [piece.column for piece in template_pieces(template) if piece.column is not None]
+
+
+class Split(Strict):
+    """Where the rows and the images of one split lie, below the competition's root."""
+
+    table: str | None = Field(None, description="CSV or parquet with a row per image")
+    images: str | list[str] | None = Field(
+        None,
+        description="'train/{image_id}.jpg', columns in braces, also inside a ZIP or HDF5 file "
+        "('train.hdf5/{isic_id}'); a list: each row's image is the first of them that is there; without a table, a "
+        "folder of images",
+    )
+    folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
+    root: str | None = Field(
+        None, description="in `extra`: its own raw folder, relative to the repository, or found by that name as usual"
+    )
+    target_pattern: str | None = Field(
+        None, description=r"where a folder's file names hold the label: a regex whose group 1 is it, '^(cat|dog)\.'"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Split:
+        if (self.folders is None) == (self.images is None):
+            raise ValueError("give either `images` or `folders`")
+        if self.table and not all(template_columns(template) for template in self.templates or [""]):
+            raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
+        if not self.table and isinstance(self.images, list):
+            raise ValueError("a list of `images` needs a `table` with a row per image")
+        if self.folders and self.table:
+            raise ValueError("`folders` takes no `table`: each folder's name is the class")
+        return self
+
+    @property
+    def templates(self) -> list[str]:
+        """Where a row's image may lie, in the order in which it is looked for; [] without `images`."""
+        return self.images if isinstance(self.images, list) else [self.images] if self.images else []
+
+
+class Labels(Strict):
+    """What cells of the target columns mean that hold no label."""
+
+    blank: Literal["0", "1", "ignore"] | None = Field(
+        None, description="empty cells: 0, 1, or ignore (no loss, no score; a row without any label is left out)"
+    )
+    uncertain: Literal["0", "0.5", "1", "ignore"] | None = Field(
+        None, description="cells of -1: 0, 1, ignore, or 0.5: half a label to the loss of a network, ignored elsewhere"
+    )
+
+
+class Metadata(Strict):
+    """Columns of the tables that a model may use beside the pixels."""
+
+    numeric: list[str] = Field([], description="columns read as numbers")
+    categorical: list[str] = Field([], description="columns read as categories")
+
+
+class Folds(Strict):
+    """How the training rows are split, once."""
+
+    n: int = Field(5, ge=2, description="number of folds")
+    seed: int = Field(0, description="seed of the split")
+    file: str | None = Field(None, description="a CSV (id, fold) from elsewhere, used and checked instead")
+
+
+class SubmissionShape(Strict):
+    """How predictions become rows of the submission file."""
+
+    row_id: str | None = Field(
+        None,
+        description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a row",
+    )
+    aggregate: Literal["mean", "max", "median"] = Field("mean", description="over the images of one row")
+    prediction: Literal["auto", "value", "label"] = Field(
+        "auto",
+        description="what the host wants: probabilities (value) or classes (label); auto asks the metric and columns",
+    )
+
+    @model_validator(mode="after")
+    def _readable(self) -> SubmissionShape:
+        template_columns(self.row_id or "")
+        return self
+
+
+class HostMetric(Strict):
+    """The metric: a name from foldwise.metrics, or a function of one's own and what it can't say itself."""
+
+    function: str = Field(description="a name from foldwise.metrics, or module:function")
+    greater_is_better: bool | None = Field(None, description="module:function: its direction")
+    order_only: bool | None = Field(None, description="module:function: whether it sees the order of rows and no more")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {"function": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _declares_its_own(self) -> HostMetric:
+        if ":" not in self.function and (self.greater_is_better is not None or self.order_only is not None):
+            raise ValueError(f"'{self.function}' is known: its direction needs no declaring")
+        return self
+
+
+class Competition(Strict):
+    """A competition.yaml. Paths are relative to the folder that holds the competition's raw files."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names its folders under oof/ and so on")
+    slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
+    root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
+    task: Task
+    host_metric: HostMetric = Field(
+        alias="metric", description="a name, module:function, or {function: module:function, greater_is_better: false}"
+    )
+    id: str = Field("id", description="the column that names an image")
+    target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
+    positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
+    classes: list[str] | None = Field(
+        None, description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted)"
+    )
+    labels: Labels = Labels()
+    group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
+    train: Split
+    test: Split | None = None
+    extra: list[Split] = Field(
+        [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
+    )
+    turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
+    merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
+    sample_submission: str | None = None
+    submission: SubmissionShape = SubmissionShape()
+    frames: Literal["one", "each"] = Field(
+        "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"
+    )
+    unreadable: float = Field(
+        0.5, ge=0, le=1, description="share of a split's images that may be unreadable before steps 1 and 5 refuse it"
+    )
+    metadata: Metadata = Metadata()
+    dicom_tags: list[str] = Field([], description="header fields, by keyword, that join the metadata")
+    folds: Folds = Folds()
+    image: ImageOptions = ImageOptions()
+
+    _file: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _targets_fit_task(self) -> Competition:
+        if (self.task == "multilabel") != isinstance(self.target, list):
+            raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
+        reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
+        reserved |= {"format", "frame", "frames", "error", *self.truth}
+        listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
+        for column in listed:
+            if listed.count(column) > 1:
+                raise ValueError(f"metadata column '{column}' is named twice")
+            if column in reserved:
+                raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
+        if self.positive is not None and self.task != "binary":
+            raise ValueError("`positive` belongs to task: binary")
+        for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
+            if split.table is None and split.folders is None and split.target_pattern is None:
+                raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_task(self) -> Competition:
+        graded = self.labels.uncertain is not None or self.labels.blank in {"0", "1"}
+        if graded and self.task not in {"binary", "multilabel"}:
+            raise ValueError("`labels` of 0 and 1 belong to task: binary and multilabel; `blank: ignore` to any")
+        if self.labels.uncertain == "0.5" and self.task == "binary":
+            raise ValueError("`labels: {uncertain: 0.5}` belongs to task: multilabel; choose 0, 1 or ignore")
+        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """The target columns, one unless the task is multilabel."""
+        return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
+    def truth(self) -> list[str]:
+        """The index's and prediction tables' columns that hold the truth: 'target', or 'target_<column>' for each."""
+        return [f"target_{name}" for name in self.targets] if self.task == "multilabel" else ["target"]
+
+    @property
+    def aggregates(self) -> bool:
+        """True where several rows of the index make one row of the submission."""
+        return self.submission.row_id is not None or self.frames == "each"
+
+    @property
+    def metric(self) -> str:
+        """The metric's name, as the file has it."""
+        return self.host_metric.function
+
+    def scorer(self) -> metrics.Metric:
+        """The metric; a module:function is looked for beside this file first. UserError where there is no such."""
+        host = self.host_metric
+        if ":" not in host.function:
+            return metrics.resolve(host.function)
+        return metrics.own(host.function, self._file.parent, host.greater_is_better, host.order_only)
+
+    @property
+    def file(self) -> Path:
+        """The YAML this was read from."""
+        return self._file
+
+    def raw(self) -> Path:
+        """The folder with the host's files; UserError lists the places where it was looked for."""
+        places = self._raw_candidates(self.root, self.slug or self.name)
+        for place in places:
+            if place.is_dir():
+                return place
+        hint = "run python src/00_demo.py" if self.name == "demo" else f"put them in {places[-1]}, or set `root`"
+        raise UserError(
+            f"{self._file}: the raw files of '{self.name}' were not found in {', '.join(map(str, places))}; {hint}"
+        )
+
+    def raw_of(self, split: Split) -> Path:
+        """The folder that a split's paths start from: the competition's, or an extra's own."""
+        if split.root is None:
+            return self.raw()
+        places = self._raw_candidates(split.root, split.root)
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            raise UserError(f"{self._file}: extra.root {split.root} was not found in {', '.join(map(str, places))}")
+        return found
+
+    def _raw_candidates(self, root: str | None, slug: str) -> list[Path]:
+        beside = [(base / root).resolve() for base in (paths.REPOSITORY, self._file.parent)] if root is not None else []
+        mounted = sorted(paths.KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if paths.KAGGLE_INPUT.is_dir() else []
+        kaggle = [paths.KAGGLE_INPUT / "competitions" / slug, paths.KAGGLE_INPUT / slug, *mounted]
+        own = [paths.output_root() / "input" / slug, paths.REPOSITORY / "input" / slug]
+        return list(dict.fromkeys([*beside, *kaggle, *own]))
+
+    def derived(self) -> Path:
+        """input/derived/<name>: what 01_preprocess.py writes."""
+        return paths.output_root() / "input" / "derived" / self.name
+
+    def runs(self) -> Path:
+        """oof/<name>: a folder per run."""
+        return paths.output_root() / "oof" / self.name
+
+    def submissions(self) -> Path:
+        """submissions/<name>."""
+        return paths.output_root() / "submissions" / self.name
+
+
+def load(name_or_path: str) -> Competition:
+    """The competition described by src/competitions/NAME.yaml, or by the file at that path."""
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = paths.COMPETITIONS / f"{name_or_path}.yaml"
+        if not path.exists():
+            known = nearest(name_or_path, (file.stem for file in paths.COMPETITIONS.glob("*.yaml")))
+            raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
+    competition = validate(Competition, read_yaml(path, as_written=True), str(path))
+    competition._file = path.resolve()
+    return competition

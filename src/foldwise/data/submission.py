@@ -1,0 +1,341 @@
+"""The only writer of submissions/: the host's shape, checked row by row before the file gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError
+from foldwise.core import cli
+from foldwise.core.files import locked, replacing, write_csv, write_json
+from foldwise.core.schema import nearest
+from foldwise.data import index, oof
+from foldwise.data.competition import Competition
+
+
+def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
+    """submissions/<competition>/<name>.csv and .json from a test table (id, pred...), whose ids may come in any order.
+
+    Where several images make a row, ids are either the images' (joined here) or the submission rows'.
+
+    The file has the columns and the row order of the sample submission; nothing is written unless `validate` agrees.
+    `made_by` goes into the JSON: runs, weights, scores.
+    """
+    table_index = index.load(competition)
+    sample = read_sample(competition, table_index, pred)
+    rows = to_rows(competition, pred, table_index)
+    frame = shape(competition, rows, sample, table_index)
+    folder = competition.submissions()
+    path = folder / f"{name}.csv"
+    validate(competition, frame, sample, str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
+    facts_path = path.with_suffix(".json")
+    with locked(folder / f".{name}.lock"), replacing(path) as part:
+        frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
+        text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
+        validate(competition, index.read_table(part, text), sample, str(path))  # what the host will read
+        write_json(facts_path, facts)  # before the CSV: a new CSV never stands beside old facts
+    return path
+
+
+def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.DataFrame) -> pd.DataFrame:
+    """The host's sample submission, its first column as text; made from the test rows where the host gives none."""
+    if competition.sample_submission is not None:
+        path = competition.raw() / competition.sample_submission
+        first = pd.read_csv(path, nrows=0).columns if path.exists() else []
+        return index.read_table(path, list(first[:1]))
+    row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
+    columns = oof.pred_columns(pred)
+    if competition.task == "multiclass" and wants_label(competition):
+        return pd.DataFrame({competition.id: row_ids, competition.targets[0]: ""})
+    if competition.task == "multiclass":
+        names = [name.removeprefix("pred_") for name in columns]
+        return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(names, 0.0)})
+    return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(competition.targets[: len(columns)], 0.0)})
+
+
+def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
+    """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids astray."""
+    test = table_index[table_index["split"] == "test"]
+    if competition.aggregates and set(pred["id"]) == set(test["row_id"]):  # joined already, before the blend
+        _once("the test predictions: id", pred["id"])
+        return pred.set_index("id")[oof.pred_columns(pred)]
+    _once("the test predictions: id", pred["id"])
+    _same_ids("the test predictions", pred["id"], "the test images", test["id"])
+    row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
+    columns = oof.pred_columns(pred)
+    if not competition.aggregates:
+        return pred.set_index(row_ids)[columns]
+    return pred[columns].groupby(row_ids, sort=False).agg(competition.submission.aggregate)
+
+
+def shape(
+    competition: Competition, rows: pd.DataFrame, sample: pd.DataFrame, table_index: pd.DataFrame
+) -> pd.DataFrame:
+    """Rows in the sample's order under the sample's columns: probabilities by class name, or labels."""
+    id_column, *value_columns = sample.columns
+    _same_ids("the test table", pd.Series(rows.index), "the sample submission", sample[id_column])
+    rows = rows.reindex(sample[id_column])
+    if wants_label(competition, sample[value_columns]):
+        values = _labels(competition, rows, table_index, sample[value_columns])
+    elif len(value_columns) == rows.shape[1] == 1:
+        values = rows.to_numpy()
+    else:
+        values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
+    made = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+    return made.infer_objects()
+
+
+def wants_label(competition: Competition, shown: pd.DataFrame | None = None) -> bool:
+    """Whether classes are wanted rather than numbers: as the competition says, the sample shows, or the metric implies.
+
+    shown: the sample's value columns.
+    """
+    if competition.submission.prediction != "auto":
+        return competition.submission.prediction == "label"
+    kinds = set() if shown is None else {_kind(shown[column]) for column in shown}
+    if kinds & {"text", "true or false"}:
+        return True
+    metric = competition.scorer()
+    if shown is not None and shown.shape[1] > 1:  # a column a label; probabilities where the sample shows fractions
+        return competition.task == "multilabel" and metric.decides and bool((shown % 1 == 0).all(axis=None))
+    return metric.decides or metric.name.startswith("map@")
+
+
+def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame, where: str) -> None:
+    """UserError for what a host rejects: columns, ids, doubles, order, NaN, values out of range."""
+    if list(frame.columns) != list(sample.columns):
+        raise UserError(f"{where}: columns are {', '.join(frame.columns)}, the sample's {', '.join(sample.columns)}")
+    id_column, *value_columns = sample.columns
+    ids = frame[id_column].astype(str)
+    _once(f"{where}: {id_column}", ids)
+    _same_ids(where, ids, "the sample submission", sample[id_column])
+    if ids.tolist() != sample[id_column].astype(str).tolist():
+        raise UserError(f"{where}: rows are not in the sample's order")
+    for column in value_columns:
+        _validate_values(competition, frame[column], ids, f"{where}: {column}")
+        _validate_kind(competition, frame[column], sample[column], f"{where}: {column}")
+
+
+def _validate_kind(competition: Competition, values: pd.Series, shown: pd.Series, where: str) -> None:
+    """UserError where the sample shows another kind of value: text, numbers, true or false."""
+    ours, theirs = _kind(values), _kind(shown)
+    classes = competition.task == "multiclass"  # whose sample may hold a placeholder, if the competition says so
+    free = classes and (competition.submission.prediction == "label" or competition.metric.lower().startswith("map@"))
+    if ours != theirs and theirs and not free:
+        raise UserError(
+            f"{where}: holds {ours or 'nothing'} such as '{values.iloc[0]}', the sample {theirs} such as "
+            f"'{shown.dropna().iloc[0]}'; see `submission: prediction` and `positive` of the competition"
+        )
+
+
+def _kind(values: pd.Series) -> str:
+    """'numbers', 'true or false', or 'text', as a reader of the file takes it; '' of an empty column."""
+    words = {word for value in values.dropna().unique() for word in str(value).split()}
+    if not words:
+        return ""
+    if words <= {"True", "False", "true", "false", "TRUE", "FALSE"}:
+        return "true or false"
+    return "numbers" if pd.to_numeric(pd.Series(list(words)), errors="coerce").notna().all() else "text"
+
+
+def _validate_values(competition: Competition, values: pd.Series, ids: pd.Series, where: str) -> None:
+    if values.isna().any():
+        raise UserError(f"{where} of {ids[values.isna()].iloc[0]} is empty")
+    if not pd.api.types.is_numeric_dtype(values) or values.dtype == bool:
+        return  # classes
+    numbers = values.to_numpy(dtype=float)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{where} of {ids.iloc[int(np.flatnonzero(~np.isfinite(numbers))[0])]} is not finite")
+    bounded = competition.task != "regression" and not wants_label(competition)
+    if bounded and (numbers.min() < 0 or numbers.max() > 1):
+        row = int(np.flatnonzero((numbers < 0) | (numbers > 1))[0])
+        raise UserError(f"{where} of {ids.iloc[row]} is {numbers[row]:g}, outside 0..1")
+
+
+def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame, shown: pd.DataFrame) -> np.ndarray:
+    """object (N, columns of the sample): classes in the sample's spelling."""
+    values = rows.to_numpy()
+    if competition.task == "binary":
+        return _binary_labels(competition, shown.iloc[:, 0])[(values >= 0.5).astype(int)]
+    if competition.task == "regression":
+        known = table_index.loc[table_index["split"] == "train", "target"]
+        return np.clip(np.rint(values), known.min(), known.max()).astype(int)
+    if shown.shape[1] > 1:
+        ordered = rows[_matching(competition, list(rows.columns), list(shown))].to_numpy()
+        multilabel = competition.task == "multilabel"
+        hard = ordered >= 0.5 if multilabel else ordered.argmax(axis=1)[:, None] == np.arange(shown.shape[1])
+        return hard if _kind(shown.iloc[:, 0]) == "true or false" else hard.astype(int)
+    names = np.array([column.removeprefix("pred_") for column in rows.columns], dtype=object)
+    if competition.submission.prediction == "auto":
+        _check_vocabulary(competition, shown.iloc[:, 0], set(names))
+    return _listed(competition, values, names)[:, None]
+
+
+def _binary_labels(competition: Competition, shown: pd.Series) -> np.ndarray:
+    """object (2,): what to write for 0 and 1, of the kind that the sample shows."""
+    kind, labels = _kind(shown), index.binary_labels(competition)
+    if kind == "text":
+        _check_vocabulary(competition, shown, set(labels), every=True)
+        return np.array(labels, dtype=object)
+    if kind == "true or false":
+        return np.array([True, False] if labels[1].casefold() == "false" else [False, True], dtype=object)
+    numbers = pd.to_numeric(pd.Series(labels), errors="coerce")
+    return (pd.Series([0, 1]) if numbers.isna().any() else numbers).to_numpy(dtype=object)
+
+
+def _check_vocabulary(competition: Competition, shown: pd.Series, known: set[str], every: bool = False) -> None:
+    """UserError where none of the sample's labels (with `every`, not each) is known: a placeholder, or a mistake."""
+    values = shown.dropna().astype(str).unique()
+    strange = [value for value in values if value not in known and not known & set(value.split())]
+    if _kind(shown) == "text" and (len(strange) == len(values) or (every and strange)):
+        hint = "" if every else "; if it only holds the place, set `submission: {prediction: label}`"
+        raise UserError(
+            f"{competition.raw() / str(competition.sample_submission)}: '{strange[0]}' is none of the labels "
+            f"{', '.join(sorted(known)[:8])}{hint}"
+        )
+
+
+def _listed(competition: Competition, values: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """object (N,): one class a row; of MAP@k the likeliest, of several labels those that hold, in one cell."""
+    if competition.task == "multilabel" and not competition.metric.lower().startswith("map@"):
+        return np.array([" ".join(names[row >= 0.5]) for row in values], dtype=object)
+    top = competition.metric.lower().partition("map@")[2]
+    if top.isdigit():  # MAP@k wants the k likeliest classes, best first, in one cell
+        order = np.argsort(-values, axis=1, kind="stable")[:, : int(top)]
+        return np.array([" ".join(names[row]) for row in order], dtype=object)
+    return names[values.argmax(axis=1)]
+
+
+def _matching(competition: Competition, preds: list[str], columns: list[str]) -> list[str]:
+    """pred_<class> for each of the sample's columns, by name."""
+    if preds == ["pred"] and len(columns) == 1:
+        return preds
+    missing = [column for column in columns if f"pred_{column}" not in preds]
+    if missing or len(columns) != len(preds):
+        names = ", ".join(name.removeprefix("pred_") for name in preds)
+        raise UserError(
+            f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "
+            f"match the predicted classes {names}"
+        )
+    return [f"pred_{column}" for column in columns]
+
+
+def _once(what: str, ids: pd.Series) -> None:
+    if ids.duplicated().any():
+        raise UserError(f"{what} '{ids[ids.duplicated()].iloc[0]}' stands there twice")
+
+
+def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> None:
+    ids, expected = ids.astype(str), expected.astype(str)
+    missing = expected[~expected.isin(set(ids))]
+    if len(missing):
+        raise UserError(f"{what}: no row for {_first(missing)} of {other}")
+    extra = ids[~ids.isin(set(expected))]
+    if len(extra):
+        raise UserError(f"{what}: {_first(extra)} is not in {other}")
+
+
+def _first(ids: pd.Series) -> str:
+    return f"'{ids.iloc[0]}'" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
+
+
+LOG_COLUMNS = [
+    "when",
+    "competition",
+    "name",
+    "method",
+    "runs",
+    "metric",
+    "in_sample",
+    "nested",
+    "low",
+    "high",
+    "public",
+    "private",
+]
+
+
+def log_path(competition: Competition) -> Path:
+    """One log for all competitions, beside their folders."""
+    return competition.submissions().parent / "log.csv"
+
+
+def read_log(competition: Competition) -> pd.DataFrame:
+    """The log, empty where there is none."""
+    path = log_path(competition)
+    if not path.exists():
+        return pd.DataFrame(columns=LOG_COLUMNS)
+    try:
+        log = pd.read_csv(path, dtype={"competition": str, "name": str})
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from None
+    missing = [column for column in LOG_COLUMNS if column not in log]
+    if missing:
+        raise UserError(f"{path}: lacks column {missing[0]}; mend it, or move it away to start a new one")
+    return log
+
+
+def log_submission(competition: Competition, name: str, facts: dict[str, Any]) -> None:
+    """A line for a submission just written; one of that name before it is replaced, as its file is."""
+    line = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "competition": competition.name,
+        "name": name,
+        "method": f"{facts['method']}:{facts['space']}",
+        "runs": " ".join(row["run"] for row in facts["runs"]),
+        "metric": facts["metric"],
+        "in_sample": facts["in_sample_score"],
+        "nested": facts["nested_score"],
+        "low": facts["interval_95"][0],
+        "high": facts["interval_95"][1],
+        "public": None,
+        "private": None,
+    }
+    with _writing(competition):
+        try:
+            log = read_log(competition)
+        except UserError as error:  # a log is no reason to lose a submission
+            log_path(competition).replace(log_path(competition).with_suffix(".csv.damaged"))
+            cli.note(f"warning: {error}; kept as log.csv.damaged, and a new one begun")
+            log = read_log(competition)
+        mine = (log["competition"] == competition.name) & (log["name"] == name)
+        lines = [*log[~mine].to_dict("records"), line]
+        write_csv(log_path(competition), pd.DataFrame(lines, columns=LOG_COLUMNS))
+
+
+def log_leaderboard(competition: Competition, name: str, scores: Sequence[float]) -> pd.DataFrame:
+    """Public (and private) score of a submission; the competition's lines that have a public score come back."""
+    if len(scores) > 2:
+        raise UserError(f"--lb takes a public and a private score, found {len(scores)} numbers")
+    with _writing(competition):
+        log = read_log(competition)
+        mine = (log["competition"] == competition.name) & (log["name"] == name)
+        if not mine.any():
+            known = nearest(name, log.loc[log["competition"] == competition.name, "name"])
+            raise UserError(f"{log_path(competition)}: no submission '{name}' of {competition.name}{known}")
+        log = log.astype({"public": float, "private": float})
+        for column, value in zip(("public", "private"), scores, strict=False):
+            log.loc[mine, column] = value
+        write_csv(log_path(competition), log)
+    return scored(log, competition)
+
+
+def _writing(competition: Competition) -> AbstractContextManager[None]:
+    """The log is one file for all: read and written by one process at a time."""
+    folder = log_path(competition).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return locked(folder / ".log.lock")
+
+
+def scored(log: pd.DataFrame, competition: Competition) -> pd.DataFrame:
+    """This competition's lines with a nested and a public score."""
+    mine = log[log["competition"] == competition.name]
+    return mine[mine["public"].notna() & mine["nested"].notna()]

@@ -1,0 +1,1 @@
+"""Networks: built, loaded, asked, explained. The room that imports torch."""

@@ -1,0 +1,637 @@
+"""What a network looks at: class activation maps, integrated gradients, feature maps, filters, deletion curves.
+
+Every function takes uint8 or float images (B, S, S, 3) in 0..255 as they lie in the cache; gradients start at the
+images, so they reach every layer of a frozen network too. One map per backbone, whatever its layout: NCHW (most
+CNNs), NHWC (Swin), or tokens (B, N, C) with class tokens in front (ViT).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldwise import UserError
+from foldwise.core.schema import nearest
+from foldwise.model.fold_models import Trained
+from foldwise.model.network import Network
+from foldwise.model.predict import activate
+from foldwise.model.targets import Targets
+
+Method = Literal["gradcam", "gradcam++", "ig"]
+COARSEST = 4  # a map of fewer cells a side can't say where: an earlier stage serves
+STAGES = 6  # feature maps shown of one backbone
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is explained: `sign` times output `output` (sign -1: the evidence against it)."""
+
+    output: int = 0
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the meaning of its logits (B, outputs).
+
+    evidence: logits -> (B, C), unbounded, what gradients are of. activate: logits -> (B, C) predictions.
+    """
+
+    network: Network
+    evidence: Callable[[Tensor], Tensor]
+    activate: Callable[[Tensor], Tensor]
+
+    def logits(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """The network's outputs for images uint8 or float (B, S, S, 3)."""
+        return self.network(images, metadata)
+
+    def claimed(self, logits: Tensor, claims: Sequence[Claim]) -> Tensor:
+        """float (B,): the signed evidence of each row's claim."""
+        return _chosen(self.evidence(logits), claims)
+
+    def predict(self, images: np.ndarray, metadata: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
+        """float32 (N, C) predictions of images uint8 (N, S, S, 3) and metadata float32 (N, F)."""
+        made = []
+        with torch.inference_mode():
+            for k in range(0, len(images), batch):
+                logits = self.logits(*self.tensors(images[k : k + batch], _part(metadata, slice(k, k + batch))))
+                made.append(self.activate(logits).float().cpu().numpy())
+        return np.concatenate(made)
+
+    def tensors(self, images: np.ndarray, metadata: np.ndarray | None = None) -> tuple[Tensor, Tensor | None]:
+        """Both on the network's device."""
+        device = next(self.network.parameters()).device
+        return torch.from_numpy(images).to(device), None if metadata is None else torch.from_numpy(metadata).to(device)
+
+
+def subject_of(trained: Trained) -> Subject:
+    """A fold's model (the last of several snapshots), asked for the competition's predictions."""
+    return Subject(
+        trained.network,
+        lambda logits: evidence(logits, trained.targets),
+        lambda logits: activate(logits, trained.targets),
+    )
+
+
+def evidence(logits: Tensor, targets: Targets) -> Tensor:
+    """What gradients are of, (B, C): the logits, or the predictions' log-odds where outputs are not one for one."""
+    if targets.fold is None and targets.activation in {"softmax", "sigmoid", "identity"}:
+        return logits.float()
+    return torch.logit(activate(logits, targets), eps=1e-6)
+
+
+def _chosen(values: Tensor, claims: Sequence[Claim]) -> Tensor:
+    outputs = torch.tensor([claim.output for claim in claims], device=values.device)
+    signs = torch.tensor([claim.sign for claim in claims], device=values.device)
+    return values.gather(1, outputs[:, None]).squeeze(1) * signs
+
+
+def _part(values: np.ndarray | None, rows: Any) -> np.ndarray | None:
+    return None if values is None else values[rows]
+
+
+# --- layers -----------------------------------------------------------------------------------------------
+
+
+def backbones(network: Network) -> dict[str, nn.Module]:
+    """{'backbone': ...}, and 'second' where the network has two."""
+    second = getattr(network, "second", None)
+    return {"backbone": network.backbone} | ({} if second is None else {"second": second})
+
+
+def cam_layers(network: Network, size: int, layer: str | None = None) -> dict[str, str]:
+    """{backbone: module name below the network} of the layer whose map is explained, for images of `size` pixels.
+
+    layer: a timm module name, or 'second.<name>' in the second backbone; the other keeps its default, which is the
+    last map that forward_features gives, or an earlier stage where that has fewer than 4 cells a side. A ViT's is
+    the input of its last block's attention: after it, only the class token reaches the head.
+    UserError lists the nearest name for a misspelt layer.
+    """
+    found = {
+        name: f"{name}.{_default_layer(module, size, network, name)}" for name, module in backbones(network).items()
+    }
+    if layer is None:
+        return found
+    owner, _, inner = layer.partition(".")
+    owner, inner = (owner, inner) if owner in found else ("backbone", layer)
+    modules = [name for name, _ in backbones(network)[owner].named_modules() if name]
+    if inner not in modules:
+        near = nearest(inner, modules if "." in inner else [name for name in modules if "." not in name])
+        raise UserError(f"--layer {layer}: the network has no such layer{near}")
+    found[owner] = f"{owner}.{inner}"
+    _grid(_shapes(network, size, [found[owner]]).get(found[owner], ()), backbones(network)[owner], found[owner], 1)
+    return found
+
+
+def stages(network: Network, size: int, most: int = STAGES) -> dict[str, list[str]]:
+    """{backbone: module names}: what timm's feature_info lists, thinned evenly to at most `most`, in order."""
+    found = {}
+    for name, module in backbones(network).items():
+        listed = [f"{name}.{inner}" for inner in _listed(module)]
+        shapes = _shapes(network, size, listed)
+        maps = [layer for layer in listed if layer in shapes and _is_map(shapes[layer], module)]
+        spread = np.linspace(0, len(maps) - 1, min(most, len(maps))).round().astype(int)
+        keep: list[int] = np.unique(spread).tolist() if maps else []
+        found[name] = [maps[k] for k in keep]
+    return found
+
+
+def _listed(backbone: nn.Module) -> list[str]:
+    info: Any = getattr(backbone, "feature_info", None)
+    rows = info.info if hasattr(info, "info") else info
+    modules = dict(backbone.named_modules())
+    names = [row.get("module", "") for row in rows] if isinstance(rows, list | tuple) else []
+    return [name for name in names if name in modules]
+
+
+def _default_layer(backbone: nn.Module, size: int, network: Network, owner: str) -> str:
+    attention = [name for name, _ in backbone.named_modules() if re.fullmatch(r"blocks\.\d+\.norm1", name)]
+    last, shape = _last_layer(backbone, size, network)
+    if len(shape) == 3 and attention:
+        return attention[-1]
+    if last and _is_map(shape, backbone) and min(_sides(shape, backbone)) >= COARSEST:
+        return last
+    earlier = [name.removeprefix(f"{owner}.") for name in stages(network, size, most=99)[owner]]
+    shapes = _shapes(network, size, [f"{owner}.{name}" for name in earlier])
+    sides = {name: min(_sides(shapes[f"{owner}.{name}"], backbone)) for name in earlier}
+    if not sides:
+        raise UserError(f"{owner}: no layer of it gives a spatial map; name one with --layer")
+    fine = [name for name, side in sides.items() if side >= COARSEST]
+    return fine[-1] if fine else max(sides, key=lambda name: sides[name])
+
+
+def _last_layer(backbone: nn.Module, size: int, network: Network) -> tuple[str, tuple[int, ...]]:
+    """The outermost module that makes what forward_features returns ('' where that is functional), and its shape."""
+    made: list[tuple[str, Tensor]] = []
+    with _hooked({name: m for name, m in backbone.named_modules() if name}, lambda n, out: made.append((n, out))):
+        final = _run(network, backbone, size)
+    modules = dict(backbone.named_modules())
+    same = [name for name, out in made if out is final and not isinstance(modules[name], nn.Identity)]
+    return min(reversed(same), key=lambda name: name.count("."), default=""), tuple(final.shape)
+
+
+def _shapes(network: Network, size: int, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Output shapes of modules for one image; a module that is not run, or gives no tensor, is left out."""
+    modules = dict(network.named_modules())
+    found: dict[str, tuple[int, ...]] = {}
+
+    def keep(name: str, out: Any) -> None:
+        if torch.is_tensor(out):
+            found[name] = tuple(out.shape)
+
+    with _hooked({name: modules[name] for name in names}, keep):
+        for owner, backbone in backbones(network).items():
+            if any(name.startswith(f"{owner}.") for name in names):
+                _run(network, backbone, size)
+    return found
+
+
+def _run(network: Network, backbone: nn.Module, size: int) -> Tensor:
+    """The features of one gray image."""
+    network.eval()
+    mean = network.mean if backbone is network.backbone else network.second_mean
+    with torch.inference_mode():
+        inputs = torch.zeros(1, mean.shape[1], size, size, device=mean.device)
+        return backbone.forward_features(inputs)  # type: ignore[operator]
+
+
+@contextmanager
+def _hooked(modules: dict[str, nn.Module], take: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `take(name, output)` whenever one of the modules has run."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: take(name, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_map(shape: tuple[int, ...], backbone: nn.Module) -> bool:
+    try:
+        _grid(shape, backbone, "", shape[0] if shape else 0)
+    except UserError:
+        return False
+    return True
+
+
+def _sides(shape: tuple[int, ...], backbone: nn.Module) -> tuple[int, int]:
+    """Height and width of the map in an output of that shape."""
+    if len(shape) == 3:
+        side = math.isqrt(shape[1] - _prefix(shape[1], backbone))
+        return side, side
+    return (shape[1], shape[2]) if _is_nhwc(shape, backbone) else (shape[2], shape[3])
+
+
+def _grid(shape: tuple[int, ...], backbone: nn.Module, name: str, rows: int) -> None:
+    """UserError unless an output of that shape is a map of `rows` images, more than one cell large."""
+    patches = shape[1] - _prefix(shape[1], backbone) if len(shape) == 3 else -1
+    square = patches > 0 and math.isqrt(patches) ** 2 == patches
+    if not ((len(shape) == 4 or square) and shape[0] == rows and max(_sides(shape, backbone)) > 1):
+        raise UserError(
+            f"--layer {name}: gives {shape or 'nothing'}, which is no map of the image; choose another layer"
+        )
+
+
+def _prefix(tokens: int, backbone: nn.Module) -> int:
+    """Class and register tokens in front of the patches."""
+    known = getattr(backbone, "num_prefix_tokens", None)
+    return int(known) if known is not None else tokens - math.isqrt(tokens) ** 2
+
+
+def _is_nhwc(shape: tuple[int, ...], backbone: nn.Module) -> bool:
+    """Images are square, so the two equal sides are the map; where all three are equal, the model's word counts."""
+    if shape[2] == shape[3] != shape[1]:
+        return False
+    return shape[1] == shape[2] != shape[3] or "NHWC" in str(getattr(backbone, "output_fmt", ""))
+
+
+def _as_map(values: Tensor, backbone: nn.Module, name: str, rows: int) -> Tensor:
+    """(B, C, H, W) of a layer's output in any layout."""
+    _grid(tuple(values.shape), backbone, name, rows)
+    if values.ndim == 3:
+        height, width = _sides(tuple(values.shape), backbone)
+        patches = values[:, values.shape[1] - height * width :]
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+    return values.permute(0, 3, 1, 2) if _is_nhwc(tuple(values.shape), backbone) else values
+
+
+# --- maps -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Of each layer: activations and gradients float (B, C, H, W); and the logits (B, outputs)."""
+
+    activation: dict[str, Tensor]
+    gradient: dict[str, Tensor]
+    logits: Tensor
+
+
+def maps(
+    subject: Subject, images: Tensor, claims: Sequence[Claim], layers: Sequence[str], metadata: Tensor | None = None
+) -> Maps:
+    """Activations of the layers and the gradients there of each row's claim."""
+    network = subject.network.eval()
+    modules = dict(network.named_modules())
+    taken: dict[str, Tensor] = {}
+
+    def keep(name: str, out: Any) -> None:
+        if not torch.is_tensor(out):
+            raise UserError(f"--layer {name}: gives no tensor; choose another layer")
+        taken[name] = out
+
+    with _hooked({name: modules[name] for name in layers}, keep), torch.enable_grad():
+        start = images.float().requires_grad_()  # so that gradients reach a frozen network's layers
+        logits = subject.logits(start, metadata)
+        missing = [name for name in layers if name not in taken]
+        if missing:
+            raise UserError(f"--layer {missing[0]}: is not run on the way from image to answer; choose another layer")
+        grads = torch.autograd.grad(
+            subject.claimed(logits, claims).sum(), [taken[name] for name in layers], allow_unused=True
+        )
+    owners = backbones(network)
+    activation, gradient = {}, {}
+    for name, grad in zip(layers, grads, strict=True):
+        if grad is None:
+            raise UserError(f"--layer {name}: the answer does not depend on it; choose another layer")
+        owner = owners[name.partition(".")[0]]
+        activation[name] = _as_map(taken[name].detach(), owner, name, len(images)).float()
+        gradient[name] = _as_map(grad, owner, name, len(images)).float()
+    return Maps(activation, gradient, logits.detach())
+
+
+def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju 2017): channels (B, C, H, W) weighted by their mean gradient -> (B, H, W), 0 or more."""
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    return (weights * activation).sum(dim=1).relu()
+
+
+def gradcam_plus(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM++ (Chattopadhay 2018, equations 10 and 19): positive gradients, weighted so that each copy counts."""
+    square, cube = gradient**2, gradient**3
+    below = 2 * square + activation.sum(dim=(2, 3), keepdim=True) * cube
+    alpha = square / torch.where(below != 0, below, torch.ones_like(below))
+    weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
+    return (weights * activation).sum(dim=1).relu()
+
+
+@dataclass(frozen=True)
+class Heat:
+    """maps: {backbone: float32 (B, S, S)}, 0 or more, the largest of an image 1 (all zeros: no evidence for the claim).
+
+    completeness: of integrated gradients, each image's (sum of attributions, difference of evidence).
+    """
+
+    maps: dict[str, np.ndarray]
+    completeness: list[tuple[float, float]]
+
+
+def cams(
+    subject: Subject,
+    images: np.ndarray,
+    claims: Sequence[Claim],
+    layers: dict[str, str],
+    metadata: np.ndarray | None = None,
+    method: Method = "gradcam",
+    batch: int = 16,
+) -> Heat:
+    """Maps of the evidence for each claim, one per backbone, for images uint8 (B, S, S, 3).
+
+    layers: of `cam_layers`. Method 'ig' gives one map of the whole network, under 'image'.
+    """
+    made: dict[str, list[np.ndarray]] = {}
+    completeness: list[tuple[float, float]] = []
+    for k in range(0, len(images), batch):
+        part, rows = slice(k, k + batch), claims[k : k + batch]
+        tensors = subject.tensors(images[part], _part(metadata, part))
+        if method == "ig":
+            attributions, total, difference = integrated_gradients(subject, tensors[0], rows, tensors[1])
+            found = {"image": ig_map(attributions)}
+            completeness += zip(total.tolist(), difference.tolist(), strict=True)
+        else:
+            way = gradcam if method == "gradcam" else gradcam_plus
+            seen = maps(subject, tensors[0], rows, list(layers.values()), tensors[1])
+            found = {owner: way(seen.activation[name], seen.gradient[name]) for owner, name in layers.items()}
+        for owner, values in found.items():
+            made.setdefault(owner, []).append(upsampled(values.cpu().numpy(), images.shape[1]))
+    return Heat({owner: np.concatenate(parts) for owner, parts in made.items()}, completeness)
+
+
+def upsampled(values: np.ndarray, size: int) -> np.ndarray:
+    """float32 (B, size, size) of maps (B, h, w) by linear interpolation; each divided by its largest value."""
+    shown = np.stack(
+        [cv2.resize(one.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR) for one in values]
+    )
+    peak = shown.max(axis=(1, 2), keepdims=True)
+    return shown / np.where(peak > 0, peak, 1)
+
+
+def integrated_gradients(
+    subject: Subject, images: Tensor, claims: Sequence[Claim], metadata: Tensor | None = None, steps: int = 48
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integrated gradients (Sundararajan 2017) by captum, from a heavily blurred copy of each image.
+
+    Returns attributions (B, S, S, 3) in units of evidence, and two (B,) that completeness says are equal: their sum
+    over each image, and the evidence's difference between image and blurred copy.
+    """
+    from captum.attr import IntegratedGradients
+
+    start = blurred(images)
+
+    def claimed(floats: Tensor, beside: Tensor | None, outputs: Tensor, signs: Tensor) -> Tensor:
+        values = subject.evidence(subject.logits(floats, beside))
+        return values.gather(1, outputs[:, None]).squeeze(1) * signs
+
+    subject.network.eval()
+    more = (metadata, *_claim_tensors(claims, images.device))
+    with torch.enable_grad():
+        found, gap = IntegratedGradients(claimed).attribute(
+            images.float(),
+            start,
+            additional_forward_args=more,
+            n_steps=steps,
+            internal_batch_size=max(16, len(images)),
+            return_convergence_delta=True,
+        )
+    total = found.sum(dim=(1, 2, 3)).detach()
+    return found.detach(), total, total - gap.detach()
+
+
+def metadata_contributions(
+    subject: Subject, images: Tensor, claims: Sequence[Claim], metadata: Tensor, steps: int = 32
+) -> tuple[Tensor, Tensor]:
+    """What each metadata feature adds to the evidence, (B, F), from the average row (zeros: features are standardised
+    or one-hot), by integrated gradients with the image held; and (B,) the evidence's whole difference."""
+    from captum.attr import IntegratedGradients
+
+    def claimed(beside: Tensor, floats: Tensor, outputs: Tensor, signs: Tensor) -> Tensor:
+        return subject.evidence(subject.logits(floats, beside)).gather(1, outputs[:, None]).squeeze(1) * signs
+
+    subject.network.eval()
+    more = (images, *_claim_tensors(claims, images.device))
+    with torch.enable_grad():
+        found, gap = IntegratedGradients(claimed).attribute(
+            metadata,
+            torch.zeros_like(metadata),
+            additional_forward_args=more,
+            n_steps=steps,
+            internal_batch_size=max(16, len(images)),
+            return_convergence_delta=True,
+        )
+    return found.detach(), (found.sum(dim=1) - gap).detach()
+
+
+def _claim_tensors(claims: Sequence[Claim], device: torch.device) -> tuple[Tensor, Tensor]:
+    pairs = torch.tensor([(claim.output, claim.sign) for claim in claims], device=device)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def ig_map(attributions: Tensor) -> Tensor:
+    """(B, S, S): evidence for the claim a pixel, its colours added, smoothed over S/32 pixels; 0 or more."""
+    plane = attributions.sum(dim=-1)[:, None]
+    width = max(1, plane.shape[-1] // 32) | 1
+    return F.avg_pool2d(plane.relu(), width, stride=1, padding=width // 2).squeeze(1)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Float images with a Gaussian of a tenth of their side: colours stay, shapes go. Same shape, 0..255."""
+    sigma = images.shape[1] / 10
+    reach = int(2.5 * sigma)
+    at = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).reshape(1, 1, 1, -1)
+    planes = images.float().permute(0, 3, 1, 2).flatten(0, 1)[:, None]
+    for weights, pad in ((kernel, (reach, reach, 0, 0)), (kernel.transpose(2, 3), (0, 0, reach, reach))):
+        planes = F.conv2d(F.pad(planes, pad, mode="reflect"), weights)
+    return planes.squeeze(1).unflatten(0, (len(images), 3)).permute(0, 2, 3, 1)
+
+
+# --- what the stages see ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's feature maps for one image: the `maps` (K, h, w) that move the answer most, and their `weights`."""
+
+    layer: str
+    channels: int
+    maps: np.ndarray
+    weights: np.ndarray  # what each adds to the evidence, to first order: the sum of gradient x activation
+    mean: np.ndarray  # (h, w) over all channels, of the absolute value
+
+
+def feature_maps(
+    subject: Subject,
+    image: np.ndarray,
+    claim: Claim,
+    layers: Sequence[str],
+    metadata: np.ndarray | None = None,
+    most: int = 8,
+) -> list[Stage]:
+    """What each layer makes of an image uint8 (S, S, 3): its `most` channels of largest |gradient x activation|."""
+    tensors = subject.tensors(image[None], None if metadata is None else metadata[None])
+    seen = maps(subject, tensors[0], [claim], layers, tensors[1])
+    found = []
+    for name in layers:
+        values, grads = seen.activation[name][0], seen.gradient[name][0]
+        weights = (values * grads).sum(dim=(1, 2))
+        order = weights.abs().argsort(descending=True)[:most]
+        found.append(
+            Stage(
+                name,
+                len(values),
+                values[order].cpu().numpy(),
+                weights[order].cpu().numpy(),
+                values.abs().mean(dim=0).cpu().numpy(),
+            )
+        )
+    return found
+
+
+def first_filters(backbone: nn.Module, most: int = 64) -> np.ndarray | None:
+    """The first convolution's filters that see colour, float32 (K, h, w, 3), strongest first, or None."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
+            weights = module.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+            return weights[np.argsort(-np.abs(weights).sum(axis=(1, 2, 3)), kind="stable")][:most]
+    return None
+
+
+def maximise(
+    subject: Subject, claim: Claim, size: int, metadata: int = 0, steps: int = 128, seed: int = 0
+) -> tuple[np.ndarray, float]:
+    """An image uint8 (size, size, 3) that raises the evidence by gradient ascent, and the evidence reached.
+
+    The image is a sum of pictures from coarse to fine, so that no scale runs away with it; it is shifted at random at
+    each step, and rough images cost (Olah 2017, "Feature visualization"). Metadata, if any, is that of the average row.
+    """
+    device = next(subject.network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    sides = [side for k in range(8) if (side := size >> k) >= 4]
+    levels = [(0.1 * torch.randn(1, 3, s, s, generator=generator)).to(device).requires_grad_() for s in sides]
+    beside = torch.zeros(1, metadata, device=device) if metadata else None
+    gains = [min(1.0, size / (4 * side)) for side in sides]  # fine detail alone is what fools a network
+    optimizer = torch.optim.AdamW(levels, lr=0.03, weight_decay=0.5)  # drawn back to gray, so that colours don't clip
+    subject.network.eval()
+
+    def render() -> Tensor:
+        planes = [
+            gain * F.interpolate(level, (size, size), mode="bilinear", align_corners=False)
+            for gain, level in zip(gains, levels, strict=True)
+        ]
+        return torch.stack(planes).sum(dim=0).sigmoid() * 255
+
+    with torch.enable_grad():
+        for _ in range(steps):
+            picture = render()
+            shift = torch.randint(-size // 16, size // 16 + 1, (2,), generator=generator).tolist()
+            moved = torch.roll(picture, shift, (2, 3))
+            evidence = subject.claimed(subject.logits(moved.permute(0, 2, 3, 1), beside), [claim]).sum()
+            rough = (picture.diff(dim=2).abs().mean() + picture.diff(dim=3).abs().mean()) / 255
+            grads = torch.autograd.grad(-evidence + 10.0 * rough, levels)
+            for level, grad in zip(levels, grads, strict=True):
+                level.grad = grad / (grad.std() + 1e-8)  # the scale of logits differs a hundredfold between networks
+            optimizer.step()
+    image = render().detach().permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
+    with torch.inference_mode():
+        reached = float(subject.claimed(subject.logits(image, beside), [claim]))
+    return image[0].cpu().numpy(), reached
+
+
+# --- does the map matter ----------------------------------------------------------------------------------
+
+ORDERS = ("map", "random", "centre")
+CELLS = 14  # cells a side that a deletion order ranks
+
+
+def deletion(
+    subject: Subject,
+    images: np.ndarray,
+    claims: Sequence[Claim],
+    heat: np.ndarray,
+    metadata: np.ndarray | None = None,
+    steps: int = 14,
+    draws: int = 2,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Deletion curves (Petsiuk 2018): the claim's prediction while ever more cells give way to a blurred copy.
+
+    Cells of a 14 x 14 grid go in three orders: by the map `heat` (B, S, S), largest first; at random (the mean of
+    `draws`); and from the centre outwards, which is what a map must beat on photos of centred things.
+    Returns {order: float32 (B, steps + 1)}, the prediction of the claimed side (1 - p for sign -1) at shares
+    0, 1/steps, ..., 1 of the cells.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[np.ndarray]] = {order: [] for order in ORDERS}
+    for k, (image, claim) in enumerate(zip(images, claims, strict=True)):
+        soft = blurred(torch.from_numpy(image[None]))[0].round().to(torch.uint8).numpy()
+        beside = _part(metadata, slice(k, k + 1))
+        cells = cv2.resize(heat[k], (CELLS, CELLS), interpolation=cv2.INTER_AREA).ravel()
+        tie = rng.random(CELLS**2) * 1e-9  # cells that the map leaves at zero go in no order of their own
+        for order, ranks in (
+            ("map", [-(cells + tie)]),
+            ("random", [rng.random(CELLS**2) for _ in range(draws)]),
+            ("centre", [_distance() + tie]),
+        ):
+            curves = [_curve(subject, image, soft, np.argsort(rank), claim, beside, steps) for rank in ranks]
+            found[order].append(np.mean(curves, axis=0))
+    return {order: np.stack(curves).astype(np.float32) for order, curves in found.items()}
+
+
+def _distance() -> np.ndarray:
+    at = np.arange(CELLS) - (CELLS - 1) / 2
+    return np.hypot(at[:, None], at[None]).ravel()
+
+
+def _curve(
+    subject: Subject,
+    image: np.ndarray,
+    soft: np.ndarray,
+    order: np.ndarray,
+    claim: Claim,
+    metadata: np.ndarray | None,
+    steps: int,
+) -> np.ndarray:
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    size = len(image)
+    plane = cv2.resize(rank.reshape(CELLS, CELLS).astype(np.float32), (size, size), interpolation=cv2.INTER_NEAREST)
+    gone = [plane < round(len(order) * k / steps) for k in range(steps + 1)]
+    shown = np.stack([np.where(mask[..., None], soft, image) for mask in gone])
+    beside = None if metadata is None else np.repeat(metadata, len(shown), axis=0)
+    pred = subject.predict(shown, beside)[:, claim.output]
+    return pred if claim.sign > 0 else 1 - pred
+
+
+def area(curves: np.ndarray) -> np.ndarray:
+    """Area under deletion curves (B, steps + 1) over shares 0..1, (B,): the smaller, the more the order mattered."""
+    return np.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1)
+
+
+def energy_inside(heat: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each map's sum that lies inside its box, and the box's share of the area; (B,) each.
+
+    heat: (B, S, S), 0 or more. box: (B, 4) x0, y0, x1, y1 as shares of width and height. A map of zeros gives NaN.
+    """
+    size = heat.shape[1]
+    at = (np.arange(size) + 0.5) / size
+    across = (at >= box[:, :1]) & (at < box[:, 2:3])
+    down = (at >= box[:, 1:2]) & (at < box[:, 3:4])
+    inside = down[:, :, None] & across[:, None, :]
+    total = heat.sum(axis=(1, 2))
+    share = np.where(inside, heat, 0).sum(axis=(1, 2)) / np.where(total > 0, total, np.nan)
+    return share, inside.mean(axis=(1, 2))

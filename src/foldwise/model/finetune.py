@@ -1,0 +1,145 @@
+"""What of a network learns, how fast, and from which weights it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+from foldwise import UserError
+from foldwise.core.cli import note
+from foldwise.data.recipe import Recipe, Train
+from foldwise.model import weights
+from foldwise.model.network import Network, _classifiers, _head_names
+
+
+def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> None:
+    """Set the new head's bias to the training rows' log-odds, so that training does not begin by unlearning 0.5.
+
+    target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3). A
+    pretrained head used as it is stays as it is.
+    """
+    if network.groups is not None:
+        return
+    if target.dtype.kind == "i":
+        share = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
+        bias = np.log(share)
+    else:
+        cells = target.reshape(len(target), -1)
+        share = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)
+        bias = np.log(share / (1 - share))
+    last = [network.head.classifier] if network.head is not None else _classifiers(network.backbone)
+    with torch.no_grad():
+        for layer in last:
+            if isinstance(getattr(layer, "bias", None), Tensor):
+                layer.bias.copy_(torch.from_numpy(bias).float())  # type: ignore[operator]
+
+
+def start_from(network: Network, path: Path) -> None:
+    """Fill the network from another run's fold<K>.safetensors: its layers of the same name and shape.
+
+    What stays with this run: normalisation and units. UserError where the file lacks part of the first backbone, whose
+    pretrained weights were not looked for; new heads, sub-networks and second backbones start afresh, and it is said.
+    """
+    if not path.is_file():
+        raise UserError(f"model.start_from: no {path}; train that run's fold first")
+    state, own = weights.read_state(path), network.state_dict()
+    wanted = [key for key in own if "." in key]  # without mean, std, scale, shift
+    fits = {key: state[key] for key in wanted if key in state and state[key].shape == own[key].shape}
+    classifier = tuple(f"backbone.{name}." for name in _head_names(network.backbone))
+    missing = [k for k in wanted if k.startswith("backbone.") and not k.startswith(classifier) and k not in fits]
+    if missing:
+        raise UserError(
+            f"{path}: does not fit model.name: it has no {missing[0]} of that shape; it is of another model"
+        )
+    network.load_state_dict(fits, strict=False)
+    rest = sorted({".".join(key.split(".")[:2]) for key in wanted if key not in fits})
+    note(f"{len(fits)} of {len(wanted)} tensors from {path}" + (f"; new: {', '.join(rest[:6])}" if rest else ""))
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Weights written by weights.save, strictly."""
+    state = weights.read_state(path)
+    try:
+        network.load_state_dict(state)
+    except Exception as error:
+        raise UserError(
+            f"{path}: does not fit the recipe's network: {weights.misfit(error)}; train the fold anew with --restart"
+        ) from error
+
+
+def thaw(network: Network, recipe: Recipe, epoch: int) -> bool:
+    """Gradual unfreezing (Howard 2018, arXiv:1801.06146): what learns in this epoch; True where that has changed.
+
+    For `model.thaw_epochs` epochs the head alone, then one more of timm's stages from the top every so many. Call it
+    before each epoch and after `parameter_groups`, which lists all that will ever learn; parameters without a
+    gradient are left alone by the optimizer.
+    """
+    every = recipe.model.thaw_epochs
+    if not every:
+        return False
+    depth = {**_depths("backbone", network.backbone), **_depths("second", network.second)}
+    before = count_parameters(network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = name in network.learns and depth.get(name, 0) * every <= epoch
+    network.train(network.training)
+    return count_parameters(network) != before
+
+
+def _depths(prefix: str, backbone: nn.Module | None) -> dict[str, int]:
+    """{parameter: 0 for the head, 1 for the backbone's top stage, and so on down}."""
+    if backbone is None:
+        return {}
+    layer = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
+    heading = tuple(f"{name}." for name in _head_names(backbone))
+    stages = sorted({stage for name, stage in layer.items() if not name.startswith(heading)}, reverse=True)
+    rank = {stage: k + 1 for k, stage in enumerate(stages)}
+    return {f"{prefix}.{name}": 0 if name.startswith(heading) else rank[stage] for name, stage in layer.items()}
+
+
+def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    """For the optimizer: dicts of params, lr (the peak), lr_scale (which timm's schedules multiply), weight_decay.
+
+    Biases, norms and what timm's model excludes (position tables) have no weight decay. With train.layer_decay each
+    layer of a backbone learns slower than the one above it; heads, pools and sub-networks have lr_scale 1. Empty
+    where nothing learns (mode as_is).
+    """
+    t = recipe.train
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = name in network.learns
+    groups: list[dict[str, Any]] = []
+    for body in (network.backbone, network.second):
+        if body is None:
+            continue
+        top = {id(parameter) for layer in _classifiers(body) for parameter in layer.parameters()}
+        scale = t.layer_decay if t.layer_decay and network.head is not None else 1.0  # the head is the layer above
+        for group in _body_groups(body, t):
+            for on_top in (True, False):
+                params = [p for p in group["params"] if (id(p) in top) == on_top]
+                lr = t.head_lr or t.lr if on_top else t.lr
+                groups.append({**group, "params": params, "lr": lr, "lr_scale": group.get("lr_scale", 1.0) * scale})
+    rest = {name: part for name, part in network.named_children() if name not in {"backbone", "second"}}
+    for group in param_groups_weight_decay(nn.ModuleDict(rest), t.weight_decay):
+        groups.append({**group, "lr": t.head_lr or t.lr, "lr_scale": 1.0})
+    return [group for group in groups if group["params"]]
+
+
+def _body_groups(body: nn.Module, train: Train) -> list[dict[str, Any]]:
+    spared = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()  # type: ignore[operator]
+    if train.layer_decay:
+        return param_groups_layer_decay(
+            body, train.weight_decay, no_weight_decay_list=spared, layer_decay=train.layer_decay
+        )
+    return param_groups_weight_decay(body, train.weight_decay, no_weight_decay_list=spared)
+
+
+def count_parameters(network: Network) -> tuple[int, int]:
+    """(that learn, all)."""
+    every: Iterable[tuple[int, bool]] = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(n for n, learns in every if learns), sum(n for n, _ in every)

@@ -1,0 +1,179 @@
+"""A run's fold models, loaded again: predictions and embeddings of cached rows, and of any folder of images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from foldwise import UserError
+from foldwise.core import paths
+from foldwise.core.files import temporary_folder
+from foldwise.data import cache, folds, image, index, oof
+from foldwise.data.competition import Competition
+from foldwise.data.encoder import Numbers
+from foldwise.data.recipe import Recipe
+from foldwise.data.runs import check_folds, fold_meta
+from foldwise.model import precision, targets, weights
+from foldwise.model.crops import crop_again
+from foldwise.model.finetune import load_weights
+from foldwise.model.network import Network, create_network
+from foldwise.model.precision import Precision
+from foldwise.model.predict import embed_rows, pick_device, predict_rows, say_unreadable
+from foldwise.model.targets import Targets
+
+Preds = dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One fold's model: networks (one, or several snapshots) in evaluation mode on the device, and what goes with them.
+
+    encoder: metadata columns -> features, where the network is fused with them. prior: float32 (C,), the training
+    rows' mean target.
+    """
+
+    competition: Competition
+    recipe: Recipe
+    fold: int
+    targets: Targets
+    networks: list[Network]
+    encoder: Numbers | None
+    way: Precision
+    prior: np.ndarray
+
+    @property
+    def network(self) -> Network:
+        """The network, or the last of several snapshots."""
+        return self.networks[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.network.parameters()).device
+
+    def metadata(self, rows: pd.DataFrame | None) -> np.ndarray | None:
+        """Features float32 (N, F) of index rows for a fusion network, else None."""
+        if self.encoder is None:
+            return None
+        if rows is None:
+            raise UserError("this run fuses metadata with the image: its columns are needed")
+        return self.encoder.transform(rows)
+
+    def predict(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
+        """float32 (N, C) probabilities of index rows that lie in the cache at `where` (-1: unreadable)."""
+        return predict_rows(
+            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way, self.prior
+        )
+
+    def embed(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
+        """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
+        return embed_rows(self.network, images, where, self.recipe, label, self.metadata(rows))
+
+    def logits_of(self, images: np.ndarray | Tensor, rows: pd.DataFrame | None = None) -> Tensor:
+        """float32 (B, outputs) logits of uint8 (B, S, S, 3) images, of the last snapshot; gradients flow."""
+        pixels = torch.as_tensor(images).to(self.device)
+        metadata = self.metadata(rows)
+        return self.network(pixels, None if metadata is None else torch.from_numpy(metadata).to(self.device))
+
+
+def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> Trained:
+    """The model of one fold of a run, on the device; UserError where its weights are not there. `table`: the index."""
+    stem = competition.runs() / run / f"fold{fold}"
+    plan = targets.plan(competition, recipe, table)
+    encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
+    files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
+    device = pick_device(recipe)
+    way = precision.named(str(fold_meta(stem.parent, fold).get("step", "")), recipe, device)
+    networks = []
+    for path in files:
+        if not path.exists():
+            raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
+        features = 0 if encoder is None else len(encoder.names)
+        made = create_network(recipe, plan.outputs, features, plan.learnt, pretrained=False)
+        weights.check_classes(path, plan.learnt)
+        load_weights(made, path)
+        networks.append(way.lay_out(made.to(device)).eval())
+    fold_table = folds.load(competition)
+    others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
+    prior = index.prior(competition, others, plan.names)
+    return Trained(competition, recipe, fold, plan, networks, encoder, way, prior)
+
+
+def _encoder(path: Path) -> Numbers:
+    try:
+        return Numbers.from_state(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: can't be read ({type(error).__name__}); train the fold anew with --restart") from None
+
+
+def predict_folds(
+    competition: Competition, recipe: Recipe, run: str, table: pd.DataFrame, fold_table: pd.DataFrame
+) -> Preds:
+    """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
+    check_folds(competition, run, fold_table)
+    images = cache.load(competition, recipe.image_size, recipe.crop)
+    train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
+    found: Preds = {}
+    for fold in trained_folds(competition, run):
+        model = load_fold(competition, recipe, run, fold, table)
+        valid = train[(fold_table["fold"] == fold).to_numpy()]
+        say_unreadable(f"fold {fold} test", test["id"].tolist(), images.rows_of(test) >= 0)
+        found[fold] = (
+            model.predict(images, images.rows_of(valid), valid, f"fold {fold} valid"),
+            model.predict(images, images.rows_of(test), test, f"fold {fold} test"),
+        )
+    return found
+
+
+def predict_folder(
+    competition: Competition, recipe: Recipe, run: str, folder: Path, workers: int | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The folds' mean for every image below `folder` (id = its path below it), and {id: reason} of unreadable ones.
+
+    The images go through the same cache as training's, a passing one: never a second path.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder")
+    if recipe.model.metadata:
+        raise UserError(f"run {run} fuses metadata with the image: a folder of images alone can't be predicted with it")
+    listed = image.listing(folder)
+    files = listed.images
+    if not files:
+        raise UserError(f"--images {folder}: no images in it{listed.left_out}")
+    ids = [path.relative_to(folder).as_posix() for path in files]
+    rows = pd.DataFrame(
+        {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in files]}
+    )
+    table = index.load(competition)
+    crops = crop_again(competition, folder, rows) if recipe.crop else None
+    with temporary_folder(paths.output_root(), "images.") as room:
+        images, where, broken = cache.temporary(
+            folder, room, rows, recipe.image_size, competition.image, workers, crops
+        )
+        if len(broken) > competition.unreadable * len(ids):
+            first, reason = next(iter(broken.items()))
+            raise UserError(
+                f"--images {folder}: {len(broken)} of {len(ids)} files can't be read; the first: {first}: {reason}; "
+                f"mend them, or allow more than `unreadable: {competition.unreadable:g}` in {competition.file}"
+            )
+        say_unreadable(f"--images {folder}", ids, where >= 0)
+        preds = [
+            load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
+            for fold in trained_folds(competition, run)
+        ]
+    return oof.prediction_table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
+
+
+def trained_folds(competition: Competition, run: str) -> list[int]:
+    """Folds of a run whose weights are there; UserError where there are none."""
+    folder = competition.runs() / run
+    found = sorted(int(path.stem[4:]) for path in folder.glob("fold*.safetensors") if path.stem[4:].isdigit())
+    if not found:
+        raise UserError(f"{folder}: holds no fold<K>.safetensors; train the run with 02_train.py")
+    return found

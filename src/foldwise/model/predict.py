@@ -1,0 +1,236 @@
+"""Network + cached rows -> probabilities or embeddings, with test-time views; rows without an image fall back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from foldwise.core import parallel
+from foldwise.core.cli import note
+from foldwise.core.ranks import current_ranks
+from foldwise.data.batches import Batches
+from foldwise.data.cache import Cache
+from foldwise.data.recipe import Predict, Recipe
+from foldwise.model import precision
+from foldwise.model.network import Network, to_device
+from foldwise.model.precision import Precision
+from foldwise.model.targets import Targets
+
+Function = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def pick_device(recipe: Recipe) -> torch.device:
+    """The GPU if there is one (under torchrun the rank's own), else the CPU with the recipe's number of threads.
+
+    The number is set, whatever OMP_NUM_THREADS says: sums over other chunks differ in their last bits.
+    """
+    ranks = current_ranks()
+    torch.set_num_threads(recipe.train.threads or max(1, parallel.cores() // ranks.local_size))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", ranks.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def activate(logits: Tensor, targets: Targets) -> Tensor:
+    """Probabilities (values for a regression) float32 (B, C) of logits: fp16 overflows in a softmax."""
+    p = _probabilities(logits.float(), targets.activation)
+    return p if targets.fold is None else p @ torch.from_numpy(targets.fold).to(p.device)
+
+
+def _probabilities(logits: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return logits.softmax(dim=1)
+    if activation == "identity":
+        return logits
+    p = logits.sigmoid()
+    if activation == "sigmoid_share":
+        return p / p.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    if activation == "ordinal":  # P(above k) can't rise with k: each at most the one before
+        edge = torch.ones_like(p[:, :1])
+        beyond = torch.cat([edge, p.cummin(dim=1).values, 0 * edge], dim=1)
+        return beyond[:, :-1] - beyond[:, 1:]
+    return p
+
+
+def predict_rows(
+    network: Network | Sequence[Network],
+    cache: Cache,
+    where: np.ndarray,
+    targets: Targets,
+    recipe: Recipe,
+    label: str = "predict",
+    metadata: np.ndarray | None = None,
+    way: Precision | None = None,
+    prior: np.ndarray | None = None,
+) -> np.ndarray:
+    """float32 (N, C) probabilities for the cache rows `where` (int64 (N,), -1: the file could not be read).
+
+    metadata: float32 (N, F) of a fusion network. Several networks (snapshots): their mean. A row without an image
+    gets the mean prediction of the rows that have one: it moves nobody else's rank much, and never is another
+    image's prediction. Where no row has one, all get `prior`, (C,).
+    """
+    if prior is not None and not (where >= 0).any():
+        return np.tile(prior, (len(where), 1))
+    logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
+    networks = network if isinstance(network, Sequence) else [network]
+
+    def output(one: Network) -> Function:
+        return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
+
+    each = [_over_rows(one, cache, where, output(one), recipe, label, metadata, way) for one in networks]
+    made = np.mean(each, axis=0)
+    if logits:
+        made = activate(torch.from_numpy(made), targets).numpy()
+    return with_fallback(made, where >= 0, prior)
+
+
+def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
+    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one, else `prior`."""
+    if not readable.all() and (readable.any() or prior is not None):
+        pred[~readable] = pred[readable].mean(axis=0) if readable.any() else prior
+    return pred
+
+
+def say_unreadable(label: str, ids: Sequence[str], readable: np.ndarray) -> list[str]:
+    """The ids (N,) of rows without a readable image, bool (N,); what they get instead is told."""
+    missing = [row_id for row_id, fine in zip(ids, readable, strict=True) if not fine]
+    if missing and not current_ranks().rank:
+        more = ", ..." if len(missing) > 1 else ""
+        what = "the mean of the others" if readable.any() else "the mean target of the training rows"
+        note(f"{label}: {len(missing)} of {len(ids)} images can't be read ({missing[0]}{more}): predicted as {what}")
+    return missing
+
+
+def embed_rows(
+    network: Network,
+    cache: Cache,
+    where: np.ndarray,
+    recipe: Recipe,
+    label: str = "embed",
+    metadata: np.ndarray | None = None,
+) -> np.ndarray:
+    """float32 (N, D) features before the classifier for the cache rows `where`; zeros where there is no image."""
+    return _over_rows(network, cache, where, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
+
+
+@torch.inference_mode()
+def _over_rows(
+    network: Network,
+    cache: Cache,
+    where: np.ndarray,
+    function: Function,
+    recipe: Recipe,
+    label: str,
+    metadata: np.ndarray | None = None,
+    way: Precision | None = None,
+) -> np.ndarray:
+    """Rows of `function`'s outputs; under torchrun each rank makes its share, and every rank gets all of them."""
+    network.eval()
+    device = next(network.parameters()).device
+    way = way or precision.of_device(recipe, device)
+    views = tta_views(recipe.predict, recipe.image_size)
+    ranks = current_ranks()
+    readable = np.flatnonzero(where >= 0)
+    mine = readable[ranks.rank :: ranks.size]
+    batches = Batches(cache, where[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
+    parts: list[np.ndarray] = []
+    quiet = True if ranks.rank else None
+    for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
+        beside = None if metadata is None else torch.from_numpy(metadata[mine[batch.rows]]).to(device)
+        total: Tensor | None = None
+        for view in views:
+            images = to_device(view(batch.images), device)
+            with way.autocast(device):
+                out = _in_pieces(function, images, beside).float()
+            total = out if total is None else total + out
+        assert total is not None
+        parts.append((total / len(views)).cpu().numpy())
+    values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    shares: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
+    if ranks.size > 1:
+        shares = [shares[0]] * ranks.size
+        dist.all_gather_object(shares, (mine, values))
+    width = max(part.shape[1] for _, part in shares) or 1
+    result = np.zeros((len(where), width), np.float32)
+    for rows, part in shares:
+        if len(rows):
+            result[rows] = part
+    return result
+
+
+def _finite(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:
+    """`function` of the batch, in float32 where half precision overflowed: fp16 ends at 65504."""
+    made = function(images, metadata).float()
+    if torch.is_autocast_enabled(images.device.type) and not made.isfinite().all():
+        with torch.autocast(images.device.type, enabled=False):
+            made = function(images, metadata).float()
+    return made
+
+
+def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:
+    """`function` of the batch, in halves (and halves of those) where the device's memory does not hold it."""
+    try:
+        return function(images, metadata)
+    except torch.OutOfMemoryError:
+        if len(images) < 2:
+            raise
+    half = len(images) // 2
+    torch.cuda.empty_cache()
+    parts = [(images[:half], None if metadata is None else metadata[:half])]
+    parts.append((images[half:], None if metadata is None else metadata[half:]))
+    return torch.cat([_in_pieces(function, *part) for part in parts])
+
+
+View = Callable[[np.ndarray], np.ndarray]
+
+
+SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
+
+
+def tta_views(predict: Predict, image_size: int | None = None) -> list[View]:
+    """Views of uint8 (B, S, S, 3) batches, each giving uint8 (B, S', S', 3): S' = S times the view's scale, rounded.
+
+    Every symmetry (predict.tta) at every scale, each as the whole image or as 5 crops (corners and centre) brought to
+    S'; crops=10 adds the mirrored ones, which flip and d4 hold already. image_size: S, if not that of the images.
+    """
+    turns = set(SYMMETRIES[predict.tta])
+    if predict.crops == 10:
+        turns |= {turn ^ 1 for turn in turns}
+    places = list(_places(predict.crop_share)) if predict.crops > 1 else [(0.0, 0.0, 1.0)]
+    return [_view(*chosen, image_size) for chosen in product(sorted(turns), predict.scales, places)]
+
+
+def turned(images: np.ndarray, symmetry: int) -> np.ndarray:
+    """One of the eight symmetries of (B, S, S, 3): bit 0 mirrors, bits 1 and 2 turn by quarters."""
+    images = images[:, :, ::-1] if symmetry & 1 else images
+    return np.ascontiguousarray(np.rot90(images, -(symmetry >> 1), axes=(1, 2)))
+
+
+def _places(share: float) -> Iterator[tuple[float, float, float]]:
+    """Top, left and side of each crop, as shares of the side."""
+    rest = 1 - share
+    for top, left in ((0.0, 0.0), (0.0, rest), (rest, 0.0), (rest, rest), (rest / 2, rest / 2)):
+        yield top, left, share
+
+
+def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_size: int | None) -> View:
+    def apply(images: np.ndarray) -> np.ndarray:
+        size = images.shape[1]
+        top, left, side = (round(part * size) for part in place)
+        to = round((image_size or size) * scale)
+        part = turned(images, symmetry)[:, top : top + side, left : left + side]
+        if side == to or not len(part):
+            return np.ascontiguousarray(part)
+        how = cv2.INTER_AREA if side > to else cv2.INTER_LINEAR
+        return np.stack([cv2.resize(image, (to, to), interpolation=how) for image in part])
+
+    return apply

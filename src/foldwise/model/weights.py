@@ -1,0 +1,187 @@
+"""Files of weights: where they lie, here or on Kaggle, and what is in them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from foldwise import UserError
+from foldwise.core import paths
+from foldwise.core.cli import note
+from foldwise.core.files import replacing
+from foldwise.data.recipe import Backbone
+
+
+def named(path: str, key: str) -> Path:
+    """A file that a recipe names, relative to here, the repository or the output root."""
+    for base in (Path(), paths.REPOSITORY, paths.output_root()):
+        if (base / path).is_file():
+            return base / path
+    raise UserError(f"{key}={path}: no such file (looked here, in {paths.REPOSITORY} and in {paths.output_root()})")
+
+
+def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
+    """All weights and buffers as safetensors, written whole, with the names of what the outputs mean."""
+    from safetensors.torch import save_file
+
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    with replacing(path) as part:
+        save_file(state, part, {"classes": json.dumps(list(classes)), "checksum": _checksum(state)})
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    """Of all bytes: safetensors has none, and a flipped bit loads without a word."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for key in sorted(state):
+        hashed.update(state[key].contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def check_classes(path: Path, classes: Sequence[str]) -> None:
+    """UserError where weights that `save` wrote tell other classes apart, or the same ones in another order."""
+    made = json.loads(_metadata(path).get("classes", "null"))
+    if made is not None and made != list(classes):
+        other = [f"'{old}', now '{new}'" for old, new in zip(made, classes, strict=False) if old != new]
+        raise UserError(
+            f"{path}: trained on other classes ({other[0] if other else f'{len(made)}, now {len(classes)}'}): its "
+            "outputs would stand under wrong names; name the class back, or train it anew"
+        )
+
+
+def of_backbone(settings: Backbone, key: str = "model") -> Path | None:
+    """`weights`, else <model name>.safetensors/.pth/.pt/.bin in input/weights or in an attached Kaggle dataset."""
+    if settings.weights is not None:
+        return named(settings.weights, f"{key}.weights")
+    names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
+    folders = [paths.output_root() / "input" / "weights", paths.REPOSITORY / "input" / "weights"]
+    if paths.KAGGLE_INPUT.is_dir():
+        folders += [path for path in paths.KAGGLE_INPUT.glob("*") if path.is_dir()]
+        folders += [path for path in paths.KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
+    for folder in folders:
+        for name in sorted(names):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a torch file read with weights_only=True (no code can run)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+            if _metadata(path).get("checksum") not in {None, _checksum(tensors)}:
+                raise ValueError("its checksum does not fit: the file is damaged")
+            return tensors
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def misfit(error: Exception) -> str:
+    """Torch's complaint about a state dict that does not fit, in a few words: the first tensor of another shape."""
+    found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", " ".join(str(error).split()))
+    if not found:
+        return " ".join(str(error).split())[:200]
+    theirs, ours = (" x ".join(shape.split(", ")) or "a number" for shape in found.groups()[1:])
+    return f"{found[1]} is {theirs} in the file and {ours} in the model"
+
+
+def check_covered(backbone: nn.Module, heads: list[str], state: dict[str, Tensor], file: Path, name: str) -> None:
+    """timm loads what fits and is silent about the rest: a file of another model must not pass for random weights."""
+    wanted = [key for key in backbone.state_dict() if not key.startswith(tuple(f"{head}." for head in heads))]
+    missing = [key for key in wanted if key not in state]
+    if len(missing) == len(wanted):
+        raise UserError(f"{file}: holds none of the layers of {name}; it is of another model")
+    if missing:
+        note(f"warning: {file} lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {missing[0]}")
+
+
+def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -> None:
+    """Without a network, make the hub fail at once instead of after 47 s of retries; its local cache still serves."""
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, 443), timeout=seconds).close()
+            reached.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)  # a name server that hangs is not covered by the timeout
+    thread.start()
+    thread.join(seconds)
+    if not reached.is_set():
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def read_labels(path: Path, outputs: int) -> list[str]:
+    """One name a line, `outputs` of them; a first line more (TensorFlow's 'background') is dropped, and said so."""
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.labels={path}: can't be read as text: {error}") from None
+    while names and not names[-1].strip():
+        names.pop()
+    if len(names) == outputs + 1:
+        note(f"{path}: {len(names)} names for {outputs} outputs; its first line, '{names[0]}', is dropped")
+        names = names[1:]
+    if len(names) != outputs:
+        raise UserError(f"model.labels={path}: {len(names)} names, but the pretrained head has {outputs} outputs")
+    return names
+
+
+def match_labels(classes: list[str], names: list[str], label_map: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Outputs of the pretrained head that mean each class: by `label_map`, else by name, case and underscores aside.
+
+    classes: the competition's; names: the head's, in its order. Two outputs of one name both count.
+    """
+    unknown = set(label_map) - set(classes)
+    if unknown:
+        raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: {', '.join(classes)}")
+    places: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        for one in {_plain(name), *map(_plain, name.split(","))}:  # ImageNet's lists have 'ant, emmet, pismire'
+            places.setdefault(one, []).append(k)
+    found: dict[str, list[int]] = {}
+    for label in classes:
+        wanted = label_map.get(label, [label])
+        for name in wanted:
+            if _plain(name) not in places:
+                raise UserError(_no_such(label, name, names, label in label_map))
+        found[label] = sorted({k for name in wanted for k in places[_plain(name)]})
+    return found
+
+
+def _no_such(label: str, name: str, names: list[str], mapped: bool) -> str:
+    close = difflib.get_close_matches(_plain(name), [_plain(other) for other in names], n=5, cutoff=0.4)
+    hint = f"nearest: {', '.join(dict.fromkeys(close))}" if close else "none is near"
+    where = f"model.label_map: {label}" if mapped else "model.labels"
+    return f"{where}: no pretrained class is called '{name}' ({hint}); set model.label_map={{{label}: [NAME]}}"
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())

@@ -1,0 +1,248 @@
+"""Figures of the blend report, as base64 PNG. Colours are Okabe and Ito's, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from foldwise.blend import Blend, trust
+from foldwise.blend.run_set import RunSet
+from foldwise.data import submission
+from foldwise.data.competition import Competition
+
+Array = NDArray[Any]
+Facts = dict[str, Any]
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
+BLUE, ORANGE, GREEN, GREY = COLOURS[0], COLOURS[1], COLOURS[2], "#888888"
+
+
+def draw(competition: Competition, runs: RunSet, blend: Blend, facts: Facts) -> list[tuple[str, str, str]]:
+    """(title, caption, base64 PNG) of each figure that this blend has something to show in."""
+    made: list[tuple[str, str, Figure | None]] = [
+        (
+            "Gain of the blend",
+            "Nested score minus the other's, 95 % paired bootstrap interval, whole groups drawn.",
+            gains(facts),
+        ),
+        ("Weights", "By run, a colour for each model; the dashed line is an equal share.", weights(facts)),
+        ("Weights by model and image size", "Sums of the runs' weights.", weights_by_size(facts)),
+        (
+            "What each run adds",
+            "Nested score lost without the run; left of zero, the blend is better off without it.",
+            contributions(facts),
+        ),
+        (
+            "Correlation of errors",
+            "Of truth minus prediction (its noise is shared: high): the paler, the more to win.",
+            correlations(runs, facts),
+        ),
+        (
+            "Reliability",
+            "Observed share against predicted, in ten equally filled bins of nested predictions.",
+            reliability(competition, runs, blend, facts),
+        ),
+        (
+            "Cross-validation against leaderboard",
+            "Every submission with a public score.",
+            leaderboard(submission.scored(submission.read_log(competition), competition)),
+        ),
+    ]
+    return [(title, caption, encode(figure)) for title, caption, figure in made if figure is not None]
+
+
+def encode(figure: Figure) -> str:
+    """PNG bytes as base64 text."""
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+    return base64.b64encode(memory.getvalue()).decode()
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def gains(facts: Facts) -> Figure | None:
+    """A forest plot of the two gains."""
+    if len(facts["runs"]) == 1:
+        return None
+    figure, axes = _axes(7.5, 1.9)
+    labels = {
+        "over_best_single": f"over the best single\n({facts['best_single']})",
+        "over_plain_mean": "over the plain mean",
+    }
+    for y, (key, label) in enumerate(reversed(labels.items())):
+        found = facts["gains"][key]
+        axes.plot([found["low"], found["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
+        axes.plot(found["gain"], y, "o", color=BLUE, ms=9)
+        axes.annotate(
+            f"{found['gain']:+.4f}",
+            (found["gain"], y),
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            bbox={"fc": "white", "ec": "none", "pad": 1},
+        )
+        labels[key] = label
+    axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(labels)), list(reversed(labels.values())))
+    axes.set_ylim(-0.5, len(labels) - 0.3)
+    axes.set_xlabel(f"gain in {facts['metric']} (right of zero: the blend is better)")
+    return figure
+
+
+def weights(facts: Facts) -> Figure:
+    """Bars by run, at most the 40 largest."""
+    rows = sorted(facts["runs"], key=lambda row: row["weight"])
+    rows = sorted(rows, key=lambda row: abs(row["weight"]))[-40:]
+    models = list(dict.fromkeys(row["model"] for row in facts["runs"]))
+    shared = len(models) < len(facts["runs"])  # a colour a model says something only where runs share models
+    figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
+    for i, model in enumerate(models if shared else [None]):
+        mine = [row["weight"] if model in {None, row["model"]} else 0.0 for row in rows]
+        axes.barh([row["run"] for row in rows], mine, color=COLOURS[i % len(COLOURS)], label=model)
+    if shared:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axes.axvline(0, color="black", lw=1)
+    axes.axvline(1 / len(facts["runs"]), color=GREY, lw=1, ls="--")
+    axes.annotate(
+        "equal",
+        (1 / len(facts["runs"]), 1),
+        (3, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        color=GREY,
+        fontsize=8,
+        va="bottom",
+    )
+    axes.set_xlabel("weight" + (" (coefficient)" if facts["method"] in {"stack", "ridge"} else ""))
+    return figure
+
+
+def weights_by_size(facts: Facts) -> Figure | None:
+    """A heat map, where runs differ in size."""
+    table = pd.DataFrame(facts["runs"])
+    table = table[table["image_size"] != ""]
+    if table.empty or table["image_size"].nunique() < 2:
+        return None
+    pivot = table.pivot_table("weight", "model", "image_size", "sum")
+    pivot = pivot[sorted(pivot.columns, key=lambda size: float(size) if str(size).isdigit() else 0)]
+    return _heat(pivot.to_numpy(), list(pivot.index), [f"{size} px" for size in pivot.columns], "weight", "image size")
+
+
+def _heat(
+    values: Array, rows: list[str], columns: list[str], what: str, x: str = "", low: float | None = None
+) -> Figure:
+    size = 0.55 if len(columns) <= 15 else 0.28
+    figure, axes = _axes(min(11.0, 3.2 + size * 1.25 * len(columns)), min(10.0, 1.5 + size * 0.9 * len(rows)))
+    top = float(np.nanmax(values))
+    image = axes.imshow(values, cmap="cividis_r", aspect="auto", vmin=low, vmax=top)
+    axes.set_xticks(
+        range(len(columns)),
+        columns,
+        rotation=0 if len(columns) <= 4 else 45,
+        ha="center" if len(columns) <= 4 else "right",
+        fontsize=8,
+    )
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xlabel(x)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label=what, shrink=0.9)
+    if values.size <= 225:
+        shade = image.norm(values)
+        for i, j in np.ndindex(values.shape):
+            if np.isfinite(values[i, j]):
+                axes.text(
+                    j,
+                    i,
+                    f"{values[i, j]:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if float(shade[i, j]) > 0.6 else "black",
+                )
+    return figure
+
+
+def contributions(facts: Facts) -> Figure | None:
+    """Leave-one-run-out bars."""
+    if not facts["leave_one_out"]:
+        return None
+    rows = sorted(facts["leave_one_out"], key=lambda row: row["adds"] or 0)
+    figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
+    values = [row["adds"] or 0 for row in rows]
+    axes.barh([row["run"] for row in rows], values, color=[BLUE if value >= 0 else COLOURS[5] for value in values])
+    axes.axvline(0, color="black", lw=1)
+    axes.set_xlabel(f"gain in {facts['metric']} from having the run")
+    return figure
+
+
+def correlations(runs: RunSet, facts: Facts) -> Figure | None:
+    """Runs in the order of a clustering, so that families stand together."""
+    matrix = np.array(facts["error_correlation"], dtype=float)
+    if len(matrix) < 2:
+        return None
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = np.clip(1 - matrix, 0, None)
+    np.fill_diagonal(distance, 0)
+    order = leaves_list(linkage(squareform(distance, checks=False), "average"))
+    names = [runs.names[i] for i in order]
+    low = float(np.floor(matrix.min() * 10) / 10)
+    return _heat(matrix[np.ix_(order, order)], names, names, "correlation of errors", low=min(low, 0.9))
+
+
+def reliability(competition: Competition, runs: RunSet, blend: Blend, facts: Facts) -> Figure | None:
+    """Predicted against observed, blend and best single run, for probabilities."""
+    best = runs.preds[runs.names.index(facts["best_single"])]
+    if competition.task == "regression" or blend.nested.size > 50_000_000:
+        return None
+    target = np.eye(best.shape[1])[runs.target] if competition.task == "multiclass" else runs.target
+    figure, axes = _axes(4.8, 4.2)
+    series: list[tuple[str, Array, str, str]] = [("blend (nested)", blend.nested, BLUE, "o-")]
+    if best.min() >= 0 and best.max() <= 1:
+        series.append((facts["best_single"], best, ORANGE, "s--"))
+    top = 0.0
+    for label, pred, colour, style in series:
+        bins = trust.reliability(target, pred)
+        x, y = [one["predicted"] for one in bins], [one["observed"] for one in bins]
+        error = [1.96 * np.sqrt(max(one["observed"] * (1 - one["observed"]), 1e-9) / one["rows"]) for one in bins]
+        axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=label, ms=5, lw=1.5, capsize=2)
+        top = max(top, *x, *y)
+    axes.plot([0, top], [0, top], color="black", lw=1, ls=":", label="perfect")
+    axes.set_xlabel("ranks: not a probability" if blend.space in {"rank", "fold_rank"} else "predicted probability")
+    axes.set_ylabel("observed share")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def leaderboard(scored: pd.DataFrame) -> Figure | None:
+    """Nested score against public and private score, from three submissions on."""
+    if len(scored) < 3:
+        return None
+    figure, axes = _axes(6.0, 4.2)
+    mark: Callable[..., Any] = axes.errorbar
+    error = np.abs(scored[["low", "high"]].to_numpy(dtype=float).T - scored["nested"].to_numpy(dtype=float))
+    for column, colour, style in (("public", BLUE, "o"), ("private", ORANGE, "s")):
+        if scored[column].notna().any():
+            mark(scored["nested"], scored[column], xerr=error, fmt=style, color=colour, label=column, lw=1, alpha=0.9)
+    for row in scored.itertuples():
+        axes.annotate(str(row.name), (row.nested, row.public), (5, 5), textcoords="offset points", fontsize=8)
+    correlation = scored[["nested", "public"]].corr("spearman").iloc[0, 1]
+    axes.set_title(
+        f"rank correlation with public {correlation:.2f} ({len(scored)} submissions)", fontsize=9, loc="left"
+    )
+    axes.set_xlabel("nested score, 95 % interval")
+    axes.set_ylabel("leaderboard")
+    axes.legend(frameon=False)
+    return figure

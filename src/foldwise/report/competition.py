@@ -1,0 +1,118 @@
+"""input/derived/<competition>/report.html: what to look at before training, on one page without network or script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from foldwise import __version__
+from foldwise.audit import drift
+from foldwise.audit.duplicates import Audit
+from foldwise.core.cli import note
+from foldwise.core.files import write_text
+from foldwise.data import cache, folds
+from foldwise.data.competition import Competition
+from foldwise.report import page, sections
+from foldwise.report.page import Page, counted
+from foldwise.report.survey import SAMPLE, Survey
+
+T = TypeVar("T")
+
+DIFFERENT = 0.7  # lower end of the adversarial AUC from which train and test are said to differ
+
+
+def write_competition_report(
+    competition: Competition,
+    table: pd.DataFrame,
+    fold_table: pd.DataFrame,
+    sizes: Sequence[int],
+    audit: Audit | None = None,
+) -> tuple[Path, list[str]]:
+    """report.html from the index, the folds, the first size's cache and the audit; its path, and its warnings.
+
+    What fails in one section is said in its place, and does not stop the others.
+    """
+    facts = Survey(competition, table, fold_table, cache.load(competition, sizes[0]), sizes, audit)
+    sheet = Page(f"{competition.name}: before training")
+    for heading, make in sections.SECTIONS:
+        try:
+            sheet.add(heading, make(facts, sheet))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            sheet.add(heading, page.text(f"This part could not be made ({reason})."))
+            note(f"warning: report.html: {heading}: could not be made ({reason})")
+    _headline(facts, sheet)
+    sheet.warnings = _warnings(facts)
+    path = competition.derived() / "report.html"
+    write_text(path, sheet.html())
+    return path, sheet.warnings
+
+
+def _headline(facts: Survey, sheet: Page) -> None:
+    about, table = facts.competition, facts.table
+    test = int((table["split"] == "test").sum())
+    unread = table["error"].notna()
+    sheet.lead = page.text(
+        f"{about.task}, scored by {about.metric}. {len(facts.train):,} usable training images in "
+        f"{facts.fold_table['fold'].nunique()} folds, {test:,} test images."
+    )
+    sheet.tile(f"{len(facts.train):,}", "training images")
+    sheet.tile(f"{test:,}" if test else "none", "test images")
+    if about.task == "binary":
+        sheet.tile(f"{facts.train['target'].mean():.1%}", "positive")
+    elif about.task != "regression":
+        sheet.tile(f"{len(facts.counts):,}", "labels" if about.task == "multilabel" else "classes")
+    sheet.tile(f"{facts.fold_table['group'].nunique():,}", "groups, each in one fold")
+    sheet.tile(f"{int(unread.sum()):,}", "unreadable files", warn=bool(unread.any()))
+    if facts.audit is not None:
+        pairs, conflicts = len(facts.audit.pairs), len(facts.audit.conflicts)
+        sheet.tile(f"{pairs:,}", "pairs of copies", warn=pairs > 0)
+        sheet.tile(f"{conflicts:,}", "copies that differ in label", warn=conflicts > 0)
+    for one in _adversaries(facts):
+        sheet.tile(f"{one.auc.value:.2f}", f"AUC, train against test: {one.name}", warn=one.auc.low > DIFFERENT)
+    sizes = ", ".join(map(str, facts.sizes))
+    sheet.footer = escape(
+        f"Made by 01_preprocess.py, foldwise {__version__}, from images_{facts.sizes[0]}.npy (sizes made: {sizes}), "
+        "index.parquet and folds.csv. "
+        + ("" if facts.audit is not None else f"Light and colour from a sample of at most {SAMPLE:,} images. ")
+        + f"Header fields from at most {drift.HEADERS:,} files a split."
+    )
+
+
+def _try(make: Callable[[], T], otherwise: T) -> T:
+    try:
+        return make()
+    except Exception:  # its own section has said why
+        return otherwise
+
+
+def _adversaries(facts: Survey) -> list[drift.Adversary]:
+    none: list[drift.Adversary] = []
+    return _try(lambda: facts.adversaries, none)
+
+
+def _warnings(facts: Survey) -> list[str]:
+    """What to know before training, the gravest first."""
+    nothing = facts.table.iloc[:0]
+    compared = _try(lambda: facts.compared, nothing)
+    lines = drift.leaks(compared)
+    if facts.audit is not None:
+        lines += facts.audit.warnings(facts.table, facts.fold_table)
+    lines += folds.check(facts.competition, facts.fold_table, facts.train)
+    shared = drift.shared_groups(facts.table)
+    if shared:
+        both = f"{counted(len(shared), 'group')} in both train and test, such as {shared[0]}"
+        lines.append(f"{both}: the test score is that of known groups, the out-of-fold score that of new ones")
+    for one in _adversaries(facts):
+        if one.auc.low > DIFFERENT:
+            lines.append(f"train and test differ in {one.name}: AUC {one.auc}, most by {one.columns.index[0]}")
+    lines += drift.shifts(compared) + drift.unused(_try(lambda: facts.headers, nothing))
+    return lines + [
+        f"{counted(count, f'{split} file')} can't be read: "
+        + ("predicted as the mean of the others" if split == "test" else "left out")
+        for split, count in facts.table.loc[facts.table["error"].notna(), "split"].value_counts().items()
+    ]

@@ -1,0 +1,169 @@
+"""Pictures of what a network looks at: overlays, sheets, feature maps, filters, deletion curves; arrays in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from foldwise.report import figures
+from foldwise.report.figures import BLUE, GREEN, ORANGE, PALETTE, VERMILLION
+
+PANEL = 224  # pixels a side of one panel of a strip, at least
+GAP = 6  # white pixels between panels
+ORDER_COLOURS = {"map": VERMILLION, "random": BLUE, "centre": GREEN}
+ORDER_WORDS = {"map": "what the map marks first", "random": "at random", "centre": "from the centre outwards"}
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.ndarray:
+    """uint8 (S, S, 3): the image in gray, and over it a map `heat` (S, S) in 0..1, from purple to yellow.
+
+    Where the map is low the image shows through; the two ends differ in lightness, so that they are told apart
+    without colour, too.
+    """
+    gray = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
+    level = np.clip(heat, 0, 1).astype(np.float32)
+    colour = matplotlib.colormaps["plasma"](0.15 + 0.85 * level)[..., :3].astype(np.float32) * 255
+    share = strength * level[..., None]
+    return (0.85 * gray * (1 - share) + colour * share).round().astype(np.uint8)
+
+
+def strip(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Square pictures uint8 (S, S, 3) side by side, enlarged to at least 224 pixels: uint8 (H, W, 3)."""
+    side = max(PANEL, max(len(panel) for panel in panels))
+    way = [cv2.INTER_CUBIC if len(panel) < side else cv2.INTER_AREA for panel in panels]
+    shown = [cv2.resize(panel, (side, side), interpolation=how) for panel, how in zip(panels, way, strict=True)]
+    gap = np.full((side, GAP, 3), 255, np.uint8)
+    parts = [part for panel in shown for part in (panel, gap)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def png(image: np.ndarray) -> bytes:
+    """A PNG of uint8 (H, W, 3) RGB."""
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+@figures.styled
+def sheet(title: str, strips: Sequence[np.ndarray], words: Sequence[str], across: int = 2) -> Figure:
+    """A sheet of strips with two lines of words above each."""
+    rows = -(-len(strips) // across)
+    wide = figures.WIDTH / across
+    high = max(wide * image.shape[0] / image.shape[1] for image in strips)
+    high = min(high, 2.4) + 0.55
+    figure, axes = figures.panels(across, rows * high + 0.4, rows=rows)
+    for place, image, said in zip(axes, strips, words, strict=False):
+        place.imshow(image, interpolation="none")
+        place.set_title(said, fontsize=8.5, fontweight="normal")
+    for place in axes:
+        place.axis("off")
+    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+@figures.styled
+def stage(
+    title: str,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    means: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+) -> Figure:
+    """One stage: a row per image, with the mean of all channels and then single channels (K, h, w) with what each
+    adds to the evidence. Every picture has its own scale, dark is low."""
+    columns = 2 + max(len(each) for each in maps)
+    figure, axes = figures.panels(columns, 0.45 + 1.42 * len(images), rows=len(images))
+    grid = np.array(axes, dtype=object).reshape(len(images), columns)
+    for row, image, name, mean, each, adds in zip(grid, images, names, means, maps, weights, strict=True):
+        row[0].imshow(image)
+        row[0].set_title(figures.short(name, 16), fontsize=8)
+        _map(row[1], mean, "mean of all")
+        for place, one, weight in zip(row[2:], each, adds, strict=False):
+            _map(place, one, f"{weight:+.2g}")
+        for place in row:
+            place.axis("off")
+    figure.suptitle(title, fontsize=10.5, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _map(place: Axes, values: np.ndarray, title: str) -> None:
+    place.imshow(values, cmap="cividis", interpolation="none")
+    place.set_title(title, fontsize=8, fontweight="normal")
+
+
+@figures.styled
+def filters(weights: np.ndarray, across: int = 16) -> Figure:
+    """Filters float (K, h, w, 3), each on its own scale around gray."""
+    scale = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
+    shown = 0.5 + 0.5 * weights / np.where(scale > 0, scale, 1)
+    rows = -(-len(shown) // across)
+    figure, axes = figures.panels(across, 0.68 * rows, rows=rows)
+    for place, one in zip(axes, shown, strict=False):
+        place.imshow(one, interpolation="none")
+    for place in axes:
+        place.axis("off")
+    return figure
+
+
+@figures.styled
+def gallery(pictures: Sequence[np.ndarray], names: Sequence[str], across: int = 4) -> Figure:
+    """Pictures with a line of words above each."""
+    rows = -(-len(pictures) // across)
+    figure, axes = figures.panels(across, rows * 2.85, rows=rows)
+    for place, picture, name in zip(axes, pictures, names, strict=False):
+        place.imshow(picture)
+        place.set_title(name, fontsize=9, fontweight="normal")
+    for place in axes:
+        place.axis("off")
+    return figure
+
+
+@figures.styled
+def deletion(curves: dict[str, np.ndarray], quantity: str, differences: dict[str, np.ndarray]) -> Figure:
+    """Deletion curves (images, steps + 1) by order, their mean with its 95 % interval; beside it, for each image, by
+    how much the area under the map's curve is smaller than under the other orders'."""
+    figure, (left, right) = figures.panels(2, 3.4)
+    for order, values in curves.items():
+        at = np.linspace(0, 1, values.shape[1])
+        mean = values.mean(axis=0)
+        half = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
+        left.plot(at, mean, color=ORDER_COLOURS[order], label=ORDER_WORDS[order], linewidth=2)
+        left.fill_between(at, mean - half, mean + half, color=ORDER_COLOURS[order], alpha=0.15, linewidth=0)
+    left.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    left.set(xlabel="share of the image blurred away", ylabel=quantity, title="Mean over images, 95 % interval")
+    left.legend(fontsize=8.5)
+    rng = np.random.default_rng(0)
+    for k, (order, values) in enumerate(differences.items()):
+        right.scatter(
+            values, k + rng.uniform(-0.18, 0.18, len(values)), s=18, alpha=0.6, linewidths=0, color=ORDER_COLOURS[order]
+        )
+        right.vlines(values.mean(), k - 0.32, k + 0.32, color=figures.INK, linewidth=2)
+    right.axvline(0, color=figures.INK, linewidth=0.8, linestyle=":")
+    right.set_yticks(
+        range(len(differences)),
+        [f"than {ORDER_WORDS[order]}".replace(" outwards", "\noutwards") for order in differences],
+    )
+    right.set_ylim(-0.6, len(differences) - 0.4)
+    right.set(xlabel="area saved by the map (right of 0: the map did better)", title="An image a dot, line: mean")
+    return figure
+
+
+@figures.styled
+def contributions(values: pd.DataFrame, most: int = 14) -> Figure:
+    """What metadata features add to the evidence: a row per feature (a column of `values`), a dot per case."""
+    order = values.abs().mean().sort_values(ascending=False, kind="stable").index[:most]
+    figure, (axes,) = figures.panels(1, 1.0 + 0.3 * len(order))
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(order[::-1]):
+        found = values[name].to_numpy()
+        colour = [ORANGE if value > 0 else PALETTE[0] for value in found]
+        axes.scatter(found, k + rng.uniform(-0.16, 0.16, len(found)), s=16, alpha=0.65, linewidths=0, color=colour)
+    axes.axvline(0, color=figures.INK, linewidth=0.8)
+    axes.set_yticks(range(len(order)), [figures.short(name, 34) for name in order[::-1]])
+    axes.set_xlabel("added to the evidence for the positive or named class, against the average row (log-odds, logits)")
+    return figure

@@ -1,0 +1,86 @@
+"""Pictures of what augmentation does: originals, our versions, and albumentations' beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from foldwise import augment
+from foldwise.augment.operations import Operation
+from foldwise.report.figures import STYLE
+
+_GAP = 0.04  # between pictures, of their side
+
+
+def augmentation_grid(
+    images: np.ndarray,
+    presets: Sequence[str],
+    *,
+    flips: str = "horizontal",
+    randaugment: int = 0,
+    versions: int = 4,
+    reference: bool = True,
+    seed: int = 0,
+) -> Figure:
+    """A row per preset and image: the original, `versions` of ours, and as many of the albumentations twin's.
+
+    images: uint8 (N, S, S, 3). The twin has no RandAugment: with it, or reference=False, ours stand alone.
+    """
+    size = images.shape[1]
+    rows = []
+    for preset in presets:
+        makers = [augment.train_ops(preset, size, flips, randaugment)]
+        if reference and not randaugment:
+            makers.append(augment.reference_ops(preset, size, flips))
+        name = f"{preset}, Rand-\nAugment {randaugment}" if randaugment else preset
+        rows += _rows(name, images, makers, versions, seed)
+    return _figure(rows)
+
+
+def operation_grid(images: np.ndarray, lists: Mapping[str, Sequence[Operation]], versions: int = 4) -> Figure:
+    """The same for lists of operations, by the names they get in the figure."""
+    size = images.shape[1]
+    rows = []
+    for name, ops in lists.items():
+        makers = [augment.pipeline(ops, size), augment.reference_pipeline(ops, size)]
+        rows += _rows(name, images, makers, versions, 0)
+    return _figure(rows)
+
+
+def _rows(
+    name: str, images: np.ndarray, makers: Sequence[augment.Ops], versions: int, seed: int
+) -> list[tuple[str, list[np.ndarray]]]:
+    """Per image: the name (on the first), and strips of the original and of what each maker makes of it."""
+    rows = []
+    for number, image in enumerate(images):
+        repeated = np.repeat(image[None], versions, axis=0)
+        made = [make(repeated, np.random.default_rng([seed, number])) for make in makers]
+        rows.append(("" if number else name, [_strip(image[None]), *map(_strip, made)]))
+    return rows
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """(N, S, S, 3) side by side, white between."""
+    gap = round(_GAP * images.shape[1])
+    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-gap] if gap else np.concatenate(list(images), axis=1)
+
+
+def _figure(rows: Sequence[tuple[str, list[np.ndarray]]]) -> Figure:
+    titles = ["original", "Foldwise", "albumentations, one operation at a time"]
+    widths = [strip.shape[1] / strip.shape[0] for strip in rows[0][1]]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.2 * sum(widths) + 0.6, 1.25 * len(rows) + 0.3), layout="constrained")
+        axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
+        for line, (name, strips) in zip(axes, rows, strict=True):
+            line[0].set_ylabel(name)
+            for axis, strip in zip(line, strips, strict=True):
+                axis.imshow(strip, interpolation="antialiased")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+        for axis, title in zip(axes[0], titles, strict=False):
+            axis.set_title(title)
+    return figure

@@ -1,0 +1,1 @@
+"""Models on numbers instead of pixels: metadata columns, and embeddings of images."""

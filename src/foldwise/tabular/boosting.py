@@ -1,0 +1,414 @@
+"""Models on columns, one a fold: early stopping, seeds and the search for settings all happen inside the fold.
+
+The rows of fold K are predicted by models that were encoded, stopped, tuned and fitted without them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from foldwise import UserError, metrics
+from foldwise.core import parallel
+from foldwise.data import folds, index
+from foldwise.data.competition import Competition
+from foldwise.data.encoder import Encoder, Rows
+from foldwise.tabular import learners
+from foldwise.tabular.features import Inputs
+from foldwise.tabular.learners import Data, Fitted, Learner, Settings
+
+UNWATCHED = 100  # rounds where the watched rows hold one class only and cannot tell when to stop
+FEWEST = 0.05  # share of the rows that early stopping must at least watch
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear model, where neither given nor searched
+INNER = 4  # folds of a search, at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to fit. minutes: time for the search of settings, all folds together; trials: at most so many a fold."""
+
+    learner: Learner
+    settings: Settings
+    seed: int = 0
+    seeds: int = 1
+    target_encode: Sequence[str] = ()
+    components: int = 16
+    minutes: float = 0.0
+    trials: int | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold's predictions, float64 (N, outputs), and what its models leaned on.
+
+    contributions: float64 (valid rows, outputs, sources + 1), the base last. inner_score: of the chosen settings, on
+    the inner folds where they were chosen.
+    """
+
+    fold: int
+    valid: np.ndarray
+    test: np.ndarray
+    contributions: np.ndarray
+    importance: dict[str, float]
+    rounds: list[int]
+    settings: Settings
+    inner_score: float | None = None
+    trials: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learnt of which rows: y (N,) or (N, labels) of the training rows, and their folds and groups."""
+
+    competition: Competition
+    inputs: Inputs
+    names: list[str]
+    y: np.ndarray
+    ids: np.ndarray
+    fold_of: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, competition: Competition, table: pd.DataFrame, fold_table: pd.DataFrame, inputs: Inputs) -> Problem:
+        """UserError where a training row has no target, or all have the same."""
+        names = index.classes(competition, table)
+        train = folds.rows(table, fold_table)
+        for column in competition.truth:
+            gaps = train[column].isna()
+            if gaps.any() and competition.task != "multilabel":
+                raise UserError(
+                    f"{competition.derived() / 'index.parquet'}: id '{train['id'][gaps].iloc[0]}' has no {column} "
+                    f"({int(gaps.sum())} such); mend the training table and run 01_preprocess.py"
+                )
+        y = index.target_array(competition, train, names)
+        if competition.task != "regression" and (y == y[:1]).all():
+            raise UserError(f"{competition.name}: every training row is of one class; nothing to learn")
+        ids, fold_of, groups = (fold_table[column].to_numpy() for column in ("id", "fold", "group"))
+        return cls(competition, inputs, names, y, ids, fold_of, groups)
+
+    @property
+    def outputs(self) -> int:
+        """Classes or labels; 1 for binary and regression."""
+        return max(1, len(self.names))
+
+    @property
+    def wide(self) -> np.ndarray:
+        """float64 (N, outputs): classes one-hot; a label that is not known as the mean of its column."""
+        if self.competition.task == "multiclass":
+            return np.eye(self.outputs)[self.y]
+        columns = self.columns.astype(float)
+        return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """(N, targets): a column for each model that a fold needs."""
+        return self.y.reshape(len(self.y), -1)
+
+
+def fit(problem: Problem, plan: Plan, told: Callable[[str], None] = lambda line: None) -> list[Fold]:
+    """Every fold's models, folds side by side, one thread each. `told` hears of each fold that is done."""
+    every = sorted(np.unique(problem.fold_of).tolist())
+    workers = min(parallel.cores(), len(every))
+    seconds = plan.minutes * 60 * workers / len(every)
+
+    def one(fold: int) -> Fold:
+        made = _fold(problem, plan, fold, seconds)
+        for line in made.notes:
+            told(f"fold {fold}: {line}")
+        return made
+
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:  # linear algebra, too, on one thread a fold
+        return list(pool.map(one, every))
+
+
+def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
+    rows = problem.inputs.of_fold(fold)
+    learn, valid = np.flatnonzero(problem.fold_of != fold), np.flatnonzero(problem.fold_of == fold)
+    test = np.arange(problem.inputs.training, len(rows))
+    settings, inner_score, trials = _settings(problem, plan, rows, learn, fold, seconds)
+    encoder, x, (x_valid, x_test) = _encoded(problem, plan, rows, learn, [valid, test])
+    rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
+    notes += _unseen(problem, learn)
+    models = []
+    for k, y in enumerate(problem.columns.T):
+        data = _known(x, y[learn], encoder.categorical)
+        seeds = [_fit(problem, plan, settings, data, None, rounds[seed][k], seed) for seed in range(len(rounds))]
+        models.append(seeds)
+        if isinstance(seeds[0], learners.Constant):
+            label = f" of {problem.names[k]}" if problem.competition.task == "multilabel" else ""
+            notes.append(f"its training rows hold one class{label} only, or no column that varies: predicts a constant")
+    return Fold(
+        fold,
+        _predicted(models, x_valid, problem.outputs),
+        _predicted(models, x_test, problem.outputs),
+        _contributed(models, x_valid, encoder, problem),
+        _importance(models, encoder, problem.inputs.sources),
+        [model.rounds for seeds in models for model in seeds],
+        settings,
+        inner_score,
+        trials,
+        notes,
+    )
+
+
+def _known(x: np.ndarray, y: np.ndarray, categorical: list[int]) -> Data:
+    """The rows whose label is known."""
+    rows = metrics.known_rows(y)
+    return Data(x[rows], y[rows], categorical)
+
+
+def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
+    if problem.competition.task != "multiclass":
+        return []
+    names = [name for name, count in zip(problem.names, problem.wide[learn].sum(axis=0), strict=True) if not count]
+    rate = learners.base_rates(problem.y[learn], problem.outputs).min()
+    return [f"no training row is of class {', '.join(names)}: predicted at the base rate, {rate:.2g}"] if names else []
+
+
+def _encoded(
+    problem: Problem, plan: Plan, rows: Rows, learn: np.ndarray, others: Sequence[np.ndarray]
+) -> tuple[Encoder, np.ndarray, list[np.ndarray]]:
+    """The encoder of some rows, their features, and those of other rows."""
+    inner = np.zeros(len(learn), dtype=np.int64)
+    if plan.target_encode:
+        inner = _stratified(problem, learn, 5, plan.seed)
+    encoder, x = Encoder.fit(
+        rows[learn], problem.wide[learn], inner, plan.target_encode, plan.components, plan.learner.linear
+    )
+    return encoder, x, [encoder.transform(rows[other]) for other in others]
+
+
+def _stratified(problem: Problem, learn: np.ndarray, n: int, seed: int) -> np.ndarray:
+    strata = problem.wide[learn] if problem.competition.task != "regression" else np.ones((len(learn), 1))
+    return folds.stratify(strata, problem.groups[learn], n, seed)
+
+
+def _fit(
+    problem: Problem, plan: Plan, settings: Settings, data: Data, watch: Data | None, rounds: int, seed: int
+) -> Fitted:
+    seeded = {plan.learner.seed: plan.seed + seed} if plan.learner.seed else {}
+    task, outputs = problem.competition.task, problem.outputs
+    return learners.fit(plan.learner, {**settings, **seeded}, task, outputs, data, watch, rounds)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------
+
+
+def _rounds(
+    problem: Problem, plan: Plan, settings: Settings, rows: Rows, learn: np.ndarray, fold: int
+) -> tuple[list[list[int]], list[str]]:
+    """How long to boost, by seed and target: until rows of the training folds, held out for it, get no better."""
+    targets = problem.columns.shape[1]
+    if plan.learner.linear:
+        return [[1] * targets], []
+    held = _watched(problem, learn, fold, plan.seed)
+    encoder, x, (x_watch,) = _encoded(problem, plan, rows, learn[~held], [learn[held]])
+    made, notes = [], []
+    for seed in range(plan.seeds):
+        found = []
+        for y in problem.columns.T:
+            data = _known(x, y[learn[~held]], encoder.categorical)
+            watch = _known(x_watch, y[learn[held]], encoder.categorical)
+            if not _tells(problem, data, watch):
+                found.append(min(UNWATCHED, settings["rounds"]))
+                notes.append(f"too few classes to stop early by: {found[-1]} rounds")
+            else:
+                found.append(max(1, _fit(problem, plan, settings, data, watch, settings["rounds"], seed).rounds))
+        made.append(found)
+    return made, sorted(set(notes))
+
+
+def _tells(problem: Problem, data: Data, watch: Data) -> bool:
+    if problem.competition.task == "regression":
+        return len(watch.y) > 1
+    return min(len(np.unique(data.y)), len(np.unique(watch.y[np.isin(watch.y, data.y)]))) > 1
+
+
+def _watched(problem: Problem, learn: np.ndarray, fold: int, seed: int) -> np.ndarray:
+    """bool over the fold's training rows: those that early stopping watches.
+
+    The next fold, where it is not too small and holds all the classes there are; else a fifth of the groups.
+    """
+    fold_of = problem.fold_of[learn]
+    others = sorted(set(fold_of.tolist()))
+    if len(others) > 1:
+        held = fold_of == ([other for other in others if other > fold] or others)[0]
+        known = problem.wide[learn] > 0
+        whole = problem.competition.task == "regression" or not (known.any(axis=0) & ~known[held].any(axis=0)).any()
+        if held.mean() >= FEWEST and whole:
+            return held
+    return _stratified(problem, learn, 5, seed) == 0
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Split:
+    learn: np.ndarray
+    watch: np.ndarray
+    x: np.ndarray
+    x_watch: np.ndarray
+    categorical: list[int]
+
+
+def _settings(
+    problem: Problem, plan: Plan, rows: Rows, learn: np.ndarray, fold: int, seconds: float
+) -> tuple[Settings, float | None, int]:
+    """The settings that do best on inner folds of the fold's training rows, their score there, and the trials."""
+    settings = dict(plan.settings)
+    choose = plan.learner.linear and settings["C"] is None
+    if not plan.minutes and not choose:
+        return settings, None, 0
+    inner = _inner_folds(problem, learn, plan.seed)
+    splits = []
+    for held in np.unique(inner):
+        a, b = learn[inner != held], learn[inner == held]
+        if len(a):
+            encoder, x, (x_watch,) = _encoded(problem, plan, rows, a, [b])
+            splits.append(_Split(a, b, x, x_watch, encoder.categorical))
+    if not splits:  # a single training row
+        return settings, None, 0
+
+    def score(asked: Settings) -> float:
+        return _inner_score(problem, plan, asked, splits)
+
+    if not plan.minutes:
+        found = max(STRENGTHS, key=lambda strength: score({**settings, "C": strength}))
+        return {**settings, "C": found}, None, 0
+    return _searched(problem, plan, settings, score, seconds, fold)
+
+
+def _inner_folds(problem: Problem, learn: np.ndarray, seed: int) -> np.ndarray:
+    """int (learn,): the other folds, joined to INNER at most; of two folds, thirds of the groups."""
+    numbers = np.unique(problem.fold_of[learn], return_inverse=True)[1]
+    return numbers % INNER if numbers.max() > 1 else _stratified(problem, learn, 3, seed)
+
+
+def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Sequence[_Split]) -> float:
+    """The competition's metric over all inner folds, higher is better; minus the log loss where it is undefined."""
+    preds = []
+    for split in splits:
+        models = []
+        for y in problem.columns.T:
+            data, watch = (
+                _known(x, y[part], split.categorical)
+                for x, part in ((split.x, split.learn), (split.x_watch, split.watch))
+            )
+            told = watch if not plan.learner.linear and _tells(problem, data, watch) else None
+            models.append([_fit(problem, plan, settings, data, told, settings["rounds"] if told else UNWATCHED, 0)])
+        preds.append(_predicted(models, split.x_watch, problem.outputs))
+    truth = problem.y[np.concatenate([split.watch for split in splits])]
+    pred = np.concatenate(preds)
+    pred = pred[:, 0] if problem.outputs == 1 else pred
+    for metric in (problem.competition.scorer(), metrics.resolve("log_loss")):
+        try:
+            return metrics.score(metric, truth, pred) * (1 if metric.greater_is_better else -1)
+        except metrics.Undefined:
+            continue
+    return float("-inf")
+
+
+def _searched(
+    problem: Problem, plan: Plan, settings: Settings, score: Callable[[Settings], float], seconds: float, fold: int
+) -> tuple[Settings, float, int]:
+    optuna = load_optuna()
+    optuna.logging.set_verbosity(logging.WARNING)
+    space = {name: bounds for name, bounds in plan.learner.space.items()}
+
+    def objective(trial: Any) -> float:
+        return score({**settings, **{name: _suggest(trial, name, *bounds) for name, bounds in space.items()}})
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed + fold))
+    study.enqueue_trial({name: settings[name] if settings[name] is not None else 1.0 for name in space})
+    study.optimize(objective, timeout=seconds, n_trials=plan.trials)
+    sign = 1 if problem.competition.scorer().greater_is_better else -1
+    return {**settings, **study.best_params}, sign * study.best_value, len(study.trials)
+
+
+def _suggest(trial: Any, name: str, low: float, high: float, kind: str) -> float:
+    if kind in {"int", "intlog"}:
+        return trial.suggest_int(name, int(low), int(high), log=kind == "intlog")
+    return trial.suggest_float(name, low, high, log=kind == "log")
+
+
+def load_optuna() -> Any:
+    """The search library; UserError where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("--tune: optuna is not installed; pip install optuna") from None
+    return optuna
+
+
+# --- what comes out ---------------------------------------------------------------------------------------
+
+
+def _predicted(models: list[list[Fitted]], x: np.ndarray, outputs: int) -> np.ndarray:
+    """float64 (N, outputs): the seeds' mean, targets side by side."""
+    if not len(x):
+        return np.zeros((0, outputs))
+    return np.concatenate([np.mean([model.predict(x) for model in seeds], axis=0) for seeds in models], axis=1)
+
+
+def _by_source(encoder: Encoder, sources: Sequence[str]) -> np.ndarray:
+    """float (F, sources): 1 where a feature comes from a source."""
+    place = {name: k for k, name in enumerate(sources)}
+    made = np.zeros((len(encoder.sources), len(sources)))
+    made[np.arange(len(encoder.sources)), [place[name] for name in encoder.sources]] = 1
+    return made
+
+
+def _contributed(models: list[list[Fitted]], x: np.ndarray, encoder: Encoder, problem: Problem) -> np.ndarray:
+    parts = [np.mean([model.contributions(x) for model in seeds], axis=0) for seeds in models]
+    found = np.concatenate(parts, axis=1)
+    return np.concatenate([found[..., :-1] @ _by_source(encoder, problem.inputs.sources), found[..., -1:]], axis=2)
+
+
+def _importance(models: list[list[Fitted]], encoder: Encoder, sources: Sequence[str]) -> dict[str, float]:
+    """Share of the library's own measure, by source."""
+    found = sum(model.importance() for seeds in models for model in seeds) @ _by_source(encoder, sources)
+    return dict(zip(sources, map(float, found / max(found.sum(), 1e-12)), strict=True))
+
+
+def facts(found: Sequence[Fold]) -> dict[str, Any]:
+    """What run.json tells of the folds: rounds, importance, and where it was searched the settings."""
+    made: dict[str, Any] = {}
+    for part in found:
+        made[str(part.fold)] = {"rounds": part.rounds, "importance": part.importance, "notes": part.notes}
+        if part.trials:
+            made[str(part.fold)] |= {
+                "params": part.settings,
+                "inner_score": _json(part.inner_score),
+                "trials": part.trials,
+            }
+        elif "C" in part.settings:
+            made[str(part.fold)] |= {"C": part.settings["C"]}
+    return {"folds": made}
+
+
+def tuning_line(info: dict[str, Any], found: Sequence[Fold]) -> str:
+    """The score that the search saw beside the honest one."""
+    inner = [part.inner_score for part in found if part.inner_score is not None and np.isfinite(part.inner_score)]
+    honest = [value for value in info["fold_scores"].values() if value is not None]
+    trials = f"{min(part.trials for part in found)} to {max(part.trials for part in found)} trials a fold"
+    return (
+        f"{info['run']}: {info['metric']} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
+        f"the choice), on the folds that the search did not see {_mean(honest)}, means over folds; {trials}"
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.4f}" if values else "undefined"
+
+
+def _json(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,322 @@
+"""What a metadata model may look at: columns, groups, files, other runs' predictions, embeddings; and what test lacks.
+
+Everything is lined up once, training rows in the order of folds.csv, then test rows in the order of the index. What
+other runs predict is taken fold by fold, so that no row is described by a model that saw its target.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError
+from foldwise.audit import drift
+from foldwise.core.files import digest
+from foldwise.core.schema import nearest
+from foldwise.data import folds, index, oof
+from foldwise.data.competition import Competition
+from foldwise.data.encoder import Rows, is_number, numbers
+from foldwise.data.runs import check_folds, load_run
+
+DRIFTS = 0.6  # lower end of the adversarial AUC above which drift is worth a line
+FILES = ["file width", "file height", "file aspect", "file bytes", "file format"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to look at, beside the metadata columns of the competition."""
+
+    groups: bool = False
+    files: bool = False
+    runs: Sequence[str] = ()
+    embeddings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Another run's predictions as columns: of training rows out of fold, of test rows by each fold's own model."""
+
+    name: str
+    train: pd.DataFrame
+    tests: dict[int, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings of training rows (order of folds.csv), then test rows: one array a fold, or one for all (None)."""
+
+    name: str
+    values: dict[int | None, np.ndarray]
+
+    def of_fold(self, fold: int) -> np.ndarray:
+        """float32 (rows, D) as fold K's network, which did not train on fold K, sees all rows; NaN: no image."""
+        found = np.array(self.values[None if None in self.values else fold])
+        found[~found.any(axis=1)] = np.nan  # stored as zeros
+        return found
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Training rows (order of folds.csv), then test rows. notes: what the user should know, a line each."""
+
+    frame: pd.DataFrame
+    training: int
+    stacks: list[Stack] = field(default_factory=list)
+    embeddings: list[Embedding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the columns of any fold, then of the embeddings."""
+        stacked = [name for stack in self.stacks for name in stack.train]
+        return [*self.frame, *stacked, *(embedding.name for embedding in self.embeddings)]
+
+    def of_fold(self, fold: int) -> Rows:
+        """All rows as fold K's model may see them."""
+        parts = [self.frame]
+        for stack in self.stacks:
+            both = pd.concat([stack.train, stack.tests[fold]], ignore_index=True)
+            parts.append(both.set_index(self.frame.index))
+        frame = pd.concat(parts, axis=1) if len(parts) > 1 else self.frame
+        return Rows(frame, {embedding.name: embedding.of_fold(fold) for embedding in self.embeddings})
+
+
+def gather(
+    competition: Competition, table: pd.DataFrame, fold_table: pd.DataFrame, wish: Wish, encoded: Sequence[str] = ()
+) -> Inputs:
+    """Everything asked for, lined up and checked.
+
+    Columns that are empty in training, empty or absent in test, or constant are left out with a note; UserError where
+    nothing is left, one of the columns to be target-encoded is not among them, or another run's folds are not these.
+    """
+    names = index.metadata_columns(competition)
+    made = table[names].copy()
+    if wish.groups:
+        made = pd.concat([made, group_columns(competition, table)], axis=1)
+    if wish.files:
+        made = pd.concat([made, file_columns(competition, table)], axis=1)
+    if not len(made.columns) and not wish.runs and not wish.embeddings:
+        raise UserError(f"{competition.file}: no metadata columns; name some under `metadata` or `dicom_tags`")
+    train, test = folds.rows(table.assign(_row=np.arange(len(table))), fold_table), table[table["split"] == "test"]
+    order = np.concatenate([train["_row"].to_numpy(dtype=np.int64), np.flatnonzero(table["split"] == "test")])
+    frame = made.iloc[order].reset_index(drop=True)
+    frame, notes = _usable(competition, frame, len(train))
+    if not len(frame.columns) and not wish.runs and not wish.embeddings:
+        raise UserError(f"{competition.file}: no metadata column is left to learn from: {'; '.join(notes)}")
+    for name in encoded:
+        if name not in frame:
+            raise UserError(f"--target-encode {name}: no such column{nearest(name, map(str, frame))}")
+    stacks = [_stack(competition, run, table, fold_table) for run in wish.runs]
+    ids = [*fold_table["id"].tolist(), *test["id"].tolist()]
+    embeddings = [_embedding(competition, given, ids, fold_table) for given in wish.embeddings]
+    facts, lines = _drift(competition, table, fold_table, made[list(frame)], wish)
+    return Inputs(frame, len(train), stacks, embeddings, [*notes, *lines], facts)
+
+
+# --- made columns -----------------------------------------------------------------------------------------
+
+
+def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
+    """'images in group', and of each numeric column its rank within the group: 0 the lowest value, 1 the highest.
+
+    A group is the host's (a patient, say), over training and test rows together, as both are known beforehand.
+    The rank is NaN where a group has one value only. UserError where the competition names no group.
+    """
+    if competition.group is None:
+        raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
+    group = table["host_group"] if "host_group" in table else table["group"]
+    alone = (group == table["id"]).groupby(table["split"]).all()
+    if alone.get("test", False) and not alone["train"]:
+        raise UserError(
+            f"--group-features: test rows have no {competition.group}, so every one would seem alone in its group; "
+            "leave the flag out"
+        )
+    key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
+    made = {"images in group": key.map(key.value_counts()).astype("float64")}
+    for name in index.metadata_columns(competition):
+        if is_number(table[name]):
+            values = pd.Series(numbers(table[name]), index=table.index)
+            rank = values.groupby(key).rank(method="dense") - 1
+            made[f"{name} rank in group"] = rank / rank.groupby(key).transform("max").replace(0, np.nan)
+    return pd.DataFrame(made, index=table.index)
+
+
+def file_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
+    """Width, height, aspect, bytes and format of the image files, under names that start with 'file '."""
+    return drift.columns(competition, table)[0][FILES]
+
+
+# --- what can be used -------------------------------------------------------------------------------------
+
+
+def _usable(competition: Competition, frame: pd.DataFrame, training: int) -> tuple[pd.DataFrame, list[str]]:
+    """The columns worth learning from, and a line on each that is not."""
+    notes, kept = [], []
+    absent = _absent_in_test(competition)
+    train, test = frame.iloc[:training], frame.iloc[training:]
+    for name in frame:
+        values = train[name]
+        endless = is_number(values) and int(np.isinf(values.to_numpy(dtype=float, na_value=np.nan)).sum())
+        if endless:
+            notes.append(f"column '{name}': {endless} infinite values in training rows are taken as missing")
+        there = ~np.isnan(numbers(values)) if is_number(values) else values.notna().to_numpy()
+        if not there.any():
+            notes.append(f"column '{name}' is empty in every training row: left out")
+        elif len(test) and name in absent:
+            notes.append(f"column '{name}' is not in {absent[str(name)]}: left out")
+        elif len(test) and test[name].isna().all():
+            notes.append(f"column '{name}' is empty in every test row: left out")
+        elif there.all() and values.nunique() == 1:
+            notes.append(f"column '{name}' is {values.iloc[0]} in every training row: left out")
+        else:
+            kept.append(name)
+    return frame[kept], notes
+
+
+def _absent_in_test(competition: Competition) -> dict[str, str]:
+    """{metadata column: the test table} of columns that the host's test table does not have."""
+    if competition.test is None or not competition.test.table:
+        return {}
+    try:
+        path = competition.raw_of(competition.test) / str(competition.test.table)
+        there = set(index.read_table(path).columns)
+    except UserError:
+        return {}  # the raw folder need not be at hand any more
+    named = [*competition.metadata.numeric, *competition.metadata.categorical]
+    return {name: path.name for name in named if name not in there}
+
+
+def _drift(
+    competition: Competition, table: pd.DataFrame, fold_table: pd.DataFrame, frame: pd.DataFrame, wish: Wish
+) -> tuple[dict[str, Any], list[str]]:
+    """Facts for run.json and warnings: what these columns give away, and whether test is like training."""
+    rows = frame[table["error"].isna() & (table["split"] != "extra")]
+    lines = []
+    if wish.files:
+        lines.append(
+            "--file-features: file size and dimensions tell the scanner, the site and the encoder, not the patient; "
+            "a score that rests on them may not carry over"
+        )
+    if not (table["split"] == "test").any() or not len(rows.columns):
+        return {}, lines
+    fold_of = table["id"].map(fold_table.set_index("id")["fold"]).where(table["split"] == "train").astype("float64")
+    sources = {name: "file" if name in FILES else "table" for name in rows}
+    compared = drift.compare(competition, table, fold_of, rows, sources)
+    lines += drift.warnings(compared)
+    facts: dict[str, Any] = {"shift": _finite(compared.set_index("column")["drift"])}
+    adversary = drift.adversarial("metadata", table, rows)
+    if adversary is not None:
+        auc = adversary.auc
+        facts |= {"adversarial_auc": [auc.value, auc.low, auc.high]}
+        if auc.low > DRIFTS:
+            most = ", ".join(f"{name} ({share:.0%})" for name, share in adversary.columns.head(3).items())
+            lines.append(f"drift: a model tells test rows from training rows by these columns, AUC {auc}; by {most}")
+    return {"drift": facts}, lines
+
+
+def _finite(values: pd.Series) -> dict[str, float | None]:
+    return {str(name): None if np.isnan(value) else round(float(value), 4) for name, value in values.items()}
+
+
+# --- other runs -------------------------------------------------------------------------------------------
+
+
+def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
+    ids = table.loc[table["split"] == "test", "id"]
+    run = load_run(competition, name, tests=len(ids) > 0)
+    if run.info:
+        check_folds(competition, name, fold_table)
+    columns = [f"pred_{each}" for each in index.classes(competition, table)] or ["pred"]
+    if set(run.pred_columns) != set(columns):
+        raise UserError(f"{run.folder}: predicts {', '.join(run.pred_columns)}, not {', '.join(columns)}")
+    train = run.oof.set_index("id")
+    _same_rows(run.folder / "oof.csv", train, fold_table["id"])
+    train = train.loc[fold_table["id"]]
+    if "fold" not in train or (train["fold"].to_numpy() != fold_table["fold"].to_numpy()).any():
+        raise UserError(
+            f"{run.folder / 'oof.csv'}: predicted in other folds than folds.csv's: its models have seen rows that a "
+            "model on top would be judged by; make the run anew on these folds"
+        )
+    tests = {}
+    for fold in sorted(fold_table["fold"].unique().tolist()):
+        own = run.folder / f"fold{fold}_test.csv"
+        found = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
+        _same_rows(own if own.exists() else run.folder / "test.csv", found, ids)
+        tests[fold] = _as_columns(competition, name, found.loc[ids, columns])
+    return Stack(name, _as_columns(competition, name, train[columns]), tests)
+
+
+def _same_rows(path: Path, found: pd.DataFrame, ids: pd.Series) -> None:
+    lacking = ids[~ids.isin(found.index)]
+    if len(lacking):
+        raise UserError(f"{path}: no prediction for id '{lacking.iloc[0]}' ({len(lacking)} such); make the run anew")
+
+
+def _as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.DataFrame:
+    """Probabilities as log-odds, which linear models need and trees don't mind."""
+    values = preds.to_numpy(dtype=float)
+    if competition.task != "regression" and values.min(initial=0) >= 0 and values.max(initial=1) <= 1:
+        values = np.clip(values, 1e-7, 1 - 1e-7)
+        values = np.log(values / (1 - values))
+    labels = [f"run {name}{column.removeprefix('pred').replace('_', ': ', 1)}" for column in preds]
+    return pd.DataFrame(values, columns=labels)
+
+
+# --- embeddings -------------------------------------------------------------------------------------------
+
+
+def _embedding(competition: Competition, given: str, ids: list[str], fold_table: pd.DataFrame) -> Embedding:
+    """Embeddings of a run (its name, or a folder), one file a fold; or one .npy made by no trained network."""
+    path = Path(given)
+    if path.suffix == ".npy" and path.stem.startswith("fold"):
+        raise UserError(f"--embeddings {given}: one fold's; its network saw the other folds' rows: name the run")
+    folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
+    alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
+    if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
+        made = sorted(file.parent.name for file in competition.runs().glob("*/embeddings.json"))
+        raise UserError(f"{folder}: no embeddings{nearest(given, made)}; make them with 04_embed.py")
+    files: dict[int | None, Path] = {None: alone}
+    if path.suffix != ".npy" and not alone.exists():
+        files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in sorted(fold_table["fold"].unique().tolist())}
+    _check_origin(folder / "embeddings.json", [file.name for file in files.values()], ids, fold_table)
+    name = path.stem if path.suffix == ".npy" and path.stem != "embeddings" else folder.name
+    return Embedding(f"embeddings {name}", {fold: _read_array(file, len(ids)) for fold, file in files.items()})
+
+
+def _check_origin(path: Path, names: list[str], ids: list[str], fold_table: pd.DataFrame) -> None:
+    """UserError where the embeddings were made on other folds, or of other rows."""
+    if not path.exists():
+        return
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        hashed, rows = made["folds_hash"], {made["files"][name]["rows"] for name in names if name in made["files"]}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; make the embeddings anew with 04_embed.py") from None
+    if hashed != folds.digest(fold_table):
+        raise UserError(
+            f"{path}: made on other folds ({hashed}) than folds.csv ({folds.digest(fold_table)}); make them anew"
+        )
+    if rows - {digest(ids)}:
+        raise UserError(f"{path}: made of other rows than today's; make the embeddings anew with 04_embed.py")
+
+
+def _read_array(path: Path, rows: int) -> np.ndarray:
+    try:
+        values = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; make it with 04_embed.py") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a NumPy array ({error})") from None
+    if values.ndim != 2 or values.shape[0] != rows or values.dtype.kind != "f":
+        raise UserError(
+            f"{path}: {values.dtype} {values.shape}; needs float (rows, D) with {rows} rows: those of folds.csv, "
+            "then the test rows"
+        )
+    return values

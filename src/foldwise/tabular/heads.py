@@ -1,0 +1,535 @@
+"""Classifiers and regressors on fixed features such as embeddings, fitted on one fold's training rows.
+
+A head's settings (C, gamma, neighbours...) are chosen by cross-validation inside those rows, groups kept whole, by log
+loss (classes) or squared error (numbers). The kernel heads rest on one float32 matrix of squared distances (or inner
+products) between the rows: it serves every C, every gamma and every inner split, exactly. Where features are scaled
+row by row (`unit`) the same matrix also serves every fold; scaled by a fold's training rows (`fold`) each fold has one.
+Where that matrix would not fit in memory, the kernel heads work on Nystroem features, and the linear ones on sums
+gathered chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from foldwise import UserError
+from foldwise.core import parallel
+from foldwise.core.cli import note
+from foldwise.data import folds
+from foldwise.data.competition import Task
+from foldwise.metrics import known_rows
+from foldwise.tabular.kernel import (
+    Array,
+    Features,
+    KernelMethod,
+    Method,
+    Pairs,
+    Scale,
+    Setting,
+    _by_gamma,
+    _chunks,
+    _gathered,
+    _ridge,
+    _signs,
+    _svc,
+    _svr,
+)
+from foldwise.tabular.learners import base_rates, placed
+
+CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge", "ridge")
+REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
+HEADS = tuple(dict.fromkeys([*CLASSIFIERS, *REGRESSORS]))
+
+TUNE_ROWS = 4000  # settings are chosen on so many rows at most
+INNER = 3  # inner splits
+LANDMARKS = 1000  # of Nystroem features
+MEMORY_SHARE = 0.6  # of the memory that is free now
+BYTES_A_PAIR = 28  # at the peak: distances (4), the kernel in float64 (8), its damped copy (8), blocks
+
+GAMMAS = (1 / 16, 1 / 4, 1.0)  # relative to 1 / (total variance of the features): scikit-learn's gamma="scale"
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "svm": {"gamma": GAMMAS, "C": (0.1, 0.3, 1.0, 3.0, 10.0)},
+    "svr": {"gamma": GAMMAS, "C": (0.3, 1.0, 3.0, 10.0)},
+    "linear_svm": {"C": (1e-3, 0.01, 0.1, 1.0, 10.0)},
+    "kernel_ridge": {"gamma": GAMMAS, "penalty": (0.03, 0.1, 0.3, 1.0, 3.0)},
+    "ridge": {"penalty": (0.01, 0.1, 1.0, 10.0, 100.0)},
+    "logreg": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "knn": {"neighbours": (5, 10, 20, 40, 80)},
+    "lightgbm": {"rounds": (25, 50, 100, 200, 400)},
+}
+LIGHTGBM = {
+    "learning_rate": 0.1,
+    "num_leaves": 15,
+    "min_data_in_leaf": 10,
+    "feature_fraction": 0.2,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 1.0,
+    "verbosity": -1,
+    "num_threads": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+}
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+# --- methods ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Neighbours:
+    """k nearest rows, weighted by 1/distance, and one more vote for the training rows' base rate."""
+
+    pairs: Pairs
+    classes: int
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [list(settings)]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        votes = np.eye(self.classes)[y] if self.classes else y.astype(np.float64)[:, None]
+        base = votes.mean(axis=0)
+        most = min(len(fit), int(max(setting["neighbours"] for setting in settings)))
+
+        def of_block(block: Array) -> list[Array]:
+            made = []
+            near = np.argpartition(block, most - 1, axis=1)[:, :most]
+            near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
+            distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
+            weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)
+            for setting in settings:
+                k = min(most, int(setting["neighbours"]))
+                one = weight[:, :k].mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
+                total = np.einsum("nk,nkc->nc", weight[:, :k], votes[near[:, :k]]) + one * base
+                found = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
+                made.append(found[:, 1:] if self.classes == 2 else found)
+            return made
+
+        return _gathered(self.pairs.blocks(ask, fit), of_block)
+
+
+@dataclass
+class Logistic:
+    """Multinomial logistic regression with an L2 penalty, on the features brought to a mean variance of 1."""
+
+    features: Features
+    classes: int
+    spread: float = 1.0
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [[setting] for setting in settings]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        from sklearn.linear_model import LogisticRegression
+
+        x = self.features.take(fit) / np.float32(self.spread)
+        models = [LogisticRegression(C=setting["C"], max_iter=2000).fit(x, y) for setting in settings]
+
+        def of_rows(part: Array) -> list[Array]:
+            values = self.features.take(part) / np.float32(self.spread)
+            found = np.zeros((len(models), len(part), self.classes))
+            for of_model, model in zip(found, models, strict=True):
+                of_model[:, model.classes_] = model.predict_proba(values)
+            return list(found[..., 1:] if self.classes == 2 else found)
+
+        return _gathered(_chunks(ask), of_rows)
+
+
+@dataclass
+class Boosting:
+    """LightGBM on the features; one training serves every number of rounds."""
+
+    features: Features
+    classes: int
+    seed: int
+    calibrated: bool = True
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return [list(settings)]
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        import lightgbm
+
+        kind = "regression" if self.classes == 0 else "binary" if self.classes == 2 else "multiclass"
+        options = {**LIGHTGBM, "objective": kind, "seed": self.seed}
+        if kind == "multiclass":
+            options["num_class"] = self.classes
+        data = lightgbm.Dataset(self.features.take(fit), y, free_raw_data=True)
+        model = lightgbm.train(options, data, int(max(setting["rounds"] for setting in settings)))
+
+        def of_rows(part: Array) -> list[Array]:
+            values = self.features.take(part)
+            made = [model.predict(values, num_iteration=int(setting["rounds"])) for setting in settings]
+            return [np.asarray(found).reshape(len(part), -1) for found in made]
+
+        return _gathered(_chunks(ask), of_rows)
+
+
+# --- beyond memory ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chunked:
+    """Ridge, squared-hinge SVM and logistic regression by sums over chunks of rows: memory for (width, width) only.
+
+    Newton's method on the primal (Keerthi & DeCoste 2005 for the SVM): each step solves a weighted ridge, gathered
+    chunk by chunk. Ridge and logistic regression are exact (several classes: one against the rest). `landmarks`:
+    the features are first mapped to Nystroem features of an RBF kernel (Williams & Seeger 2001).
+    """
+
+    features: Features
+    loss: Literal["ridge", "hinge", "logistic"]
+    classes: int
+    variance: float
+    landmarks: Array | None = None
+    calibrated: bool = False
+
+    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
+        return _by_gamma(settings)
+
+    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+        made = []
+        mapped = self._map(settings[0])
+        for setting in settings:
+            target = _signs(y, self.classes)
+            weights = np.column_stack([self._newton(mapped, fit, column, setting) for column in target.T])
+            made.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
+        return made
+
+    def _map(self, setting: Setting) -> Callable[[Array], Array]:
+        """Row numbers -> float64 features with a last column of ones."""
+
+        def ones(values: Array) -> Array:
+            return np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+
+        if self.landmarks is None:
+            return lambda rows: ones(self.features.take(rows) / np.sqrt(self.variance))
+        pairs = Pairs(self.features, squared=True)
+        gamma = setting["gamma"] / self.variance
+        anchor = np.concatenate(list(pairs.blocks(self.landmarks, self.landmarks)))
+        values, vectors = np.linalg.eigh(np.exp(-gamma * anchor.astype(np.float64)))
+        root = vectors / np.sqrt(np.maximum(values, 1e-10))  # of the inverse, up to a rotation
+        landmarks = self.landmarks
+        return lambda rows: ones(np.exp(-gamma * np.concatenate(list(pairs.blocks(rows, landmarks)))) @ root)
+
+    def _newton(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
+        penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
+        weights: Array = np.zeros(0)
+        share = float(np.mean(target > 0))
+        for _ in range(1 if self.loss == "ridge" else 25):
+            gram: Array = np.zeros(0)
+            pull: Array = np.zeros(0)
+            for part, t in zip(_chunks(fit), _chunks(target), strict=True):
+                x = mapped(part)
+                if not len(weights):
+                    weights = np.zeros(x.shape[1])
+                if not len(gram):
+                    gram, pull = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
+                curve, aim = self._curve(x @ weights, t, share)
+                gram += (x * curve[:, None]).T @ x
+                pull += x.T @ (curve * aim)
+            gram.flat[: -1 : len(gram) + 1] += penalty  # the last one, the intercept, is free
+            gram.flat[-1] += 1e-9
+            new = np.linalg.solve(gram, pull)
+            done = np.abs(new - weights).max() <= 1e-6 * max(1.0, float(np.abs(new).max()))
+            weights = new
+            if done:
+                break
+        return weights
+
+    def _curve(self, score: Array, target: Array, share: float) -> tuple[Array, Array]:
+        """Weights and targets of the ridge that a Newton step solves."""
+        if self.loss == "ridge":
+            return np.ones(len(score)), target
+        if self.loss == "hinge":
+            return (target * score < 1) / np.where(target > 0, 2 * share, 2 - 2 * share), target
+        p = 1 / (1 + np.exp(-np.clip(score, -30, 30)))
+        curve = np.maximum(p * (1 - p), 1e-9)
+        return curve, score + ((target + 1) / 2 - p) / curve
+
+
+# --- calibration ------------------------------------------------------------------------------------------
+
+
+def sigmoid(scores: Array, positive: Array) -> tuple[float, float]:
+    """(slope, offset) of Platt's sigmoid 1 / (1 + exp(-(slope f + offset))), with his smoothed targets (Platt 1999).
+
+    What CalibratedClassifierCV(ensemble=False) fits to out-of-fold scores, but the slope is never below 0: scores
+    that rank those rows the wrong way round say nothing of others (out of fold, where there is no signal, they tend
+    to). All rows then get the share of positives.
+    """
+    from scipy.optimize import minimize
+
+    ones, zeros = float(positive.sum()), float((~positive).sum())
+    target = np.where(positive, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    width = float(np.abs(scores).max()) or 1.0
+    f = scores / width
+
+    def loss(ab: Array) -> tuple[float, Array]:
+        z = ab[0] * f + ab[1]
+        error = 1 / (1 + np.exp(-np.clip(z, -500, 500))) - target
+        return float((np.logaddexp(0, z) - target * z).sum()), np.array([error @ f, error.sum()])
+
+    start = np.array([0.0, np.log((ones + 1) / (zeros + 1))])
+    bounds, options = [(0, None), (None, None)], {"gtol": 1e-9, "ftol": 1e-15}
+    slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return float(slope / width), float(offset)
+
+
+@dataclass(frozen=True)
+class Link:
+    """scores (N, outputs) -> numbers, or probabilities (N, classes). fits: a sigmoid a column, if need be."""
+
+    classes: int
+    fits: list[tuple[float, float]]
+
+    @classmethod
+    def of(cls, method: Method, scores: Array, y: Array, classes: int) -> Link:
+        """Learnt from out-of-fold scores."""
+        if method.calibrated or not classes:
+            return cls(classes, [])
+        return cls(classes, [sigmoid(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every row gets the same: out of fold, the scores said nothing."""
+        return bool(self.fits) and not any(slope for slope, _ in self.fits)
+
+    def __call__(self, values: Array) -> Array:
+        if not self.classes:
+            return values
+        if self.fits:
+            z = np.column_stack([slope * v + offset for (slope, offset), v in zip(self.fits, values.T, strict=True)])
+            values = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
+        if self.classes == 2:
+            return np.column_stack([1 - values[:, 0], values[:, 0]])
+        total = values.sum(axis=1, keepdims=True)
+        return np.where(total > 0, values / np.maximum(total, 1e-300), 1 / self.classes)
+
+
+def _loss(pred: Array, y: Array, classes: int) -> float:
+    if classes == 0:
+        return float(np.square(pred[:, 0] - y).mean())
+    return float(-np.log(np.clip(pred[np.arange(len(y)), y], 1e-6, 1)).mean())
+
+
+# --- heads ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Heads:
+    """Fits one head a fold. `source` float32 (N, D): all rows, those to fit and those to predict.
+
+    groups: (N,) rows of a group stay together in inner splits. memory: bytes that may be used (default: measured).
+    """
+
+    name: str
+    task: Task
+    source: Array
+    groups: Array
+    outputs: int = 1
+    scale: Scale = "fold"
+    seed: int = 0
+    memory: int | None = None
+    _shared: dict[bool, Pairs] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        check(self.name, self.task)
+
+    def share(self, rows: Array) -> None:
+        """All folds' training rows: with rows scaled one by one, their pairs are computed once for every fold."""
+        squared = self.name not in {"linear_svm", "ridge"}
+        if self.scale != "fold" and self.name not in {"logreg", "lightgbm"} and self._fits(len(rows)):
+            self._shared[squared] = Pairs(Features.fit(self.source, rows, self.scale), squared, rows)
+
+    def fit_predict(self, fit: Array, y: Array, asks: Sequence[Array]) -> tuple[list[Array], list[Setting]]:
+        """Predictions (n, outputs) of each of `asks`, and the settings chosen for each target column.
+
+        fit: training rows' numbers; y: their targets, (n,) classes or numbers, or (n, C) labels, NaN: not known.
+        """
+        columns = list(y.T) if y.ndim == 2 else [y]
+        features = Features.fit(self.source, fit, self.scale)
+        made, chosen = [], []
+        methods: dict[int, Method] = {}
+        for column in columns:
+            parts, setting = self._one(features, fit, column, asks, methods)
+            made.append(parts)
+            chosen.append(setting)
+        if self.task == "multiclass":
+            return made[0], chosen
+        return [np.column_stack(parts) for parts in zip(*made, strict=True)], chosen
+
+    def _one(
+        self, features: Features, fit: Array, y: Array, asks: Sequence[Array], methods: dict[int, Method]
+    ) -> tuple[list[Array], Setting]:
+        rows = known_rows(y)
+        fit, y = fit[rows], y[rows]
+        present: Array = np.zeros(0, np.int64)
+        codes: Array = y.astype(np.float64)
+        if self.task != "regression":
+            present, codes = np.unique(y.astype(np.int64), return_inverse=True)
+            if len(present) < 2 and self.task != "multilabel":
+                raise UserError(f"--head {self.name}: a fold's training rows hold one class only; make other folds")
+            if len(present) < 2:  # a label that all rows, or none, have
+                self._say(
+                    f"{self.name}: a label is the same in all training rows of a fold: its base rate is predicted"
+                )
+                return [np.full(len(ask), base_rates(codes + present[0], 2)[1]) for ask in asks], {}
+        classes = len(present)
+        if classes not in methods:
+            methods[classes] = self._method(features, fit, classes)
+        method = methods[classes]
+        setting, link = _choose(method, _grid(self.name), fit, codes, self.groups[fit], classes, self.seed)
+        ends = np.cumsum([len(ask) for ask in asks])
+        found = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
+        if link.is_flat:
+            self._say(
+                f"{self.name}: nothing in some training rows tells their classes apart: their shares are predicted"
+            )
+        if self.task == "multiclass":
+            if classes < self.outputs:
+                self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
+            return np.split(placed(found, present, base_rates(y, self.outputs)), ends[:-1]), setting
+        return np.split(found[:, -1], ends[:-1]), setting
+
+    def _method(self, features: Features, fit: Array, classes: int) -> Method:
+        if self.name == "lightgbm":
+            return Boosting(features, classes, self.seed)
+        wide = 24 * len(fit) * features.source.shape[1]
+        if self.name == "logreg" and wide <= self._budget():
+            return Logistic(features, classes, np.sqrt(features.variance(fit) / self.source.shape[1]))
+        linear = self.name in {"linear_svm", "ridge"}
+        if self.name != "logreg" and self._fits(len(fit)):
+            pairs = self._shared.get(not linear) or Pairs(features, not linear, fit)
+            if self.name == "knn":
+                return Neighbours(pairs, classes)
+            solve = {"svm": _svc, "linear_svm": _svc, "svr": _svr}.get(self.name, _ridge)
+            return KernelMethod(pairs, solve, classes, features.variance(fit))
+        if self.name == "knn":  # never holds more than a chunk of distances
+            return Neighbours(Pairs(features, True), classes)
+        if self.name == "svr":
+            raise UserError(f"--head svr: {len(fit):,} rows need {self._need(len(fit))}; take kernel_ridge or ridge")
+        return self._chunked(features, fit, classes)
+
+    def _chunked(self, features: Features, fit: Array, classes: int) -> Chunked:
+        losses: dict[str, Literal["ridge", "hinge", "logistic"]] = {"logreg": "logistic", "svm": "hinge"}
+        loss = losses.get(self.name.removeprefix("linear_"), "ridge")
+        variance = features.variance(fit) / (self.source.shape[1] if self.name == "logreg" else 1)
+        if self.name not in {"svm", "kernel_ridge"}:
+            self._say(f"{self.name}: {len(fit):,} rows don't fit in memory: their sums are gathered chunk by chunk")
+            return Chunked(features, loss, classes, variance, None, False)
+        count = min(LANDMARKS, len(fit))
+        self._say(
+            f"{self.name}: a kernel of {len(fit):,} rows needs {self._need(len(fit))}: approximated by Nystroem "
+            f"features of {count:,} landmarks"
+        )
+        landmarks = np.sort(np.random.default_rng(self.seed).choice(fit, count, replace=False))
+        return Chunked(features, loss, classes, variance, landmarks, False)
+
+    def _say(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            note(words)
+
+    def _budget(self) -> float:
+        return MEMORY_SHARE * (available_memory() if self.memory is None else self.memory)
+
+    def _fits(self, rows: int) -> bool:
+        held = sum(pairs.rows.size**2 * 4 for pairs in self._shared.values()) if self.memory is not None else 0
+        return BYTES_A_PAIR * rows**2 + held <= self._budget()
+
+    def _need(self, rows: int) -> str:
+        free = available_memory() if self.memory is None else self.memory
+        return f"{BYTES_A_PAIR * rows**2 / 1e9:.1f} GB ({free / 1e9:.1f} GB free)"
+
+
+def check(name: str, task: Task) -> None:
+    """UserError where the head is unknown, or not made for the task."""
+    known = REGRESSORS if task == "regression" else CLASSIFIERS
+    if name not in known:
+        raise UserError(f"--head {name}: task {task} takes {', '.join(known)}")
+
+
+def _grid(name: str) -> list[Setting]:
+    grid = GRIDS[name]
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def _choose(
+    method: Method, settings: list[Setting], fit: Array, y: Array, groups: Array, classes: int, seed: int
+) -> tuple[Setting, Link]:
+    """The setting of least inner loss, and the link (calibration) learnt from its inner out-of-fold scores."""
+    strata = _strata(y, classes)
+    part = np.arange(len(fit))
+    if len(fit) > TUNE_ROWS:
+        part = np.flatnonzero(folds.stratify(strata, groups, -(-len(fit) // TUNE_ROWS), seed) == 0)
+        if classes and len(np.unique(y[part])) < classes:
+            part = np.arange(len(fit))
+    scores = _out_of_fold(method, settings, fit[part], y[part], strata[part], groups[part], seed)
+    links = [Link.of(method, found, y[part], classes) for found in scores]
+    losses = [_loss(link(found), y[part], classes) for link, found in zip(links, scores, strict=True)]
+    best = int(np.argmin(losses))
+    if len(part) == len(fit) or method.calibrated or not classes:
+        return settings[best], links[best]
+    whole = _out_of_fold(method, [settings[best]], fit, y, strata, groups, seed)
+    return settings[best], Link.of(method, whole[0], y, classes)
+
+
+def _strata(y: Array, classes: int) -> Array:
+    if classes:
+        return np.eye(classes)[y]
+    bins = np.argsort(np.argsort(y, kind="stable"), kind="stable") * 10 // len(y)
+    return np.eye(10)[bins]
+
+
+def _out_of_fold(
+    method: Method, settings: list[Setting], fit: Array, y: Array, strata: Array, groups: Array, seed: int
+) -> list[Array]:
+    """Scores of every row by models that did not see its inner split; (len(fit), outputs) for each setting."""
+    splits = min(INNER, len(np.unique(groups)))
+    if splits < 2:
+        raise UserError("a fold's training rows are one group: nothing inside them to choose the head's settings by")
+    split = folds.stratify(strata, groups, splits, seed)
+    outputs = 1 if strata.shape[1] == 2 or y.dtype.kind == "f" else strata.shape[1]
+    made = {id(setting): np.zeros((len(fit), outputs)) for setting in settings}
+
+    def one(task: tuple[int, list[Setting]]) -> None:
+        number, together = task
+        ask = split == number
+        if y.dtype.kind != "f" and len(np.unique(y[~ask])) < 2:
+            return  # a class in one split only: no score tells these rows apart
+        for setting, found in zip(together, method.scores(fit[~ask], y[~ask], fit[ask], together), strict=True):
+            made[id(setting)][ask] = found
+
+    with ThreadPoolExecutor(parallel.cores()) as pool, threadpool_limits(1):
+        list(pool.map(one, product(range(splits), method.shares(settings))))
+    return [made[id(setting)] for setting in settings]
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's, or its container's if that is less."""
+    free = [64 << 30]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).exists() and (text := Path(limit).read_text().strip()).isdigit():
+            free.append(int(text) - int(Path(used).read_text()))
+    return max(min(free), 0)

@@ -1,0 +1,487 @@
+"""LightGBM, XGBoost, CatBoost and linear models behind one call: fit, predict, and what each feature contributed.
+
+Each is fitted on one thread: folds side by side use the cores better (bench/metadata.py), and the bits do not depend
+on how many there are. XGBoost and CatBoost are optional.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from foldwise import UserError
+from foldwise.core.schema import nearest
+from foldwise.data.competition import Task
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Features float64 (N, F), target (N,), and the positions of features that are category numbers."""
+
+    x: np.ndarray
+    y: np.ndarray
+    categorical: Sequence[int] = ()
+
+
+class Fitted(Protocol):
+    """A fitted model. Outputs: 1 (probability of 1, or the value), or one a class."""
+
+    @property
+    def rounds(self) -> int:
+        """How many were boosted."""
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, outputs): probabilities, or values of a regression."""
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, outputs, F + 1): what each feature adds to the log-odds (or value); last, what all start from.
+
+        Trees: exact SHAP values (Lundberg 2020). Linear models: coefficient x (value - training mean).
+        """
+
+    def importance(self) -> np.ndarray:
+        """float64 (F,), the library's own measure: gain of splits, change of prediction, or mean |contribution|."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A library: its settings with defaults, what a search may choose from, and how it is fitted.
+
+    space: name -> (low, high, 'int' | 'log' | 'float' | 'intlog').
+    fit(settings, classes, data, watch, rounds): classes 0 is a regression, 1 binary, else their number; with `watch`
+    the rounds end when it gets no better, without it there are exactly `rounds`.
+    """
+
+    name: str
+    package: str
+    defaults: Settings
+    space: dict[str, tuple[float, float, str]]
+    fit: Callable[[Settings, int, Data, Data | None, int], Fitted]
+    seed: str | None  # the setting's name
+    linear: bool = False
+
+    @property
+    def version(self) -> str:
+        """'lightgbm 4.6.0'."""
+        return f"{self.package} {importlib.metadata.version(self.package)}"
+
+
+def get(name: str) -> Learner:
+    """The learner of that name; UserError where there is none, or its package is not installed."""
+    if name not in LEARNERS:
+        raise UserError(f"--model {name}: no such model{nearest(name, LEARNERS)}")
+    found = LEARNERS[name]
+    try:
+        importlib.import_module(found.package.split("-")[0].replace("scikit", "sklearn"))
+    except ImportError:
+        raise UserError(
+            f"--model {name}: {found.package} is not installed; pip install {found.package}, or use --model lightgbm"
+        ) from None
+    return found
+
+
+def settings_of(learner: Learner, given: Settings) -> Settings:
+    """The learner's defaults under `given`; UserError for a name or value that the library does not know."""
+    for alias in {"num_iterations", "n_estimators", "num_boost_round", "iterations", "early_stopping_rounds"} & set(
+        given
+    ):
+        own = "patience" if alias.startswith("early") else "rounds"
+        raise UserError(f"--params {alias}: it is called {own} here, for every model")
+    settings = {**learner.defaults, **given}
+    if given:
+        _try(learner, settings, given)
+    return settings
+
+
+def _try(learner: Learner, settings: Settings, given: Settings) -> None:
+    """Fit 40 random rows, to hear what the library says of the settings."""
+    rng = np.random.default_rng(0)
+    data = Data(rng.random((40, 2)), (np.arange(40) % 2).astype(float))
+    heard: list[str] = []
+    if learner.name == "lightgbm":
+        importlib.import_module("lightgbm").register_logger(_Listener(heard))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            learner.fit({**settings, **LOUD.get(learner.name, {})}, 1, data, None, 1)
+        except Exception as error:  # each library has errors of its own
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"--params {' '.join(map(str, given))}: {learner.name} refuses: {said}") from None
+    heard += [str(warning.message) for warning in caught]
+    for name in given:
+        unknown = [line for line in heard if ("Unknown parameter" in line or "not used" in line) and name in line]
+        if unknown:
+            raise UserError(f"--params {name}: unknown to {learner.name}{nearest(name, learner.defaults)}")
+
+
+LOUD = {"lightgbm": {"verbosity": 1}, "xgboost": {"verbosity": 1}}  # the others complain anyway
+
+
+@dataclass
+class _Listener:
+    heard: list[str]
+
+    def info(self, line: str) -> None:
+        self.heard.append(line)
+
+    warning = info
+
+
+# --- LightGBM ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LightGBM:
+    model: Any
+    rounds: int
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.model.predict(x, num_threads=1).reshape(len(x), -1)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        return self.model.predict(x, pred_contrib=True, num_threads=1).reshape(len(x), -1, x.shape[1] + 1)
+
+    def importance(self) -> np.ndarray:
+        return self.model.feature_importance("gain").astype(np.float64)
+
+
+def _fit_lightgbm(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
+    import lightgbm
+
+    objective = {0: "l2", 1: "binary"}.get(classes, "multiclass")
+    fixed: Settings = {"verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True}
+    asked = {**fixed, "objective": objective, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+
+    def dataset(part: Data) -> Any:
+        return lightgbm.Dataset(
+            part.x,
+            part.y,
+            feature_name=[f"f{k}" for k in range(part.x.shape[1])],  # it refuses brackets and quotes
+            categorical_feature=list(part.categorical) or "auto",
+            free_raw_data=False,
+            params=asked,
+        )
+
+    if watch is None:
+        return _LightGBM(lightgbm.train(asked, dataset(data), rounds), rounds)
+    stop = lightgbm.early_stopping(settings["patience"], verbose=False)
+    model = lightgbm.train(asked, dataset(data), rounds, valid_sets=[dataset(watch)], callbacks=[stop])
+    return _LightGBM(model, max(1, model.best_iteration))
+
+
+# --- XGBoost ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _XGBoost:
+    model: Any
+    rounds: int
+    categorical: Sequence[int]
+
+    def _matrix(self, x: np.ndarray) -> Any:
+        return _dmatrix(Data(x, np.zeros(len(x)), self.categorical), labelled=False)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        found = self.model.predict(self._matrix(x), iteration_range=(0, self.rounds))
+        return found.astype(np.float64).reshape(len(x), -1)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        found = self.model.predict(self._matrix(x), pred_contribs=True, iteration_range=(0, self.rounds))
+        return found.astype(np.float64).reshape(len(x), -1, x.shape[1] + 1)
+
+    def importance(self) -> np.ndarray:
+        gains = self.model.get_score(importance_type="total_gain")
+        return np.array([gains.get(f"f{k}", 0.0) for k in range(self.model.num_features())], dtype=np.float64)
+
+
+def _dmatrix(data: Data, labelled: bool = True) -> Any:
+    import xgboost
+
+    kinds = ["c" if k in data.categorical else "q" for k in range(data.x.shape[1])]
+    label = data.y if labelled else None
+    return xgboost.DMatrix(data.x, label, feature_types=kinds, enable_categorical=True, nthread=1)
+
+
+def _fit_xgboost(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
+    import xgboost
+
+    objective = {0: "reg:squarederror", 1: "binary:logistic"}.get(classes, "multi:softprob")
+    fixed: Settings = {"nthread": 1, "verbosity": 0, "objective": objective}
+    asked = {**fixed, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+    if watch is None:
+        return _XGBoost(xgboost.train(asked, _dmatrix(data), rounds), rounds, data.categorical)
+    model = xgboost.train(
+        asked,
+        _dmatrix(data),
+        rounds,
+        evals=[(_dmatrix(watch), "watch")],
+        verbose_eval=False,
+        early_stopping_rounds=settings["patience"],
+    )
+    return _XGBoost(model, model.best_iteration + 1, data.categorical)
+
+
+# --- CatBoost ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CatBoost:
+    model: Any
+    rounds: int
+    categorical: Sequence[int]
+    classes: int
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        kind = "Probability" if self.classes else "RawFormulaVal"
+        found = self.model.predict(_pool(Data(x, np.zeros(0), self.categorical)), prediction_type=kind, thread_count=1)
+        return found[:, 1:] if self.classes == 1 else found.reshape(len(x), -1)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        pool = _pool(Data(x, np.zeros(0), self.categorical))
+        found = self.model.get_feature_importance(pool, type="ShapValues", thread_count=1)
+        return np.asarray(found, dtype=np.float64).reshape(len(x), -1, x.shape[1] + 1)
+
+    def importance(self) -> np.ndarray:
+        return np.asarray(self.model.get_feature_importance(type="PredictionValuesChange"), dtype=np.float64)
+
+
+def _pool(data: Data) -> Any:
+    import catboost
+    import pandas as pd
+
+    frame = pd.DataFrame({f"f{k}": values for k, values in enumerate(data.x.T)})
+    for k in data.categorical:
+        frame[f"f{k}"] = frame[f"f{k}"].fillna(-1).astype(int)  # it takes no NaN as a category
+    label = data.y if len(data.y) else None
+    return catboost.Pool(frame, label, cat_features=list(data.categorical), thread_count=1)
+
+
+def _fit_catboost(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
+    import catboost
+
+    loss = {0: "RMSE", 1: "Logloss"}.get(classes, "MultiClass")
+    fixed: Settings = {"thread_count": 1, "allow_writing_files": False, "logging_level": "Silent"}
+    asked = {**fixed, "loss_function": loss, **_without(settings), "iterations": rounds}
+    if classes > 1:
+        asked["classes_count"] = classes
+    model = catboost.CatBoost(asked)
+    if watch is None:
+        model.fit(_pool(data))
+        return _CatBoost(model, rounds, data.categorical, classes)
+    model.fit(_pool(data), eval_set=_pool(watch), early_stopping_rounds=settings["patience"], use_best_model=True)
+    return _CatBoost(model, max(1, model.tree_count_), data.categorical, classes)
+
+
+# --- linear -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Linear:
+    model: Any
+    rounds: int
+    mean: np.ndarray  # (F,) of the training rows
+    scale: np.ndarray
+    binary: bool
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        if not hasattr(self.model, "predict_proba"):
+            return self.model.predict(x).reshape(len(x), 1)
+        found = self.model.predict_proba(x)
+        return found[:, 1:] if self.binary else found
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        weights = np.atleast_2d(self.model.coef_)
+        base = np.atleast_1d(self.model.intercept_) + weights @ self.mean
+        added = (x - self.mean)[:, None, :] * weights[None]
+        return np.concatenate([added, np.broadcast_to(base[None, :, None], (*added.shape[:2], 1))], axis=2)
+
+    def importance(self) -> np.ndarray:
+        return np.abs(np.atleast_2d(self.model.coef_)).mean(axis=0) * self.scale
+
+
+def _fit_linear(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    asked = _without(settings)
+    strength = asked.pop("C") or 1.0
+    model = (
+        Ridge(alpha=1 / strength, **asked) if classes == 0 else LogisticRegression(C=strength, max_iter=5000, **asked)
+    )
+    model.fit(data.x, data.y)
+    return _Linear(model, rounds, data.x.mean(axis=0), data.x.std(axis=0), classes == 1)
+
+
+def _without(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if name not in {"rounds", "patience"}}
+
+
+# --- constant ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Predicts the training rows' mean: where these hold one class only, or no feature that varies."""
+
+    value: np.ndarray  # (outputs,)
+    features: int
+    rounds: int = 0
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, outputs)."""
+        return np.broadcast_to(self.value, (len(x), len(self.value))).copy()
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, outputs, F + 1), zeros."""
+        return np.zeros((len(x), len(self.value), self.features + 1))
+
+    def importance(self) -> np.ndarray:
+        """float64 (F,), zeros."""
+        return np.zeros(self.features)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A model of the classes that training rows held, put in place among all; the others keep their base rate."""
+
+    model: Fitted
+    classes: np.ndarray
+    rates: np.ndarray  # (outputs,)
+
+    @property
+    def rounds(self) -> int:
+        return self.model.rounds
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return placed(self.model.predict(x), self.classes, self.rates)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        found = self.model.contributions(x)
+        made = np.zeros((len(x), len(self.rates), found.shape[2]))
+        made[:, self.classes[-found.shape[1] :]] = found  # a linear model of two classes gives the second's
+        return made
+
+    def importance(self) -> np.ndarray:
+        return self.model.importance()
+
+
+def fit(
+    learner: Learner, settings: Settings, task: Task, outputs: int, data: Data, watch: Data | None, rounds: int
+) -> Fitted:
+    """A fitted model, whatever the rows hold: absent classes get their base rate, one class only a Constant.
+
+    task 'multiclass' has class numbers 0..outputs-1 as target; any other one output.
+    """
+    if task == "multiclass":
+        held = np.unique(data.y).astype(int)
+        share = base_rates(data.y, outputs)
+    elif task == "regression":
+        held, share = np.array([]), np.array([data.y.mean()])
+    else:
+        held, share = np.unique(data.y), base_rates(data.y, 2)[1:]
+    flat = (data.x == data.x[:1]) | (np.isnan(data.x) & np.isnan(data.x[:1]))
+    if len(held) == 1 or flat.all():
+        return Constant(share, data.x.shape[1])
+    if task != "multiclass":
+        return learner.fit(settings, int(task != "regression"), data, watch, rounds)
+
+    def renumbered(part: Data) -> Data:
+        known = np.isin(part.y, held)
+        return Data(part.x[known], np.searchsorted(held, part.y[known]), part.categorical)
+
+    model = learner.fit(settings, len(held), renumbered(data), watch and renumbered(watch), rounds)
+    return _Placed(model, held, share)
+
+
+def base_rates(y: np.ndarray, classes: int) -> np.ndarray:
+    """float64 (classes,): shares of class numbers, half a row of each added, so that none is 0 (Krichevsky 1981)."""
+    return (np.bincount(y.astype(int), minlength=classes) + 0.5) / (len(y) + 0.5 * classes)
+
+
+def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Probabilities (N, known classes) put among all classes (N, C); the others get their base rate."""
+    made = np.tile(rates, (len(pred), 1))
+    made[:, known] = pred * rates[known].sum()
+    return made
+
+
+BOOSTING: Settings = {"rounds": 2000, "patience": 100}
+
+LEARNERS = {
+    learner.name: learner
+    for learner in (
+        Learner(
+            "lightgbm",
+            "lightgbm",
+            {
+                "learning_rate": 0.03,
+                "num_leaves": 15,
+                "min_data_in_leaf": 20,
+                "feature_fraction": 0.8,
+                "bagging_fraction": 0.8,
+                "bagging_freq": 1,
+                "lambda_l2": 1.0,
+                "cat_smooth": 20,
+                "max_cat_to_onehot": 8,
+                **BOOSTING,
+            },
+            {
+                "learning_rate": (0.01, 0.1, "log"),
+                "num_leaves": (3, 63, "intlog"),
+                "min_data_in_leaf": (5, 100, "intlog"),
+                "feature_fraction": (0.4, 1.0, "float"),
+                "bagging_fraction": (0.5, 1.0, "float"),
+                "lambda_l2": (1e-2, 100.0, "log"),
+                "cat_smooth": (1.0, 100.0, "log"),
+            },
+            _fit_lightgbm,
+            "seed",
+        ),
+        Learner(
+            "xgboost",
+            "xgboost-cpu",
+            {
+                "eta": 0.03,
+                "max_depth": 4,
+                "min_child_weight": 5.0,
+                "subsample": 0.8,
+                "colsample_bytree": 0.8,
+                "lambda": 1.0,
+                "tree_method": "hist",
+                "max_cat_to_onehot": 8,
+                **BOOSTING,
+            },
+            {
+                "eta": (0.01, 0.1, "log"),
+                "max_depth": (2, 8, "int"),
+                "min_child_weight": (1.0, 50.0, "log"),
+                "subsample": (0.5, 1.0, "float"),
+                "colsample_bytree": (0.4, 1.0, "float"),
+                "lambda": (1e-2, 100.0, "log"),
+            },
+            _fit_xgboost,
+            "seed",
+        ),
+        Learner(
+            "catboost",
+            "catboost",
+            {"learning_rate": 0.05, "depth": 4, "l2_leaf_reg": 3.0, "random_strength": 1.0, **BOOSTING},
+            {
+                "learning_rate": (0.02, 0.2, "log"),
+                "depth": (2, 8, "int"),
+                "l2_leaf_reg": (1.0, 30.0, "log"),
+                "random_strength": (0.1, 10.0, "log"),
+            },
+            _fit_catboost,
+            "random_seed",
+        ),
+        Learner("logreg", "scikit-learn", {"C": None, **BOOSTING}, {"C": (1e-4, 1e2, "log")}, _fit_linear, None, True),
+    )
+}

@@ -1,0 +1,101 @@
+"""Losses on soft targets: (logits (B, outputs), targets) -> a scalar, the mean over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
+from torch import Tensor, nn
+
+from foldwise import UserError
+from foldwise.data.recipe import Train
+from foldwise.model.targets import Targets
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_loss(settings: Train, targets: Targets, weights: Tensor | None = None, unit: float = 1.0) -> Loss:
+    """The recipe's loss.
+
+    Targets are float (B, C): shares of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or values.
+    Of several labels, cells of NaN are not known and have no part in it.
+    weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
+    """
+    if targets.task == "regression":
+        if settings.loss == "mae":
+            return lambda logits, target: F.l1_loss(logits / unit, target / unit)
+        plain = F.huber_loss if settings.loss == "huber" else F.mse_loss
+        return lambda logits, target: plain(logits / unit, target / unit)
+    if settings.loss == "ordinal":
+        return lambda logits, target: F.binary_cross_entropy_with_logits(logits, above(target))
+    if settings.loss == "asymmetric":
+        asymmetric: nn.Module = AsymmetricLossMultiLabel()
+        return lambda logits, target: asymmetric(*_known(logits, target)) / len(target)
+    gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
+    if targets.activation == "softmax":
+        return lambda logits, target: _softmax_loss(logits, target, gamma, weights)
+    return lambda logits, target: _sigmoid_loss(logits, target, gamma, weights)
+
+
+def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tensor | None:
+    """Weights of the classes, mean 1 over the rows: float (C,), or (2, C) of 0 and 1 for binary and multilabel.
+
+    target: int64 (N,) class numbers, or 0/1 (N,) or (N, C).
+    """
+    if settings.class_weights == "none" or targets.task == "regression":
+        return None
+    share = _shares(targets, target)
+    if isinstance(settings.class_weights, list):
+        weight = np.asarray(settings.class_weights, float)
+        if len(weight) != len(share):
+            raise UserError(f"train.class_weights: {len(weight)} weights for {len(share)} classes")
+        if weight.min() < 0 or not weight.any():
+            raise UserError(f"train.class_weights={settings.class_weights}: 0 or more each, and not 0 for all")
+        weight = np.repeat(weight[:, None], share.shape[1], 1) if share.ndim == 2 else weight
+    else:
+        weight = share ** (-1.0 if settings.class_weights == "balanced" else -0.5)
+    return torch.from_numpy(weight / (weight * share).sum(axis=0)).float()
+
+
+def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
+    if targets.task == "multiclass":
+        count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
+        return np.maximum(count, 1) / len(target)
+    ones = np.clip(np.nanmean(target.reshape(len(target), -1), axis=0), 1 / len(target), 1 - 1 / len(target))
+    return np.stack([1 - ones, ones])
+
+
+def above(target: Tensor) -> Tensor:
+    """Shares of classes (B, C) -> shares above each class (B, C - 1)."""
+    return (1 - target.cumsum(dim=1))[:, :-1].clamp(0, 1)
+
+
+def _softmax_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    log_p = logits.log_softmax(dim=1)
+    terms = target * log_p
+    if gamma:  # Lin 2017, for soft targets class by class
+        terms = terms * (1 - log_p.exp()) ** gamma
+    if weights is not None:
+        terms = terms * weights.to(logits.device)
+    return -terms.sum(dim=1).mean()
+
+
+def _sigmoid_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
+    known = target.isfinite()
+    target = target.nan_to_num()
+    yes, no = target * F.logsigmoid(logits), (1 - target) * F.logsigmoid(-logits)
+    if gamma:
+        p = logits.sigmoid()
+        yes, no = yes * (1 - p) ** gamma, no * p**gamma
+    if weights is not None:
+        weights = weights.to(logits.device)
+        yes, no = yes * weights[-1], no * weights[0]
+    return -((yes + no) * known).sum() / known.sum().clamp_min(1)
+
+
+def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    known = target.isfinite()
+    return (logits, target) if bool(known.all()) else (logits[known], target[known])

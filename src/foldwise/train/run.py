@@ -1,0 +1,281 @@
+"""Training the folds of a run: one after the other here, a fold a device side by side, or spread over a cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from foldwise import UserError
+from foldwise.core import cli, parallel, paths
+from foldwise.core.cli import note
+from foldwise.core.files import locked
+from foldwise.core.ranks import joined_ranks, wait_for_ranks
+from foldwise.data import folds, index
+from foldwise.data.competition import Competition
+from foldwise.data.recipe import Recipe, recipe_settings
+from foldwise.data.runs import check_settings, finish_run, finished_folds, open_run
+
+OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fold of one run; for a cluster the command that trains it, the folder it is given in, and FOLDWISE_ROOT."""
+
+    run: str
+    fold: int
+    recipe: Recipe
+    command: tuple[str, ...]
+    folder: str
+    root: str
+
+
+def in_turn(
+    competition: Competition,
+    recipes: dict[str, tuple[str, Recipe]],
+    wanted: Sequence[int],
+    restart: bool = False,
+    deadline: float | None = None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Train one run after the other in this process: (exit status, the runs' run.json; none on torchrun's others)."""
+    infos: list[dict[str, Any]] = []
+    for run, (_, recipe) in recipes.items():
+        info = train_folds(competition, recipe, run, wanted, restart, deadline)
+        if info is None:
+            return OUT_OF_TIME, infos
+        infos += [info] if info else []
+    return 0, infos
+
+
+def train_folds(
+    competition: Competition,
+    recipe: Recipe,
+    name: str,
+    wanted: Sequence[int],
+    restart: bool = False,
+    deadline: float | None = None,
+) -> dict[str, Any] | None:
+    """Train the wanted folds here, in turn; the run's run.json, or None where the hours ended first.
+
+    Under torchrun all ranks call this, and train one fold together.
+    """
+    table, fold_table = index.load(competition), folds.load(competition)
+    parallel.tune_allocator()
+    from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
+    from foldwise.train.trainer import OutOfTime, Trainer, rehearse
+
+    with joined_ranks() as rank:
+        if restart:
+            rehearse(competition, recipe, wanted[0], fold_table)
+        settings, folder = recipe_settings(recipe), competition.runs() / name
+        if not rank:
+            open_run(competition, name, settings, fold_table, wanted if restart else ())
+        wait_for_ranks()
+        facts: dict[str, Any] = {"config": settings}
+        for fold in wanted:
+            if fold in finished_folds(folder):
+                if not rank:
+                    note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
+                    checkpoint.remove(folder / f"fold{fold}.ckpt")  # left by a kill just before the fold's end
+                continue
+            try:
+                with _alone(folder, fold, rank), cli.finishing():
+                    check_settings(folder, settings)
+                    Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
+            except OutOfTime as stop:
+                if not rank:
+                    note(f"{stop}; run the same command to continue")
+                if cli.terminated():
+                    sys.exit(cli.TERMINATED)
+                return None
+            wait_for_ranks()
+            if not rank and fold != wanted[-1]:
+                finish_run(competition, folder, fold_table, table, facts)
+        return finish_run(competition, folder, fold_table, table, facts) if not rank else {}
+
+
+@contextmanager
+def _alone(folder: Path, fold: int, rank: int) -> Iterator[None]:
+    """Two processes that trained one fold would take each other's checkpoints: the second is refused."""
+    with ExitStack() as held:
+        try:
+            if not rank:
+                held.enter_context(locked(folder / f".fold{fold}.lock", wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: fold {fold} is being trained by another process; wait for it or stop it"
+            ) from None
+        yield
+
+
+def spread(
+    competition: Competition,
+    recipes: dict[str, tuple[str, Recipe]],
+    wanted: Sequence[int],
+    script: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    restart: bool = False,
+    deadline: float | None = None,
+    dask: str | None = None,
+    devices: int = 1,
+    gpus: bool = False,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Train recipes x folds, each in a process of its own: (exit status, the runs' run.json).
+
+    recipes: {run: (recipe's name, recipe)}. script: this script with its competition, as a cluster's workers call it.
+    """
+    table, fold_table = index.load(competition), folds.load(competition)
+    jobs = []
+    for run, (source, recipe) in recipes.items():
+        folder = open_run(competition, run, recipe_settings(recipe), fold_table, wanted if restart else ())
+        for fold in [fold for fold in wanted if fold not in finished_folds(folder)]:
+            one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
+            line = (*script, *one, *overrides)
+            jobs.append(Job(run, fold, recipe, line, str(Path.cwd()), str(paths.output_root().resolve())))
+    status = over_cluster(jobs, dask) if dask else side_by_side(competition, jobs, devices, gpus, deadline)
+    infos = [
+        finish_run(competition, competition.runs() / run, fold_table, table, {"config": recipe_settings(recipe)})
+        for run, (_, recipe) in recipes.items()
+    ]
+    return status, infos
+
+
+def side_by_side(
+    competition: Competition, jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None
+) -> int:
+    """Train folds in processes of their own, one a device at once; run and fold stand before each line they say.
+
+    Returns the exit status: 0, 75 where hours ended, else that of the first one that failed. A process sees its own
+    GPU alone (CUDA_VISIBLE_DEVICES) and computes on an equal share of the cores (FOLDWISE_CORES). On a CPU an odd rest
+    starts with the first ones: five folds on two cores are two turns and a half, not three.
+    """
+    odd = len(jobs) % devices if len(jobs) > devices and not gpus else 0
+    free: list[int | None] = [*range(devices), *[None] * odd]
+    share = str(max(1, parallel.cores() // devices))
+    parallel.tune_allocator()  # here too: a server of forks loads torch in this environment
+    waiting, statuses = list(jobs), list[int]()
+    running: dict[Any, Child] = {}
+    while running or (waiting and not any(statuses)):
+        while waiting and free and not any(statuses):
+            child = _start(competition, waiting.pop(0), free.pop(0), share, gpus, deadline)
+            running[child.said] = child
+        for said in wait(running):
+            child = running[said]
+            if not child.pass_on():
+                del running[said]
+                statuses.append(child.status())
+                if child.device is not None:
+                    free.append(child.device)
+    failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
+    return failed[0] if failed else max(statuses, default=0)
+
+
+@dataclass
+class Child:
+    """A fold that is trained in a process of its own, and the pipe that its lines come through."""
+
+    job: Job
+    device: int | None
+    process: Any
+    said: Connection
+    rest: bytes = b""
+
+    def pass_on(self) -> bool:
+        """Print the lines that are whole; False at the end."""
+        data = os.read(self.said.fileno(), 1 << 16)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines if data else filter(None, [self.rest]):
+            self._say(line.decode(errors="replace").rstrip())
+        return bool(data)
+
+    def status(self) -> int:
+        """The exit status of a process that has ended; 128 + the signal that killed it, as a shell has it."""
+        self.process.join()
+        status = int(self.process.exitcode)
+        if status >= 0:
+            return status
+        why = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
+        self._say(f"killed by signal {-status}{why}; run the same command to continue")
+        return 128 - status
+
+    def _say(self, line: str) -> None:
+        note(f"{self.job.run} {self.job.fold} | {line}")
+
+
+def _start(
+    competition: Competition, job: Job, device: int | None, cores: str, gpus: bool, deadline: float | None
+) -> Child:
+    env = {"FOLDWISE_CORES": cores}
+    if gpus and device is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        env["CUDA_VISIBLE_DEVICES"] = seen[device] if len(seen) > device and seen[0] else str(device)
+    # CUDA may not live on in a fork: a fresh interpreter; on a CPU a fork of one that has imported torch
+    context = multiprocessing.get_context("spawn") if gpus else parallel.context("torch", "timm")
+    said, says = context.Pipe(duplex=False)
+    process = context.Process(target=_train_one, args=(says, env, competition, job, deadline), daemon=True)
+    process.start()
+    says.close()
+    return Child(job, device, process, said)
+
+
+def _train_one(
+    says: Connection, env: dict[str, str], competition: Competition, job: Job, deadline: float | None
+) -> None:
+    """In a process of its own: train one fold; what would go to the terminal goes to `says`."""
+    for stream in (1, 2):
+        os.dup2(says.fileno(), stream)
+    parallel.end_with_parent()
+    os.environ.update(env)
+
+    def main() -> None:
+        if train_folds(competition, job.recipe, job.run, [job.fold], deadline=deadline) is None:
+            sys.exit(OUT_OF_TIME)
+
+    cli.run(main)
+
+
+def over_cluster(jobs: Sequence[Job], address: str) -> int:
+    """Run jobs on a Dask cluster whose workers see the same folders at the same paths; the first failed status, or 0.
+
+    Workers that offer the resource GPU take one job a GPU, others one at a time. A dead worker's job is given to
+    another, which continues from its checkpoint.
+    """
+    done = parallel.on_cluster(_on_worker, jobs, address)
+    statuses = []
+    for job, (status, lines) in done:
+        note(
+            f"{job.run} {job.fold}: {'done' if status == 0 else f'status {status}'}"
+            + (f"; {lines[-1]}" if lines else "")
+        )
+        statuses.append(status)
+    return next((status for status in statuses if status), 0)
+
+
+def _on_worker(job: Job) -> tuple[int, list[str]]:
+    """A job on a cluster's worker: (exit status, its last lines)."""
+    for _ in range(120):  # a worker lost from sight may live a while: its lock says so
+        done = subprocess.run(
+            job.command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=job.folder,
+            env={**os.environ, "FOLDWISE_ROOT": job.root},
+            preexec_fn=parallel.die_with_parent,
+        )
+        lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        if not (done.returncode == 2 and lines and "being trained by another process" in lines[-1]):
+            break
+        time.sleep(5)
+    return done.returncode, lines
