@@ -94,9 +94,9 @@ def take_over(saved: Path, root: Path) -> list[str]:
     return copied
 
 
-from foldwise.data import competition
+from foldwise.core import paths
 
-root = competition.output_root()
+root = paths.output_root()
 attached = [*KAGGLE_INPUT.glob("*/oof"), *KAGGLE_INPUT.glob("*/*/*/oof")]
 sessions = [folder.parent for folder in attached if folder.parent != repository]
 for saved in sessions:
@@ -124,7 +124,7 @@ status = step("02_train.py", *RECIPE, f"image_size={SIZE}", "--name", "first", "
 # %%
 from IPython.display import HTML, display
 
-from foldwise.data import oof
+from foldwise.data import competition, oof
 from foldwise.data.runs import load_run
 from foldwise.report import curves, figures
 
