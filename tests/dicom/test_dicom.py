@@ -32,7 +32,7 @@ from foldwise import UserError, dicom
 from foldwise.core.source import ReadWarning
 from foldwise.dicom import DicomError, DicomOptions, decode, parse
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPO.parent / "shared")) / "data/dicom"
 FILES = sorted(path for path in SHARED.glob("*") if path.suffix != ".csv") if SHARED.is_dir() else []
 needs_shared = pytest.mark.skipif(not FILES, reason=f"no DICOM files at {SHARED} (set FOLDWISE_SHARED)")

@@ -1,4 +1,4 @@
-"""Every recipe builds and trains a step; docs/recipes.md is true; `python tests/test_recipes.py` rewrites it.
+"""Every recipe builds and trains a step; docs/recipes.md is true; `python tests/data/test_recipes.py` rewrites it.
 
 Networks of which a smaller one is stepped for real are built and stepped here at full size without memory or arithmetic
 (torch's meta device), and for real, at a small image size, in the tests marked nightly: `pytest -m nightly`.
@@ -92,7 +92,7 @@ def table() -> str:
     """docs/recipes.md from the recipes themselves."""
     head = (
         "# Recipes\n\n`python src/02_train.py --recipe NAME`; any knob of `--help-recipe` can follow as `key=value`. "
-        "Sizes in pixels.\nMade from `src/recipes/*.yaml` by `python tests/test_recipes.py`; a test compares.\n\n"
+        "Sizes in pixels.\nMade from `src/recipes/*.yaml` by `python tests/data/test_recipes.py`; a test compares.\n\n"
         "| recipe | model | size | mode | idea | measured |\n|---|---|---|---|---|---|\n"
     )
     return head + "\n".join(map(described, NAMES)) + "\n"
@@ -106,7 +106,7 @@ def test_it_says_whether_it_was_measured(name: str) -> None:
 
 @pytest.mark.smoke
 def test_the_table_of_recipes_is_true() -> None:
-    assert TABLE.read_text(encoding="utf-8") == table(), "run `python tests/test_recipes.py`"
+    assert TABLE.read_text(encoding="utf-8") == table(), "run `python tests/data/test_recipes.py`"
 
 
 @pytest.mark.smoke

@@ -19,7 +19,7 @@ from foldwise.core import schema
 from foldwise.data import image
 from foldwise.data.image import ImageError, ImageOptions
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("FOLDWISE_SHARED", REPO.parent / "shared")) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data at {SHARED} (set FOLDWISE_SHARED)")
 
