@@ -34,6 +34,7 @@ def test_header_columns_are_typed() -> None:
         (["1,5", "2.5", ""], [np.nan, 2.5, np.nan], ["1,5"]),  # not the whole column
         (["1,234", "5"], [np.nan, 5], ["1,234"]),  # a thousand, or a little more than one
         ([True, False], [1, 0], []),
+        ([1.5, np.inf, "-inf"], [1.5, np.nan, np.nan], ["inf", "-inf"]),
     ],
 )
 def test_numbers_in_known_forms_are_read_and_the_rest_is_returned(column: list, numbers: list, odd: list) -> None:

@@ -537,6 +537,7 @@ def read_numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
     '1.234,5') where the whole column has them and they can't be meant as thousands.
     """
     numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers = numbers.where(np.isfinite(numbers))  # an infinite age is none
     text = values[numbers.isna() & values.notna()].astype(str).str.strip()
     text = text[~text.str.lower().isin(["", "nan"])]
     if not len(text):
