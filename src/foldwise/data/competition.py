@@ -203,7 +203,7 @@ class Competition(Strict):
         if (self.task == "multilabel") != isinstance(self.target, list):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
-        reserved |= {"format", "frame", "frames", "error", *self.truth}
+        reserved |= {"format", "frame", "frames", "error", "modified", "content", *self.truth}
         listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
         for column in listed:
             if listed.count(column) > 1:
