@@ -20,6 +20,7 @@ examples
   python src/01_preprocess.py --competition watches --crop boxes --boxes boxes.csv --crop-margin 0.1
   python src/01_preprocess.py --competition raccoon --crop detector --detector mobilenetv2 --finetune-boxes labels.csv
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
+  python src/01_preprocess.py --new my-competition --from some/folder    # propose a competition file for a raw folder
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
 Killed? Run the same command again: it continues.
@@ -32,7 +33,7 @@ from argparse import Namespace
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
-from foldwise.data import cache, competition, folds, image, index
+from foldwise.data import cache, competition, folds, image, index, propose
 from foldwise.model.crops import add_crop_arguments, check_crop_arguments, make_crops, warn_of_stale_crops
 from foldwise.report.competition import write_competition_report
 
@@ -54,10 +55,21 @@ def main() -> None:
     )
     parser.add_argument("--inspect", metavar="DIR", help="only read every file below DIR and report on it")
     parser.add_argument("--report", metavar="FILE.csv", default="inspect.csv", help="where --inspect writes its rows")
+    parser.add_argument("--new", metavar="NAME", type=cli.name, help="propose src/competitions/NAME.yaml and stop")
+    parser.add_argument("--from", dest="raw", metavar="DIR", help="with --new: the raw folder (default: input/NAME)")
+    parser.add_argument("--out", metavar="FILE.yaml", help="with --new: where to write it")
     add_crop_arguments(parser)
     args = parser.parse_args()
     check_crop_arguments(args)
 
+    if args.new:
+        path, proposal = propose.write_proposal(args.new, args.raw, args.out)
+        print(f"{path}:\n\n{proposal.text()}")
+        for doubt in proposal.doubts:
+            note(f"look at  {doubt}")
+        named = path if args.out else args.new
+        note(f"next: python src/01_preprocess.py --competition {named} --sizes 224")
+        return
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return

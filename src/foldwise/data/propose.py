@@ -1,0 +1,324 @@
+"""A raw folder -> a competition file, each line with its reason: what a user would otherwise write by hand.
+
+Tables are told by their names and columns (train, test, sample submission), the target by what train has and test has
+not, images by looking up the ids of some rows among the files. What can't be known is marked with `# ?`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from foldwise import UserError, dicom
+from foldwise.core import paths
+from foldwise.core.files import write_text
+from foldwise.data import image
+from foldwise.data.index import read_table
+
+TRIED = 200  # rows whose images are looked for
+READ = 40  # DICOM headers that are read
+MOST_CLASSES = 0.5  # distinct values a row, from which a text column is no class but a name
+TABLES = {".csv", ".tsv", ".parquet"}
+GROUPS = ("patient", "lesion", "subject", "case", "study", "exam", "scene", "location", "site", "group", "series")
+TAGS = ("PatientAge", "PatientSex", "BodyPartExamined", "ViewPosition", "Laterality", "Modality", "Manufacturer")
+METRICS = {
+    "binary": ("roc_auc", "log_loss, average_precision, accuracy, f1"),
+    "multiclass": ("log_loss", "accuracy, f1_macro, quadratic_weighted_kappa, map@5"),
+    "multilabel": ("roc_auc", "log_loss, f1_micro, f1_macro, average_precision"),
+    "regression": ("rmse", "mae"),
+}
+
+
+@dataclass
+class Proposal:
+    """Lines of a competition file in order: (key, value as plain data, reason, whether it is a guess)."""
+
+    lines: list[tuple[str, object, str, bool]] = field(default_factory=list)
+
+    def add(self, key: str, value: object, reason: str, guess: bool = False) -> None:
+        """A line, unless there is nothing to say."""
+        if value not in (None, [], {}):
+            self.lines.append((key, value, reason, guess))
+
+    def value(self, key: str) -> object:
+        """What a line says; None where there is no such line."""
+        return next((value for name, value, *_ in self.lines if name == key), None)
+
+    @property
+    def doubts(self) -> list[str]:
+        """The guesses, for a person to look at."""
+        return [f"{key}: {reason}" for key, _, reason, guess in self.lines if guess]
+
+    def text(self) -> str:
+        """The YAML, each line with its reason behind it."""
+        shown = []
+        for key, value, reason, guess in self.lines:
+            dumped = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+            line = f"{key}: {dumped.removesuffix('...' + chr(10)).strip()}"
+            mark = "? " if guess else ""
+            shown.append(f"{line}  # {mark}{reason}")
+        return "\n".join(shown) + "\n"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What lies in a raw folder: its tables' heads by name, and its images' paths below it."""
+
+    folder: Path
+    tables: dict[str, pd.DataFrame]
+    images: list[str]
+
+    @classmethod
+    def look(cls, folder: Path) -> Raw:
+        """Read every table and list every image; UserError where there are no images."""
+        if not folder.is_dir():
+            raise UserError(f"--from {folder}: no such folder")
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in TABLES)
+        images = [path.relative_to(folder).as_posix() for path in image.listing(folder).images]
+        if not images:
+            raise UserError(f"--from {folder}: holds no images (JPEG, PNG, DICOM, ...); unpack archives first")
+        return cls(folder, {name: read_table(folder / name) for name in names if name.count("/") < 2}, images)
+
+    def table(self, *words: str, without: Sequence[str] = ()) -> str | None:
+        """The name of the table that holds one of the words and none of the others, the shortest first."""
+        fits = [
+            name
+            for name in self.tables
+            if any(word in name.lower() for word in words) and not any(word in name.lower() for word in without)
+        ]
+        return min(fits, key=len, default=None)
+
+
+def write_proposal(name: str, folder: str | None, out: str | None) -> tuple[Path, Proposal]:
+    """src/competitions/<name>.yaml, or `out`, for a raw folder (default: input/<name>); an existing file stays."""
+    path = Path(out) if out else paths.COMPETITIONS / f"{name}.yaml"
+    if path.exists():
+        raise UserError(f"{path}: is there already; move it away, or name another file with --out")
+    usual = [base / "input" / name for base in (paths.output_root(), paths.REPOSITORY)]
+    source = Path(folder) if folder else next((place for place in usual if place.is_dir()), usual[0])
+    proposal = propose(name, source, root=source not in usual)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, proposal.text())
+    return path, proposal
+
+
+def propose(name: str, folder: Path, root: bool = True) -> Proposal:
+    """A competition file for a raw folder; root: whether it must say where that is."""
+    raw, made = Raw.look(folder), Proposal()
+    made.add("name", name, "names its folders under oof/ and so on")
+    made.add("root", str(folder.resolve()) if root else None, "the raw folder")
+    sample = raw.table("sample", "submission")
+    train = raw.table("train", "label", without=["sample", "test", "annotation", "box"])
+    if train is None:
+        train = next((n for n, t in raw.tables.items() if n != sample and "test" not in n.lower() and len(t)), None)
+    if train is None:
+        _folders(raw, made)
+    else:
+        _tables(raw, made, train, raw.table("test", without=["sample", "train"]), sample)
+    if sample is not None:
+        made.add("sample_submission", sample, f"{len(raw.tables[sample]):,} rows")
+    _headers(raw, made)
+    return made
+
+
+# --- a folder per class -----------------------------------------------------------------------------------------
+
+
+def _folders(raw: Raw, made: Proposal) -> None:
+    tops = Counter(path.split("/")[0] for path in raw.images if "/" in path)
+    train = next((top for top in tops if "train" in top.lower()), "." if len(tops) > 1 else next(iter(tops), "."))
+    inside = [path if train == "." else path.removeprefix(f"{train}/") for path in _below(raw, train)]
+    classes = Counter(path.split("/")[0] for path in inside if "/" in path)
+    if len(classes) < 2:
+        raise UserError(f"--from {raw.folder}: no table of labels, and no folder a class; write the file by hand")
+    made.add("task", "multiclass", f"{len(classes)} folders, a class each: {', '.join(list(classes)[:4])}, ...")
+    made.add("metric", "accuracy", "others: log_loss, f1_macro, quadratic_weighted_kappa, map@5", guess=True)
+    made.add("train", {"folders": train}, f"{len(inside):,} images")
+    test = next((top for top in tops if "test" in top.lower() and top != train), None)
+    if test is not None:
+        nested = any("/" in path.removeprefix(f"{test}/") for path in _below(raw, test))
+        made.add("test", {"folders" if nested else "images": test}, f"{tops[test]:,} images")
+
+
+def _below(raw: Raw, folder: str) -> list[str]:
+    return raw.images if folder == "." else [path for path in raw.images if path.startswith(f"{folder}/")]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str | None) -> None:
+    table = raw.tables[train]
+    asked = raw.tables[sample] if sample is not None else None
+    held = raw.tables[test] if test is not None else None
+    row_id, images, hits = _images(raw, table, train)
+    target, task, why, sure = _target(table, held, asked, row_id)
+    made.add("task", task, why, guess=not sure)
+    metric, others = _metric(task, asked, table, target)
+    made.add("metric", metric, f"others: {others}", guess=True)
+    made.add("id", row_id, f"{table[row_id].nunique():,} values in {len(table):,} rows")
+    made.add("target", target, why, guess=not sure)
+    if task == "binary" and not set(table[str(target)].dropna().astype(str)) <= {"0", "1", "0.0", "1.0"}:
+        labels = sorted(table[str(target)].dropna().astype(str).unique())
+        made.add("positive", labels[-1], f"of {', '.join(labels)}: the one that counts as 1", guess=True)
+    groups = _groups(table, row_id, target)
+    if groups:
+        made.add("group", groups[0], f"{table[groups[0]].nunique():,} values in {len(table):,} rows")
+    made.add("train", {"table": train, "images": images}, f"found for {hits}")
+    _test(raw, made, held, test, row_id, images)
+    used = {row_id, *groups, *(target if isinstance(target, list) else [target])}
+    made.add("metadata", _metadata(table, held, used), "columns that both tables have")
+    if asked is not None:
+        _submission(made, asked, held, row_id)
+
+
+def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
+    """(id column, template, how often it was found): the column whose values name files, wherever those lie."""
+    places: dict[str, list[str]] = {}
+    for path in raw.images:
+        file = path.rpartition("/")[2]
+        for key in {file, file.rpartition(".")[0] or file}:
+            places.setdefault(key, []).append(path)
+    rows = table.sample(min(TRIED, len(table)), random_state=0)
+    best: tuple[int, str, str] = (0, "", "")
+    for column in table:
+        templates = Counter(
+            template
+            for row in rows.to_dict("records")
+            for template in _templates(str(row[column]), str(column), row, places)
+        )
+        if templates:
+            template, count = templates.most_common(1)[0]
+            better = count > best[0] or (count == best[0] and table[column].nunique() > table[best[1]].nunique())
+            best = (count, str(column), template) if better else best
+    if not best[0]:
+        raise UserError(f"{raw.folder / name}: no column names an image file; write the competition file by hand")
+    return best[1], best[2], f"{best[0]:,} of {len(rows):,} rows tried"
+
+
+def _templates(value: str, column: str, row: dict[str, object], places: dict[str, list[str]]) -> Iterator[str]:
+    """'train/{image_id}.jpg' for each file of that name; folders named as other columns' values become their names."""
+    others = {str(cell): name for name, cell in row.items() if name != column and len(str(cell)) > 2}
+    for path in places.get(value, []):
+        if not re.search(r"(^|/)[^/]*test[^/]*/", path.lower()):
+            *folders, file = path.replace("{", "{{").replace("}", "}}").split("/")
+            parts = [f"{{{others[part]}}}" if part in others else part for part in folders]
+            yield "/".join([*parts, file.replace(value, f"{{{column}}}", 1)])
+
+
+def _target(
+    table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | None, row_id: str
+) -> tuple[str | list[str], str, str, bool]:
+    """(target, task, why, sure): what train has and test has not, as the sample asks for it."""
+    columns = [str(c) for c in table if c != row_id and (held is None or c not in held)]
+    wanted = [str(c) for c in asked.columns[1:]] if asked is not None else []
+    named = [c for c in wanted if c in columns]
+    if len(named) > 1:
+        return named, "multilabel", f"{len(named)} columns that the sample asks for", True
+    if len(wanted) > 1:
+        for column in columns:
+            if set(wanted) <= set(table[column].astype(str)):
+                return column, "multiclass", f"its {len(wanted)} values are the sample's columns", True
+    if not columns:
+        raise UserError("the train table has no column beside the id that the test table lacks: nothing to predict")
+    target = named[0] if named else min(columns, key=lambda c: (_is_name(table[c]), table[c].nunique() < 2))
+    task, why = _task(table[target])
+    return target, task, why, bool(named) or len(columns) == 1
+
+
+def _is_name(values: pd.Series) -> bool:
+    return not pd.api.types.is_numeric_dtype(values) and values.nunique() > MOST_CLASSES * len(values)
+
+
+def _task(values: pd.Series) -> tuple[str, str]:
+    known = values.dropna()
+    distinct = known.nunique()
+    if distinct == 2:
+        return "binary", f"two values: {', '.join(sorted(map(str, known.unique())))}"
+    whole = not pd.api.types.is_numeric_dtype(known) or (known % 1 == 0).all()
+    if whole and distinct <= max(20, 0.2 * len(known)):
+        return "multiclass", f"{distinct} classes"
+    return "regression", f"{distinct:,} different numbers"
+
+
+def _metric(task: str, asked: pd.DataFrame | None, table: pd.DataFrame, target: str | list[str]) -> tuple[str, str]:
+    metric, others = METRICS[task]
+    if asked is None or not len(asked) or task in {"multilabel", "regression"}:
+        return metric, others
+    shown = asked[asked.columns[1]]
+    labels = asked.shape[1] == 2 and not (pd.api.types.is_float_dtype(shown) and (shown % 1 != 0).any())
+    if task == "binary":
+        return metric, others
+    grades = pd.api.types.is_integer_dtype(table[str(target)]) and table[str(target)].nunique() <= 10
+    if labels:
+        return ("quadratic_weighted_kappa" if grades else "accuracy"), f"log_loss, {others}"
+    return metric, others
+
+
+def _groups(table: pd.DataFrame, row_id: str, target: str | list[str]) -> list[str]:
+    """Columns whose values repeat and whose names say that rows belong together, the likeliest first."""
+    taken = {row_id, *(target if isinstance(target, list) else [target])}
+    columns = [c for c in table if c not in taken and 1 < table[c].nunique() < table[c].notna().sum()]
+    ranked = [(k, c) for c in columns for k, word in enumerate(GROUPS) if word in str(c).lower() and _many(table[c])]
+    return list(dict.fromkeys(str(column) for _, column in sorted(ranked, key=lambda one: one[0])))
+
+
+def _many(values: pd.Series) -> bool:
+    return bool(values.nunique() > 20)  # a site of seven values is a category, not a group
+
+
+def _test(raw: Raw, made: Proposal, held: pd.DataFrame | None, test: str | None, row_id: str, images: str) -> None:
+    folders = dict.fromkeys(path.split("/")[0] for path in raw.images if "/" in path and "test" in path.lower())
+    if held is None or row_id not in held:
+        if folders:
+            made.add("test", {"images": next(iter(folders))}, "a folder of images, without a table")
+        return
+    first = images.split("/")[0]
+    swapped = re.sub("train", "test", first, flags=re.IGNORECASE)
+    if swapped != first and any(path.startswith(f"{swapped}/") for path in raw.images):
+        images = images.replace(first, swapped, 1)
+    made.add("test", {"table": test, "images": images}, f"{len(held):,} rows")
+
+
+def _metadata(table: pd.DataFrame, held: pd.DataFrame | None, used: set[str]) -> dict[str, list[str]]:
+    both = [str(c) for c in table if c not in used and (held is not None and c in held) and table[c].nunique() > 1]
+    numeric = [c for c in both if pd.api.types.is_numeric_dtype(table[c]) and table[c].nunique() > 2]
+    other = [c for c in both if c not in numeric and table[c].nunique() <= max(50, 0.05 * len(table))]
+    return {key: names for key, names in (("numeric", numeric), ("categorical", other)) if names}
+
+
+def _submission(made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, row_id: str) -> None:
+    """`submission.row_id` where the sample's rows are not the images'."""
+    key = str(asked.columns[0])
+    if held is None or row_id not in held or set(asked[key].astype(str)) == set(held[row_id].astype(str)):
+        return
+    if key in held:
+        made.add("submission", {"row_id": key, "aggregate": "mean"}, "several images make a row of the sample")
+    else:
+        made.add(
+            "submission", {"row_id": f"{{{row_id}}}"}, f"the sample's '{key}' is no column of the test table", True
+        )
+
+
+# --- headers ----------------------------------------------------------------------------------------------------
+
+
+def _headers(raw: Raw, made: Proposal) -> None:
+    files = [path for path in raw.images if path.lower().endswith((".dcm", ".dicom"))][
+        :: max(1, len(raw.images) // READ)
+    ]
+    seen: dict[str, set[str]] = {}
+    for path in files[:READ]:
+        try:
+            header = dicom.read_header(raw.folder / path, list(TAGS))
+        except dicom.DicomError:
+            continue
+        for tag, value in header.items():
+            seen.setdefault(tag, set()).add(str(value))
+    made.add("dicom_tags", [tag for tag in TAGS if len(seen.get(tag, ())) > 1], f"vary among {len(files[:READ])} files")
