@@ -19,11 +19,12 @@ from __future__ import annotations
 import argparse
 
 from foldwise.blend import fit_weights
+from foldwise.blend.assess import examine, test_table
 from foldwise.blend.methods import METHODS
-from foldwise.blend.run_set import gather_runs
+from foldwise.blend.run_set import gather_runs, renames
 from foldwise.core import cli
 from foldwise.data import competition, submission
-from foldwise.report.blend import examine, note_scores, print_summary, renames, test_table, write_blend_report
+from foldwise.report.blend import note_scores, print_summary, write_blend_report
 
 
 def arguments() -> argparse.Namespace:
@@ -65,10 +66,10 @@ def main() -> None:
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
     task = {"space": args.space, "task": about.task}
     blend = fit_weights(runs.preds, runs.target, about.scorer(), args.method, args.seed, **settings, **task)
-    facts = examine(about, runs, blend, args.seed)
-    path = submission.write(about, test_table(runs, blend), args.name, facts)
-    write_blend_report(about, args.name, runs, blend, facts)
-    print_summary(facts, path)
+    meta = examine(about, runs, blend, args.seed)
+    path = submission.write(about, test_table(runs, blend), args.name, meta)
+    write_blend_report(about, args.name, runs, blend, meta)
+    print_summary(meta, path)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from foldwise import UserError, metrics
 from foldwise.blend import fit_weights, make_folds, stacking
 from foldwise.blend.methods import METHODS, shrunk
+from foldwise.blend.run_set import renames
 from foldwise.blend.search import Problem
 from foldwise.blend.spaces import Calibration
 from foldwise.data import competition, folds, submission
-from foldwise.report.blend import note_scores, renames
+from foldwise.report.blend import note_scores
 
 quick = settings(max_examples=8, deadline=None)
 ON_A_SIMPLEX = ["mean", "rank", "logit", "weights", "gradient", "hill", "caruana", "hierarchical", "hill_negative"]

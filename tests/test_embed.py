@@ -18,8 +18,9 @@ from sklearn.svm import SVC
 from foldwise import UserError
 from foldwise.data.runs import recipe_of
 from foldwise.report.run import thresholds, write_run_report
+from foldwise.stats import platt
 from foldwise.tabular import heads, kernel
-from foldwise.tabular.heads import CLASSIFIERS, REGRESSORS, Chunked, Heads, sigmoid
+from foldwise.tabular.heads import CLASSIFIERS, REGRESSORS, Chunked, Heads
 from foldwise.tabular.kernel import Features, KernelMethod, Pairs, _svc
 
 
@@ -63,7 +64,7 @@ def test_probabilities_are_those_of_calibrated_classifier_cv() -> None:
     scores = np.zeros(len(y))
     for fit, ask in every:
         scores[ask] = SVC().fit(scaled[fit], y[fit]).decision_function(scaled[ask])
-    slope, offset = sigmoid(scores, y == 1)
+    slope, offset = platt(scores, y == 1)
     own = 1 / (1 + np.exp(-(slope * SVC().fit(scaled, y).decision_function(scaled) + offset)))
     assert np.abs(own - theirs).max() < 2e-3
 
@@ -107,7 +108,7 @@ def test_no_head_is_turned_upside_down(name: str) -> None:
 
 @pytest.mark.smoke
 def test_calibration_s_slope_is_never_below_zero() -> None:
-    slope, offset = sigmoid(np.linspace(-1, 1, 40), np.arange(40) < 10)
+    slope, offset = platt(np.linspace(-1, 1, 40), np.arange(40) < 10)
     assert slope == 0 and 1 / (1 + np.exp(-offset)) == pytest.approx((10 * 11 / 12 + 30 / 32) / 40)
 
 

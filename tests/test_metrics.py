@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from foldwise import UserError
-from foldwise.blend import trust
+from foldwise import UserError, stats
 from foldwise.data import competition
 from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
 
@@ -287,9 +286,9 @@ def test_own_metric_is_undefined_where_it_raises(tmp_path):
     with pytest.raises(Undefined, match="AssertionError: one class"):
         score(metric, [1, 1], [0.1, 0.2])
     target, pred = np.array([1.0] + [0.0] * 9), np.linspace(0, 1, 10)
-    draws = trust.bootstrap(metric, target, [pred], draws=100)[:, 0]
+    draws = stats.bootstrap(metric, target, [pred], draws=100)[:, 0]
     assert 10 < np.isnan(draws).sum() < 60
-    gained = trust.gain(np.column_stack([draws + 1, draws]), 1, 0, True)
+    gained = stats.gain(np.column_stack([draws + 1, draws]), 1, 0, True)
     assert gained["share_above_zero"] == 1 and gained["low"] == pytest.approx(1)
 
 

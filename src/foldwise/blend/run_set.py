@@ -119,6 +119,14 @@ def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, st
     return Run(name, oof_file.parent, tables[0], tables[1])
 
 
+def renames(pairs: Sequence[str]) -> dict[str, str]:
+    """['image_name=id', ...] as a mapping; UserError for anything else."""
+    for pair in pairs:
+        if pair.count("=") != 1 or pair.startswith("=") or pair.endswith("="):
+            raise UserError(f"--columns {pair}: expected THEIRS=OURS, such as image_name=id")
+    return dict(pair.split("=") for pair in pairs)
+
+
 # --- checks -------------------------------------------------------------------------------------------------
 
 

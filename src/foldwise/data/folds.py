@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_json
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import differences
@@ -167,12 +167,7 @@ def _too_few_groups(competition: Competition, train: pd.DataFrame) -> str:
 
 def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
     """What the folds balance, float (N, S): classes one-hot, labels as they are, ten bins of a regression target."""
-    if competition.task == "multilabel":
-        return np.nan_to_num(train[competition.truth].to_numpy(dtype=float))
-    target = train["target"]
-    if competition.task == "regression":
-        target = pd.qcut(target.rank(method="first"), min(10, len(target)), labels=False)
-    return pd.get_dummies(target).to_numpy(dtype=float)
+    return stats.strata(train[competition.truth if competition.task == "multilabel" else "target"], competition.task)
 
 
 def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) -> list[str]:

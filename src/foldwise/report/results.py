@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, metrics
-from foldwise.blend import trust
+from foldwise import UserError, metrics, stats
 from foldwise.blend.run_set import RunSet, family, look
 from foldwise.core.cli import note
 from foldwise.core.schema import nearest
@@ -133,7 +132,7 @@ def _scores(metric: metrics.Metric, runs: RunSet) -> dict[str, Any]:
     pred = runs.preds[0]
     parts = {int(k): score(metric, runs.target[runs.folds == k], pred[runs.folds == k]) for k in np.unique(runs.folds)}
     values = [value for value in parts.values() if not np.isnan(value)]
-    low, high = trust.percentiles(_draws(metric, runs, [pred])[:, 0])
+    low, high = stats.percentiles(_draws(metric, runs, [pred])[:, 0])
     return {
         "rows": len(pred),
         "folds_done": len(parts),
@@ -156,7 +155,7 @@ def score(metric: metrics.Metric, target: NDArray[Any], pred: NDArray[Any]) -> f
 
 def _draws(metric: metrics.Metric, runs: RunSet, preds: list[NDArray[Any]]) -> NDArray[Any]:
     try:
-        return trust.bootstrap(metric, runs.target, preds, runs.groups, DRAWS)
+        return stats.bootstrap(metric, runs.target, preds, runs.groups, DRAWS)
     except metrics.Undefined:
         return np.full((1, len(preds)), NAN)
 
@@ -187,7 +186,7 @@ def _compared(result: Result, best: Result | None, metric: metrics.Metric) -> Re
     preds = [mine.preds[0], other.preds[0][same]]
     draws = _draws(metric, mine, preds)
     values = [score(metric, mine.target, pred) for pred in preds]
-    found = trust.gain(draws, values[0], values[1], metric.greater_is_better)
+    found = stats.gain(draws, values[0], values[1], metric.greater_is_better)
     return replace(result, gain=found["gain"], gain_low=found["low"], gain_high=found["high"])
 
 

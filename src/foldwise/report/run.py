@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_text
 from foldwise.data import cache, oof
 from foldwise.data.cache import Cache
@@ -258,7 +258,7 @@ def _calibration(made: Page, place: Path, found: Answers) -> None:
 
 def expected_error(p: np.ndarray, happened: np.ndarray) -> float:
     """Expected calibration error: mean gap of predicted and observed over ten equally filled bins, by rows."""
-    table = run_figures.bins(p, happened)
+    table = stats.calibration_bins(p, happened)
     return float(np.average(np.abs(table["predicted"] - table["observed"]), weights=table["rows"]))
 
 
@@ -271,7 +271,7 @@ def _regression(made: Page, place: Path, found: Answers) -> list[Sheet]:
     made.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error, all rows")
     made.tile(f"{np.abs(error).mean():.4g}", "mean absolute error, all rows")
     made.tile(f"{1 - np.sum(error**2) / max(np.sum((truth - truth.mean()) ** 2), 1e-300):.3f}", "R²")
-    parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(run_figures.BINS, len(pred))) if len(k)]
+    parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(stats.BINS, len(pred))) if len(k)]
     rows = [
         (len(k), pred[k].min(), pred[k].max(), truth[k].mean(), error[k].mean(), np.abs(error[k]).mean()) for k in parts
     ]

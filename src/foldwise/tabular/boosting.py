@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from foldwise import UserError, metrics
+from foldwise import UserError, metrics, stats
 from foldwise.core import parallel
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
@@ -187,8 +187,8 @@ def _encoded(
 
 
 def _stratified(problem: Problem, learn: np.ndarray, n: int, seed: int) -> np.ndarray:
-    strata = problem.wide[learn] if problem.competition.task != "regression" else np.ones((len(learn), 1))
-    return folds.stratify(strata, problem.groups[learn], n, seed)
+    task = "regression" if problem.competition.task == "regression" else "multilabel"
+    return folds.stratify(stats.strata(problem.wide[learn], task), problem.groups[learn], n, seed)
 
 
 def _fit(
