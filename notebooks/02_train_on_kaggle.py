@@ -94,9 +94,10 @@ def take_over(saved: Path, root: Path) -> list[str]:
     return copied
 
 
-from foldwise.data import competition
+from foldwise.core import paths
+from foldwise.data.competition import load_competition
 
-root = competition.output_root()
+root = paths.output_root()
 attached = [*KAGGLE_INPUT.glob("*/oof"), *KAGGLE_INPUT.glob("*/*/*/oof")]
 sessions = [folder.parent for folder in attached if folder.parent != repository]
 for saved in sessions:
@@ -128,7 +129,7 @@ from foldwise.data import oof
 from foldwise.data.runs import load_run
 from foldwise.report import curves, figures
 
-about = competition.load(COMPETITION)
+about = load_competition(COMPETITION)
 folder = about.runs() / "first"
 logs = curves.read(folder)
 if logs:

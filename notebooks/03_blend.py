@@ -39,11 +39,12 @@ from foldwise import metrics, stats
 from foldwise.blend import fit_weights, trust
 from foldwise.blend.assess import examine, test_table
 from foldwise.blend.run_set import gather_runs
-from foldwise.data import competition, submission
+from foldwise.data import submission
+from foldwise.data.competition import load_competition
 from foldwise.report import blend_figures
 from foldwise.report.blend import print_summary, write_blend_report
 
-about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
+about = load_competition(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 runs = gather_runs(about)
 metric = about.scorer()
 print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric.name)
@@ -132,6 +133,6 @@ for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contribut
 # ## Write the submission
 
 # %%
-path = submission.write(about, test_table(runs, blend), "notebook", meta)
+path = submission.write_submission(about, test_table(runs, blend), "notebook", meta)
 write_blend_report(about, "notebook", runs, blend, meta)
 print_summary(meta, path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from foldwise import UserError, stats
-from foldwise.data import competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
 
 quick = settings(max_examples=60, deadline=None)
@@ -215,13 +215,13 @@ def test_refused_in_one_line(name, target, pred, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def described(folder: Path, metric: object, source: str, file: str = "mine.py") -> competition.Competition:
+def described(folder: Path, metric: object, source: str, file: str = "mine.py") -> Competition:
     """A competition file in `folder` with a metric file beside it."""
     folder.mkdir(exist_ok=True)
     (folder / file).write_text(source)
     about = {"name": "x", "task": "binary", "metric": metric, "train": {"table": "t.csv", "images": "{id}.png"}}
     (folder / "c.yaml").write_text(yaml.safe_dump(about))
-    return competition.load(str(folder / "c.yaml"))
+    return load_competition(str(folder / "c.yaml"))
 
 
 WORST = "def worst(target, pred):\n    return abs(target - pred).max()\n"

@@ -19,7 +19,7 @@ from foldwise.data import index, oof
 from foldwise.data.competition import Competition
 
 
-def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
+def write_submission(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
     """submissions/<competition>/<name>.csv and .json from a test table (id, pred...), whose ids may come in any order.
 
     Where several images make a row, ids are either the images' (joined here) or the submission rows'.
@@ -27,7 +27,7 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     The file has the columns and the row order of the sample submission; nothing is written unless `validate` agrees.
     `made_by` goes into the JSON: runs, weights, scores.
     """
-    table_index = index.load(competition)
+    table_index = index.load_index(competition)
     sample = read_sample(competition, table_index, pred)
     rows = to_rows(competition, pred, table_index)
     frame = shape(competition, rows, sample, table_index)

@@ -21,7 +21,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, differences, merge, recipe_settings
-from foldwise.data.runs import Run, finished_folds, read_run_info
+from foldwise.data.runs import Run, RunInfo, finished_folds, read_run_info
 from foldwise.report import curves
 from foldwise.report.run import write_run_report
 
@@ -78,7 +78,7 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
             raise UserError(f"{competition.runs() / name}: no such run{nearest(name, known)}")
     if not known:
         raise UserError(f"{competition.runs()}: no runs; make one with python src/02_train.py")
-    wanted = folds.load(competition)["fold"].nunique()
+    wanted = folds.load_folds(competition)["fold"].nunique()
     metric = competition.scorer()
     found = [_result(competition, metric, name, wanted) for name in names or known]
     sign = 1 if metric.greater_is_better else -1
@@ -160,18 +160,16 @@ def _draws(metric: metrics.Metric, runs: RunSet, preds: list[NDArray[Any]]) -> N
         return np.full((1, len(preds)), NAN)
 
 
-def _note(info: dict[str, Any], metric: metrics.Metric, runs: RunSet) -> str:
+def _note(info: RunInfo, metric: metrics.Metric, runs: RunSet) -> str:
     """What run.json says otherwise than the tables do."""
-    gone = sorted(set(info.get("folds_done") or []) - set(np.unique(runs.folds).tolist()))
+    gone = sorted(set(info.folds_done) - set(np.unique(runs.folds).tolist()))
     if gone:
         return f"fold {', '.join(map(str, gone))} is missing, though run.json says that it was done"
     if runs.unchecked:
         return "its table has no fold column: on other folds, its models saw rows that they are judged by"
-    said = info.get("score")
-    if info.get("metric") == metric.name and isinstance(said, int | float):
-        found = score(metric, runs.target, runs.preds[0])
-        if abs(found - said) > 1e-6 * max(1, abs(said)):
-            return f"run.json says {said:.4f}, its tables {found:.4f}: they were changed since"
+    said, now = info.score, score(metric, runs.target, runs.preds[0])
+    if info.metric == metric.name and said is not None and abs(now - said) > 1e-6 * max(1, abs(said)):
+        return f"run.json says {said:.4f}, its tables {now:.4f}: they were changed since"
     return ""
 
 
@@ -193,9 +191,9 @@ def _compared(result: Result, best: Result | None, metric: metrics.Metric) -> Re
 # --- what made it -------------------------------------------------------------------------------------------
 
 
-def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
+def _facts(name: str, info: RunInfo) -> dict[str, Any]:
     model, size = family(Run(name, Path(), pd.DataFrame(), pd.DataFrame(), info))
-    settings = info.get("config") or {}
+    settings = info.config
     if "embed" in settings:
         base = settings["embed"]
         model = f"{settings.get('head', 'head')} on {base if isinstance(base, str) else 'embeddings'}"
@@ -206,11 +204,10 @@ def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
     return {"model": model, "image_size": size, "seconds": _seconds(info), "differs": differs(settings)}
 
 
-def _seconds(info: dict[str, Any]) -> float:
-    if isinstance(info.get("seconds"), int | float):
-        return float(info["seconds"])
-    each = [fold for fold in (info.get("folds") or {}).values() if isinstance(fold, dict)]
-    known = [fold for fold in each if isinstance(fold.get("seconds"), int | float)]
+def _seconds(info: RunInfo) -> float:
+    if info.seconds is not None:
+        return info.seconds
+    known = [fold for fold in info.folds.values() if isinstance(fold.get("seconds"), int | float)]
     return _wall(known) if known else NAN
 
 

@@ -20,6 +20,7 @@ from foldwise.core import parallel
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Encoder, Rows
+from foldwise.data.runs import RunInfo
 from foldwise.tabular import learners
 from foldwise.tabular.features import Inputs
 from foldwise.tabular.learners import Data, Fitted, Learner, Settings
@@ -395,13 +396,13 @@ def facts(found: Sequence[Fold]) -> dict[str, Any]:
     return {"folds": made}
 
 
-def tuning_line(info: dict[str, Any], found: Sequence[Fold]) -> str:
+def tuning_line(info: RunInfo, found: Sequence[Fold]) -> str:
     """The score that the search saw beside the honest one."""
     inner = [part.inner_score for part in found if part.inner_score is not None and np.isfinite(part.inner_score)]
-    honest = [value for value in info["fold_scores"].values() if value is not None]
+    honest = [value for value in info.fold_scores.values() if value is not None]
     trials = f"{min(part.trials for part in found)} to {max(part.trials for part in found)} trials a fold"
     return (
-        f"{info['run']}: {info['metric']} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
+        f"{info.run}: {info.metric} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
         f"the choice), on the folds that the search did not see {_mean(honest)}, means over folds; {trials}"
     )
 
