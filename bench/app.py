@@ -48,15 +48,16 @@ def measure(files: list[Path]) -> dict[str, list[float]]:
     parallel.tune_allocator()
     from app import uploads
     from app.service import Service
-    from foldwise.data import competition, folds
+    from foldwise.data import folds
+    from foldwise.data.competition import load_competition
     from foldwise.data.recipe import load_recipe, recipe_settings
     from foldwise.data.runs import open_run
     from foldwise.model import weights
     from foldwise.model.network import create_network
 
-    about = competition.load("skin1500")
+    about = load_competition("skin1500")
     recipe = load_recipe("mobilenetv2", [])
-    folder = open_run(about, "mobilenetv2", recipe_settings(recipe), folds.load(about))
+    folder = open_run(about, "mobilenetv2", recipe_settings(recipe), folds.load_folds(about))
     network = create_network(recipe, 1)
     for fold in range(5):
         weights.save(network, folder / f"fold{fold}.safetensors")

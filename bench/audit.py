@@ -27,8 +27,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from foldwise.audit.duplicates import duplicate_groups
-from foldwise.data import competition
 from foldwise.data.cache import Cache
+from foldwise.data.competition import load_competition
 
 SIZE = 224
 
@@ -84,7 +84,7 @@ def measure(count: int) -> dict[str, object]:
         (root / "input" / "bench").mkdir(parents=True)
         file = root / "bench.yaml"
         file.write_text("{name: bench, task: binary, metric: roc_auc, train: {table: t.csv, images: '{id}'}}")
-        about = competition.load(str(file))
+        about = load_competition(str(file))
         about.derived().mkdir(parents=True)
         # in a process of its own: its memory is not the audit's
         process = multiprocessing.get_context("spawn").Process(target=generate, args=(about.derived(), count))

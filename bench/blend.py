@@ -26,7 +26,8 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise.blend import fit_weights, trust
+from foldwise import stats
+from foldwise.blend import fit_weights
 from foldwise.metrics import auc_of, resolve, score
 
 
@@ -68,7 +69,7 @@ def bootstrap(rows: int = 30_000, draws: int = 200) -> None:
             roc_auc_score(target[chosen], preds[0][chosen])
 
     theirs = seconds(plain) / 20
-    ours = seconds(lambda: trust.bootstrap(resolve("roc_auc"), target, [preds[0]], draws=draws)) / draws
+    ours = seconds(lambda: stats.bootstrap(resolve("roc_auc"), target, [preds[0]], draws=draws)) / draws
     print(
         f"bootstrap of AUC, {rows} rows, a draw: scikit-learn {theirs * 1e3:.2f} ms, ours {ours * 1e3:.3f} ms, "
         f"{theirs / ours:.0f} x"

@@ -25,7 +25,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
 from foldwise import UserError, metrics
-from foldwise.data import competition, oof
+from foldwise.data import oof
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.runs import finished_folds, load_run
 
 STEPS = (
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--table", nargs="+", metavar="RUN", help="train nothing: a Markdown table of these runs")
     parser.add_argument("--blend", default="blend", metavar="NAME", help="the submission beside them (default: blend)")
     args = parser.parse_args()
-    about = competition.load("skin1500")
+    about = load_competition("skin1500")
     try:
         raw = about.raw()
     except UserError as problem:
@@ -82,7 +83,7 @@ class Truth:
     lesion: pd.Series
 
     @classmethod
-    def read(cls, about: competition.Competition, raw: Path) -> Truth:
+    def read(cls, about: Competition, raw: Path) -> Truth:
         """From folds.csv, test.csv and solution.csv."""
         groups = pd.read_csv(about.derived() / "folds.csv", dtype=str).set_index("id")["group"]
         test = pd.read_csv(raw / "test.csv").set_index("isic_id")
@@ -98,7 +99,7 @@ class Truth:
         return self.melanoma.reindex(ids).to_numpy(), pred.to_numpy(), self.lesion.reindex(ids).to_numpy()
 
 
-def by_fold(about: competition.Competition, truth: Truth, names: Sequence[str]) -> None:
+def by_fold(about: Competition, truth: Truth, names: Sequence[str]) -> None:
     """OOF and test scores of runs and of each fold."""
     runs = [load_run(about, name) for name in names]
     print(f"\nROC AUC, 95 % interval\n{'':<22} OOF")
@@ -116,7 +117,7 @@ def by_fold(about: competition.Competition, truth: Truth, names: Sequence[str]) 
     print(line("blend", *truth.of_test(blend["isic_id"], blend["melanoma"])))
 
 
-def table(about: competition.Competition, truth: Truth, names: Sequence[str], blend: str) -> None:
+def table(about: Competition, truth: Truth, names: Sequence[str], blend: str) -> None:
     """One row a run: OOF and test AUC with 95 % intervals; the blend's OOF is nested."""
 
     def cell(target: np.ndarray, pred: np.ndarray, groups: np.ndarray) -> str:

@@ -360,9 +360,9 @@ def summary(table: pd.DataFrame) -> str:
 def prepare(room: Path, weights: Path, options: argparse.Namespace) -> Task:
     """Our folds for all sides; not counted."""
     from foldwise.core import parallel
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
-    raw, file = competition.load("skin1500").raw(), SOURCE / "competitions" / "skin1500.yaml"
+    raw, file = load_competition("skin1500").raw(), SOURCE / "competitions" / "skin1500.yaml"
     if options.rows:
         raw, file = shortened(raw, file, room, options.rows)
     (room / "folds").mkdir()
@@ -427,11 +427,11 @@ def others(options: argparse.Namespace, env: dict[str, str], suffix: str) -> dic
 def run(options: argparse.Namespace) -> None:
     from foldwise import UserError
     from foldwise.core import parallel
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
     weights = (REPOSITORY.parent / "shared/weights/mobilenetv2_100.safetensors").resolve()
     try:
-        competition.load("skin1500").raw()
+        load_competition("skin1500").raw()
     except UserError as problem:
         print(f"skipped: {problem}")
         return

@@ -64,10 +64,10 @@ def competition_rows(name: str, seeds: int) -> list[dict[str, object]]:
     """A row a run."""
     from foldwise import UserError
     from foldwise.core import parallel
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
     parallel.tune_allocator()
-    about = competition.load(name)
+    about = load_competition(name)
     try:
         about.raw()
     except UserError as problem:

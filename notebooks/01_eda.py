@@ -35,14 +35,15 @@ from matplotlib.figure import Figure
 
 from foldwise.audit import drift
 from foldwise.audit.duplicates import load_audit
-from foldwise.data import cache, competition, folds, index
+from foldwise.data import cache, folds, index
+from foldwise.data.competition import load_competition
 from foldwise.report import figures, page
 from foldwise.report.survey import Survey
 
-about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
-table, fold_table = index.load(about), folds.load(about)
-sizes = sorted(int(path.stem.split("_")[1]) for path in about.derived().glob("images_*.npy"))
-survey = Survey(about, table, fold_table, cache.load(about, sizes[0]), sizes, load_audit(about, table))
+about = load_competition(os.environ.get("FOLDWISE_COMPETITION", "demo"))
+table, fold_table = index.load_index(about), folds.load_folds(about)
+sizes = cache.sizes(about)
+survey = Survey(about, table, fold_table, cache.load_cache(about, sizes[0]), sizes, load_audit(about, table))
 print(f"{about.name}: {len(survey.train)} training images in {fold_table['group'].nunique()} groups; sizes {sizes}")
 
 # %% [markdown]

@@ -95,6 +95,7 @@ def take_over(saved: Path, root: Path) -> list[str]:
 
 
 from foldwise.core import paths
+from foldwise.data.competition import load_competition
 
 root = paths.output_root()
 attached = [*KAGGLE_INPUT.glob("*/oof"), *KAGGLE_INPUT.glob("*/*/*/oof")]
@@ -124,11 +125,11 @@ status = step("02_train.py", *RECIPE, f"image_size={SIZE}", "--name", "first", "
 # %%
 from IPython.display import HTML, display
 
-from foldwise.data import competition, oof
+from foldwise.data import oof
 from foldwise.data.runs import load_run
 from foldwise.report import curves, figures
 
-about = competition.load(COMPETITION)
+about = load_competition(COMPETITION)
 folder = about.runs() / "first"
 logs = curves.read(folder)
 if logs:

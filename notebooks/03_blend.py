@@ -35,14 +35,16 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from foldwise import metrics
+from foldwise import metrics, stats
 from foldwise.blend import fit_weights, trust
+from foldwise.blend.assess import examine, test_table
 from foldwise.blend.run_set import gather_runs
-from foldwise.data import competition, submission
+from foldwise.data import submission
+from foldwise.data.competition import load_competition
 from foldwise.report import blend_figures
-from foldwise.report.blend import examine, print_summary, test_table, write_blend_report
+from foldwise.report.blend import print_summary, write_blend_report
 
-about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
+about = load_competition(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 runs = gather_runs(about)
 metric = about.scorer()
 print(len(runs.names), "runs,", runs.preds.shape[1], "rows, metric", metric.name)
@@ -70,9 +72,9 @@ def try_weights(**weights: float) -> None:
         return
     chosen = chosen / chosen.sum()
     mix, equal = np.tensordot(chosen, runs.preds, 1), runs.preds.mean(axis=0)
-    draws = trust.bootstrap(metric, runs.target, [mix, equal], runs.groups, draws=300)
+    draws = stats.bootstrap(metric, runs.target, [mix, equal], runs.groups, draws=300)
     scores = [metrics.score(metric, runs.target, pred) for pred in (mix, equal)]
-    gain = trust.gain(draws, scores[0], scores[1], metric.greater_is_better)
+    gain = stats.gain(draws, scores[0], scores[1], metric.greater_is_better)
     interval = f"({gain['low']:+.4f} to {gain['high']:+.4f})"
     print(f"{metric.name} {scores[0]:.4f}; over equal weights {gain['gain']:+.4f} {interval}")
 
@@ -118,12 +120,12 @@ print(blend.note)
 # ## What it is worth
 
 # %%
-facts = examine(about, runs, blend)
-print(facts["verdict"])
-for line in facts["warnings"]:
+meta = examine(about, runs, blend)
+print(meta["verdict"])
+for line in meta["warnings"]:
     print("note:", line)
 for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contributions):
-    figure = draw(facts)
+    figure = draw(meta)
     if figure is not None:
         display(Image(data=base64.b64decode(blend_figures.encode(figure)), width=640))
 
@@ -131,6 +133,6 @@ for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contribut
 # ## Write the submission
 
 # %%
-path = submission.write(about, test_table(runs, blend), "notebook", facts)
-write_blend_report(about, "notebook", runs, blend, facts)
-print_summary(facts, path)
+path = submission.write_submission(about, test_table(runs, blend), "notebook", meta)
+write_blend_report(about, "notebook", runs, blend, meta)
+print_summary(meta, path)

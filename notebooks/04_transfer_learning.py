@@ -47,7 +47,8 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from foldwise.core import parallel
-from foldwise.data import competition, index
+from foldwise.data import index
+from foldwise.data.competition import load_competition
 from foldwise.data.runs import recipe_of
 from foldwise.report import curves, figures, results
 
@@ -90,7 +91,7 @@ if COMPETITION == "demo" and not WEIGHTS.exists():
 
     elsewhere, home = Path(tempfile.mkdtemp()), os.environ.get("FOLDWISE_ROOT")
     os.environ["FOLDWISE_ROOT"] = str(elsewhere)
-    demo.make(images=300, seed=1, root=elsewhere)
+    demo.make_demo(images=300, seed=1, root=elsewhere)
     step("01_preprocess.py", "--sizes", SIZE)
     step("02_train.py", "--recipe", "demo", "--fold", 0, f"image_size={SIZE}", "train.epochs=6")
     os.environ.pop("FOLDWISE_ROOT") if home is None else os.environ.update(FOLDWISE_ROOT=home)
@@ -119,7 +120,7 @@ for way, settings in WAYS.items():
 # ## Curves
 
 # %%
-about = competition.load(COMPETITION)
+about = load_competition(COMPETITION)
 logs = {way: curves.read(about.runs() / f"transfer_{way}")[0] for way in WAYS}
 display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves of the four ways")))
 
@@ -129,7 +130,7 @@ display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves 
 # intervals overlap much are not told apart by one fold. `--fold all`, and several seeds, tell more.
 
 # %%
-outputs = max(1, len(index.classes(about, index.load(about))))
+outputs = max(1, len(index.classes(about, index.load_index(about))))
 rows = []
 for one in results.gather(about, [f"transfer_{way}" for way in WAYS]):
     learn, every = count_parameters(create_network(recipe_of(about, one.run), outputs))

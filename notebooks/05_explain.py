@@ -34,21 +34,22 @@ sys.path.insert(0, str(root / "src"))
 import numpy as np
 from IPython.display import HTML, display
 
-from foldwise.data import cache, competition, index
+from foldwise.data import cache, index
+from foldwise.data.competition import load_competition
 from foldwise.data.runs import load_run, recipe_of
 from foldwise.model import explain, fold_models
 from foldwise.report import cases, figures, page
 from foldwise.report import explain_figures as pictures
 
-about = competition.load(os.environ.get("FOLDWISE_COMPETITION", "demo"))
+about = load_competition(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 trained = sorted(
     path.parent.name for path in about.runs().glob("*/fold0.safetensors") if (path.parent / "oof.csv").exists()
 )
 run = os.environ.get("FOLDWISE_RUN") or ("demo" if "demo" in trained else trained[0])
 recipe = recipe_of(about, run)
-table = index.load(about)
+table = index.load_index(about)
 rows = table[table["split"] == "train"].set_index("id", drop=False)
-images = cache.load(about, recipe.image_size, recipe.crop)
+images = cache.load_cache(about, recipe.image_size, recipe.crop)
 found = cases.answers(about, load_run(about, run).oof)
 print(f"{run}: {recipe.model.name} at {recipe.image_size} px, {len(found.table)} out-of-fold answers")
 

@@ -29,7 +29,7 @@ def main() -> None:
     if options.score:
         demo.print_scores(csv=options.csv)
     else:
-        demo.make(images=options.images, seed=options.seed)
+        demo.make_demo(images=options.images, seed=options.seed)
 
 
 if __name__ == "__main__":

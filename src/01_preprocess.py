@@ -8,17 +8,10 @@ writes   input/derived/<competition>/
            images_<size>.npy   uint8 RGB pixels, with images_<size>_ids.csv saying whose row is which
            duplicates.csv      exact and near copies; training copies share a group, so that no fold splits them
            report.html         what to look at before training
-         with --crop, also
-           boxes.csv           the box of each image: from a detector (detections.csv, not made twice) or from --boxes
-           images_<size>_crop.npy   the boxes and their margin cut out, for recipes with crop: true
-           crop.json, crops.png     how the margin was chosen, recall on true boxes; a sheet of doubtful boxes
 
 examples
   python src/01_preprocess.py                                        # the demo competition, 224 x 224
   python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
-  python src/01_preprocess.py --competition watches --crop detector --crop-class clock    # needs COCO weights
-  python src/01_preprocess.py --competition watches --crop boxes --boxes boxes.csv --crop-margin 0.1
-  python src/01_preprocess.py --competition raccoon --crop detector --detector mobilenetv2 --finetune-boxes labels.csv
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --new my-competition --from some/folder    # propose a competition file for a raw folder
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
@@ -28,13 +21,16 @@ Killed? Run the same command again: it continues.
 
 from __future__ import annotations
 
+import re
+import sys
 from argparse import Namespace
 
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
-from foldwise.data import cache, competition, folds, image, index, propose
-from foldwise.model.crops import add_crop_arguments, check_crop_arguments, make_crops, warn_of_stale_crops
+from foldwise.data import cache, folds, image, index, propose
+from foldwise.data.competition import Competition, load_competition
+from foldwise.model.crops import warn_of_stale_crops
 from foldwise.report.competition import write_competition_report
 
 
@@ -58,9 +54,10 @@ def main() -> None:
     parser.add_argument("--new", metavar="NAME", type=cli.name, help="propose src/competitions/NAME.yaml and stop")
     parser.add_argument("--from", dest="raw", metavar="DIR", help="with --new: the raw folder (default: input/NAME)")
     parser.add_argument("--out", metavar="FILE.yaml", help="with --new: where to write it")
-    add_crop_arguments(parser)
+    moved = next((flag for flag in sys.argv[1:] if re.match("--(crop|boxes|detector|finetune|download)", flag)), None)
+    if moved:
+        parser.error(f"{moved}: crops have a step of their own, after this one: 08_crop.py")
     args = parser.parse_args()
-    check_crop_arguments(args)
 
     if args.new:
         path, proposal = propose.write_proposal(args.new, args.raw, args.out)
@@ -74,32 +71,29 @@ def main() -> None:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return
 
-    about = competition.load(args.competition)
-    with index.alone(about):
-        preprocess(about, args)
+    competition = load_competition(args.competition)
+    with index.alone(competition):
+        preprocess(competition, args)
 
 
-def preprocess(about: competition.Competition, args: Namespace) -> None:
-    table = index.build(about, args.workers, args.dask)
+def preprocess(competition: Competition, args: Namespace) -> None:
+    table = index.build_index(competition, args.workers, args.dask)
     if not args.new_folds:
-        folds.check_saved(about, table)
+        folds.check_saved(competition, table)
     sizes = list(dict.fromkeys([*args.sizes, SIZE]))
-    table["error"] = cache.build(about, table, sizes, args.workers, args.dask)
-    index.check_readable(about, table)
-    copies = duplicate_groups(about, table, cache.load(about, SIZE, table=table), turned=about.turned_copies)
+    table["error"] = cache.build_caches(competition, table, sizes, args.workers, args.dask)
+    index.check_readable(competition, table)
+    images = cache.load_cache(competition, SIZE, table=table)
+    copies = duplicate_groups(competition, table, images, turned=competition.turned_copies)
     table = table.assign(host_group=table["group"], group=copies.group)
-    if args.crop:
-        crops = make_crops(about, table, args)
-        cache.build(about, table, args.sizes, args.workers, args.dask, crops)
-    else:
-        warn_of_stale_crops(about, table)
-    fold_table = folds.make_once(about, table, anew=args.new_folds)
-    index.save(table, about)
-    path, warnings = write_competition_report(about, table, fold_table, args.sizes, copies)
-    odd = index.remarked(cache.remarks(about, table, args.sizes[0])) + index.odd_formats(table)
+    warn_of_stale_crops(competition, table)
+    fold_table = folds.make_once(competition, table, anew=args.new_folds)
+    index.save_index(table, competition)
+    path, warnings = write_competition_report(competition, table, fold_table, args.sizes, copies)
+    odd = index.remarked(cache.remarks(competition, table, args.sizes[0])) + index.odd_formats(table)
     for warning in index.set_aside(table) + odd + warnings:
         note(f"warning: {warning}")
-    others = index.left_out(about)
+    others = index.left_out(competition)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
 
 

@@ -30,9 +30,10 @@ from pathlib import Path
 from foldwise import UserError
 from foldwise.core import cli, parallel
 from foldwise.core.ranks import current_ranks
-from foldwise.data import competition, folds, index
+from foldwise.data import folds, index
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import Recipe, help_recipe, load_recipe, run_name
-from foldwise.data.runs import print_scores, run_lock
+from foldwise.data.runs import run_lock
 from foldwise.train.run import in_turn, spread
 
 
@@ -58,24 +59,24 @@ def main() -> None:
         print(help_recipe())
         return
 
-    about = competition.load(args.competition)
+    competition = load_competition(args.competition)
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
     recipes = {args.name or run_name(name): (name, load_recipe(name, args.overrides)) for name in names}
     if args.preview:
-        preview(about, next(iter(recipes.values()))[1], Path(args.preview))
+        preview(competition, next(iter(recipes.values()))[1], Path(args.preview))
         return
-    index.try_metric(about, index.load(about))
-    wanted = folds.choose(folds.load(about), args.fold)
+    index.try_metric(competition, index.load_index(competition))
+    wanted = folds.choose(folds.load_folds(competition), args.fold)
     deadline = None if args.hours is None else started + 3600 * args.hours
     several = len(recipes) * len(wanted) > 1
     gpus = parallel.gpus() if several and not args.dask and args.devices is None else 0
     devices = args.devices or max(1, gpus)
     if args.dask or (several and devices > 1):
-        script = (sys.executable, str(Path(__file__).resolve()), "--competition", str(about.file))
+        script = (sys.executable, str(Path(__file__).resolve()), "--competition", str(competition.file))
         status, infos = spread(
-            about,
+            competition,
             recipes,
             wanted,
             script,
@@ -90,27 +91,26 @@ def main() -> None:
         abreast = min(parallel.cores(), len(recipes) * len(wanted))
         if args.devices is None and not gpus and abreast > 1 and current_ranks().size == 1:
             cli.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
-        status, infos = in_turn(about, recipes, wanted, args.restart, deadline)
+        status, infos = in_turn(competition, recipes, wanted, args.restart, deadline)
     from foldwise.report import curves  # matplotlib: after the training, not before
-    from foldwise.report.run import report_after_training
+    from foldwise.report.run import report_run
 
     for info in infos:
-        print_scores(info)
-        folder = about.runs() / info["run"]
+        folder = competition.runs() / info.run
         with run_lock(folder):
             curves.draw(folder)
-            report_after_training(about, info)
+            report_run(competition, info)
     if status:
         sys.exit(status)
 
 
-def preview(about: competition.Competition, recipe: Recipe, path: Path) -> None:
+def preview(competition: Competition, recipe: Recipe, path: Path) -> None:
     """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
     from foldwise.data import cache
     from foldwise.report import figures, previews
 
-    images = cache.load(about, recipe.image_size, recipe.crop)
-    rows = images.rows("train", folds.load(about)["id"].tolist())
+    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
+    rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
     some = rows[:: max(1, len(rows) // 4)][:4]
     a = recipe.augment
     figure = previews.augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)

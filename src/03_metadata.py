@@ -28,8 +28,9 @@ import yaml
 
 from foldwise import UserError
 from foldwise.core import cli
-from foldwise.data import competition, folds, index
-from foldwise.data.runs import print_scores, write_run
+from foldwise.data import folds, index
+from foldwise.data.competition import load_competition
+from foldwise.data.runs import write_run
 from foldwise.report import importance
 from foldwise.tabular import boosting, features, learners
 
@@ -89,25 +90,25 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     started = time.monotonic()
     args = arguments()
-    about = competition.load(args.competition)
-    table, fold_table = index.load(about), folds.load(about)
-    index.try_metric(about, table)
+    competition = load_competition(args.competition)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
+    index.try_metric(competition, table)
     learner = learners.get(args.model)
     asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name"}}
     settings = {
         **asked,
         "params": learners.settings_of(learner, dict(args.params)),
-        "columns": index.metadata_columns(about),
+        "columns": index.metadata_columns(competition),
     }
     if args.tune:
         boosting.load_optuna()
     if args.name in args.oof:
         raise UserError(f"--oof {args.name}: is this run's own name; give it another with --name")
     wish = features.Wish(args.group_features, args.file_features, args.oof, args.embeddings)
-    inputs = features.gather(about, table, fold_table, wish, args.target_encode)
+    inputs = features.gather(competition, table, fold_table, wish, args.target_encode)
     for line in inputs.notes:
         cli.note(line)
-    problem = boosting.Problem.of(about, table, fold_table, inputs)
+    problem = boosting.Problem.of(competition, table, fold_table, inputs)
     plan = boosting.Plan(
         learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components, args.tune, args.trials
     )
@@ -119,12 +120,11 @@ def main() -> None:
         "seconds": round(time.monotonic() - started, 1),
     }
     preds = {part.fold: (part.valid, part.test) for part in found}
-    info = write_run(about, args.name, settings, fold_table, table, preds, facts)
-    importance.write(about.runs() / args.name, problem, found)
-    print_scores(info)
-    from foldwise.report.run import report_after_training  # matplotlib
+    info = write_run(competition, args.name, settings, fold_table, table, preds, facts)
+    importance.write_importance(competition.runs() / args.name, problem, found)
+    from foldwise.report.run import report_run  # matplotlib
 
-    report_after_training(about, info)
+    report_run(competition, info)
     if args.tune:
         print(boosting.tuning_line(info, found))
 

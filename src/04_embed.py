@@ -6,7 +6,7 @@ reads    input/derived/<competition>/ (index, folds, images), and one of
            the recipe's pretrained weights                with --recipe: one network, never trained on this data
 writes   oof/<competition>/<recipe or run>_<head>/: the same files as step 2, and report/report.html
          oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
-           (killed, the same command continues), and used again by every head; embeddings.json says what made them
+           (killed, the same command continues), and used again by every head; a JSON beside each says what made it
 
 heads    svm (RBF, calibrated), linear_svm, logreg, knn, lightgbm, kernel_ridge, ridge
          for task regression: svr, ridge, kernel_ridge, knn, lightgbm
@@ -23,9 +23,10 @@ from __future__ import annotations
 import time
 
 from foldwise.core import cli, parallel
-from foldwise.data import competition, folds, index
+from foldwise.data import folds, index
+from foldwise.data.competition import load_competition
 from foldwise.data.recipe import load_recipe, recipe_settings, run_name
-from foldwise.data.runs import print_scores, recipe_of, write_run
+from foldwise.data.runs import recipe_of, write_run
 from foldwise.tabular.heads import HEADS, check
 
 
@@ -50,26 +51,25 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     parallel.tune_allocator()
-    from foldwise.report.run import report_after_training
+    from foldwise.report.run import report_run
     from foldwise.tabular import embeddings  # torch, matplotlib
 
-    about = competition.load(args.competition)
-    check(args.head, about.task)
-    table, fold_table = index.load(about), folds.load(about)
-    index.try_metric(about, table)
-    recipe = recipe_of(about, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
+    competition = load_competition(args.competition)
+    check(args.head, competition.task)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
+    index.try_metric(competition, table)
+    recipe = recipe_of(competition, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"
     preds, chosen = {}, {}
     for fold, valid, test, best in embeddings.fit_heads(
-        about, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
+        competition, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
     ):
         preds[fold], chosen[str(fold)] = (valid, test), best
     facts = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
-    info = write_run(about, name, settings, fold_table, table, preds, facts)
-    print_scores(info)
-    report_after_training(about, info)
+    info = write_run(competition, name, settings, fold_table, table, preds, facts)
+    report_run(competition, info)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from foldwise.core import cli, parallel
 from foldwise.core.cli import note
-from foldwise.data import competition, folds, image, index, oof
+from foldwise.data import folds, image, index, oof
+from foldwise.data.competition import load_competition
 from foldwise.data.recipe import recipe_settings
-from foldwise.data.runs import print_scores, recipe_of, write_run
+from foldwise.data.runs import recipe_of, write_run
 
 
 def main() -> None:
@@ -35,27 +36,26 @@ def main() -> None:
     )
     args = parser.parse_intermixed_args()
 
-    about = competition.load(args.competition)
-    recipe = recipe_of(about, args.run, args.overrides)
+    competition = load_competition(args.competition)
+    recipe = recipe_of(competition, args.run, args.overrides)
     parallel.tune_allocator()
     from foldwise.model import fold_models  # torch, matplotlib
-    from foldwise.report.run import report_after_training
+    from foldwise.report.run import report_run
 
     if args.images:
-        table, broken = fold_models.predict_folder(about, recipe, args.run, Path(args.images))
+        table, broken = fold_models.predict_folder(competition, recipe, args.run, Path(args.images))
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}")
         others = image.listing(Path(args.images)).left_out
         print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return
-    table, fold_table = index.load(about), folds.load(about)
-    preds = fold_models.predict_folds(about, recipe, args.run, table, fold_table)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
+    preds = fold_models.predict_folds(competition, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
     facts = {"weights_of": args.run}
-    info = write_run(about, name, recipe_settings(recipe), fold_table, table, preds, facts, anew=False)
-    print_scores(info)
-    report_after_training(about, info)
+    info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, facts, anew=False)
+    report_run(competition, info)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 
 from foldwise.blend import fit_weights
+from foldwise.blend.assess import examine, test_table
 from foldwise.blend.methods import METHODS
-from foldwise.blend.run_set import gather_runs
+from foldwise.blend.run_set import gather_runs, renames
 from foldwise.core import cli
-from foldwise.data import competition, submission
-from foldwise.report.blend import examine, note_scores, print_summary, renames, test_table, write_blend_report
+from foldwise.data import submission
+from foldwise.data.competition import load_competition
+from foldwise.report.blend import note_scores, print_summary, write_blend_report
 
 
 def arguments() -> argparse.Namespace:
@@ -57,18 +59,18 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    about = competition.load(args.competition)
+    competition = load_competition(args.competition)
     if args.lb:
-        note_scores(about, args.name, args.lb)
+        note_scores(competition, args.name, args.lb)
         return
-    runs = gather_runs(about, args.runs, args.foreign, renames(args.columns))
+    runs = gather_runs(competition, args.runs, args.foreign, renames(args.columns))
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
-    task = {"space": args.space, "task": about.task}
-    blend = fit_weights(runs.preds, runs.target, about.scorer(), args.method, args.seed, **settings, **task)
-    facts = examine(about, runs, blend, args.seed)
-    path = submission.write(about, test_table(runs, blend), args.name, facts)
-    write_blend_report(about, args.name, runs, blend, facts)
-    print_summary(facts, path)
+    task = {"space": args.space, "task": competition.task}
+    blend = fit_weights(runs.preds, runs.target, competition.scorer(), args.method, args.seed, **settings, **task)
+    meta = examine(competition, runs, blend, args.seed)
+    path = submission.write_submission(competition, test_table(runs, blend), args.name, meta)
+    write_blend_report(competition, args.name, runs, blend, meta)
+    print_summary(meta, path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ examples
 from __future__ import annotations
 
 from foldwise.core import cli, parallel
-from foldwise.data import competition
+from foldwise.data.competition import load_competition
 from foldwise.data.runs import recipe_of
 from foldwise.report.cases import SHEETS
 
@@ -39,13 +39,13 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    about = competition.load(args.competition)
-    recipe = recipe_of(about, args.run)
+    competition = load_competition(args.competition)
+    recipe = recipe_of(competition, args.run)
     parallel.tune_allocator()
     from foldwise.report.explain import Request, write_explain_report  # torch
 
     asked = Request(args.rows, args.sheet, args.count, args.layer, args.method, args.maximise, args.deletion)
-    print(f"look at {write_explain_report(about, recipe, args.run, asked)}")
+    print(f"look at {write_explain_report(competition, recipe, args.run, asked)}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from foldwise import UserError
 from foldwise.core import cli
-from foldwise.data import competition, index
+from foldwise.data import index
+from foldwise.data.competition import load_competition
 
 SETTINGS = Path(__file__).resolve().parents[1] / ".streamlit" / "config.toml"
 
@@ -39,7 +40,7 @@ def arguments() -> Namespace:
 def start() -> None:
     """Check what can be checked, then become `streamlit run` on this file."""
     args = arguments()
-    index.load(competition.load(args.competition))
+    index.load_index(load_competition(args.competition))
     if find_spec("streamlit") is None:
         raise UserError("streamlit is not installed: pip install -r requirements.txt")
     sections = tomllib.loads(SETTINGS.read_text(encoding="utf-8")) if SETTINGS.exists() else {}
@@ -63,9 +64,9 @@ def is_served() -> bool:
 
 def show() -> None:
     """The app, once for every look at it."""
-    from app import frame
+    from app import main
 
-    frame.show(arguments().competition)
+    main.show(arguments().competition)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ examples
 from __future__ import annotations
 
 from foldwise.core import cli
-from foldwise.data import competition
+from foldwise.data.competition import load_competition
 from foldwise.report import results, results_page
 
 
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="folders in oof/<competition>/ (default: all)")
     args = parser.parse_args()
 
-    about = competition.load(args.competition)
-    found = results.gather(about, args.runs)
+    competition = load_competition(args.competition)
+    found = results.gather(competition, args.runs)
     for one in found:
-        results.illustrate(about, one)
-    path = results_page.write(about, found)
-    results_page.print_table(about, found)
+        results.illustrate(competition, one)
+    path = results_page.write_results(competition, found)
+    results_page.print_table(competition, found)
     print(f"wrote {path} and results.csv")
 
 

@@ -20,8 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from foldwise.data import competition
-from foldwise.data.competition import Competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import Recipe, load_recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -183,7 +182,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Competition:
     """The competition of the module's own `place`."""
     monkeypatch.setenv("FOLDWISE_ROOT", str(place.root))
-    return competition.load(str(place.competition))
+    return load_competition(str(place.competition))
 
 
 def quick_recipe(about: Competition, *overrides: str) -> Recipe:

@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from foldwise.core import parallel
-from foldwise.data import competition, oof
+from foldwise.data import oof
+from foldwise.data.competition import load_competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model import checkpoint, predict
 from foldwise.train.run import train_folds
@@ -106,7 +107,7 @@ def digest(folder: Path) -> str:
 
 
 def main() -> None:
-    about = competition.load(sys.argv[1])
+    about = load_competition(sys.argv[1])
     recipe = load_recipe(
         sys.argv[2], ["train.save_minutes=0", "train.averaging=ema", "train.threads=1", "train.batch_size=8"]
     )

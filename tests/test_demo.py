@@ -14,7 +14,7 @@ import pytest
 from pydicom.errors import InvalidDicomError
 
 from foldwise import UserError, demo, metrics
-from foldwise.data import competition
+from foldwise.data.competition import load_competition
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = 80
@@ -23,7 +23,7 @@ IMAGES = 80
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("demo")
-    demo.make(IMAGES, seed=3, root=where)
+    demo.make_demo(IMAGES, seed=3, root=where)
     return where
 
 
@@ -48,15 +48,15 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.smoke
 def test_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    again = bytes_of(demo.make(IMAGES, seed=3, root=tmp_path))
+    again = bytes_of(demo.make_demo(IMAGES, seed=3, root=tmp_path))
     assert again == bytes_of(root / "input/demo")
-    other = bytes_of(demo.make(IMAGES, seed=4, root=tmp_path))
+    other = bytes_of(demo.make_demo(IMAGES, seed=4, root=tmp_path))
     assert not set(other) & {name for name in again if name.endswith(".dcm")}
 
 
 def test_many_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
     settings = demo.Settings(images=220, seed=1)
-    folder = demo.make(settings.images, settings.seed, root=tmp_path, workers=2)
+    folder = demo.make_demo(settings.images, settings.seed, root=tmp_path, workers=2)
     cases = demo.draw_cases(settings)
     for row in (0, 100, 219):
         case, source = cases.loc[row].to_dict(), cases.loc[cases.loc[row, "photo"]].to_dict()
@@ -157,29 +157,29 @@ def test_labels_follow_p_and_the_optimum_is_in_range(seed: int) -> None:
 
 def test_description_fits_the_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(root))
-    description = competition.load("demo")
+    description = load_competition("demo")
     assert description.raw() == root / "input/demo"
     assert description.group == "patient_id"
 
 
 def test_made_again_only_for_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = demo.make(40, root=tmp_path)
+    folder = demo.make_demo(40, root=tmp_path)
     (folder / "train.csv").write_text("touched")
-    demo.make(40, root=tmp_path)
+    demo.make_demo(40, root=tmp_path)
     assert (folder / "train.csv").read_text() == "touched"
     assert "there already" in capsys.readouterr().out
-    demo.make(44, root=tmp_path)
+    demo.make_demo(44, root=tmp_path)
     assert json.loads((folder / "demo.json").read_text())["images"] == 44
     assert len(pd.read_csv(folder / "train.csv")) == 31
     assert [p.name for p in folder.parent.iterdir()] == ["demo"]
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = demo.make(40, root=tmp_path)
+    folder = demo.make_demo(40, root=tmp_path)
     before = bytes_of(folder)
     monkeypatch.setattr(demo, "_save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        demo.make(44, root=tmp_path)
+        demo.make_demo(44, root=tmp_path)
     assert bytes_of(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["demo"]
 
@@ -188,7 +188,7 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "input/demo").mkdir(parents=True)
     (tmp_path / "input/demo/mine.txt").write_text("mine")
     with pytest.raises(UserError, match="move it away"):
-        demo.make(40, root=tmp_path)
+        demo.make_demo(40, root=tmp_path)
 
 
 @pytest.fixture

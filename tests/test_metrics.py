@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from foldwise import UserError
-from foldwise.blend import trust
-from foldwise.data import competition
+from foldwise import UserError, stats
+from foldwise.data.competition import Competition, load_competition
 from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
 
 quick = settings(max_examples=60, deadline=None)
@@ -216,13 +215,13 @@ def test_refused_in_one_line(name, target, pred, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def described(folder: Path, metric: object, source: str, file: str = "mine.py") -> competition.Competition:
+def described(folder: Path, metric: object, source: str, file: str = "mine.py") -> Competition:
     """A competition file in `folder` with a metric file beside it."""
     folder.mkdir(exist_ok=True)
     (folder / file).write_text(source)
     about = {"name": "x", "task": "binary", "metric": metric, "train": {"table": "t.csv", "images": "{id}.png"}}
     (folder / "c.yaml").write_text(yaml.safe_dump(about))
-    return competition.load(str(folder / "c.yaml"))
+    return load_competition(str(folder / "c.yaml"))
 
 
 WORST = "def worst(target, pred):\n    return abs(target - pred).max()\n"
@@ -287,9 +286,9 @@ def test_own_metric_is_undefined_where_it_raises(tmp_path):
     with pytest.raises(Undefined, match="AssertionError: one class"):
         score(metric, [1, 1], [0.1, 0.2])
     target, pred = np.array([1.0] + [0.0] * 9), np.linspace(0, 1, 10)
-    draws = trust.bootstrap(metric, target, [pred], draws=100)[:, 0]
+    draws = stats.bootstrap(metric, target, [pred], draws=100)[:, 0]
     assert 10 < np.isnan(draws).sum() < 60
-    gained = trust.gain(np.column_stack([draws + 1, draws]), 1, 0, True)
+    gained = stats.gain(np.column_stack([draws + 1, draws]), 1, 0, True)
     assert gained["share_above_zero"] == 1 and gained["low"] == pytest.approx(1)
 
 

@@ -18,7 +18,8 @@ import yaml
 from conftest import QUICK, REPOSITORY, Workplace, make_tiny, picture
 from sklearn.metrics import cohen_kappa_score
 
-from foldwise.data import competition, oof
+from foldwise.data import oof
+from foldwise.data.competition import load_competition
 
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "src").glob("0*.py"))
 
@@ -399,7 +400,7 @@ def test_grades_with_names_need_their_order(tiny: Workplace) -> None:
     truth = table["target"].map(STAGES.index)
     expected = cohen_kappa_score(truth, table.iloc[:, 3:].to_numpy().argmax(axis=1), weights="quadratic")
     assert json.loads((tiny.runs / "lightgbm" / "run.json").read_text())["score"] == pytest.approx(expected)
-    about = competition.load(str(tiny.competition))
+    about = load_competition(str(tiny.competition))
     assert oof.score(about, table[[*table.columns[:3], *sorted(table.columns[3:])]]) == pytest.approx(expected)
     tiny.describe(classes=None, metric="log_loss")
     said = tiny.refused("02_train.py", "--recipe", "quick.yaml", "train.loss=ordinal")
@@ -410,12 +411,12 @@ def test_labels_are_taken_as_the_yaml_file_writes_them(tmp_path: Path) -> None:
     text = "name: a\ntask: binary\nmetric: auc\ntrain: {table: t.csv, images: '{id}.png'}\nfolds: {n: 3}\n"
     more = "positive: yes\ngroup: null\nturned_copies: no\nimage: {clahe: 2.0, frame: 3}"
     (tmp_path / "a.yaml").write_text(text + more)
-    about = competition.load(str(tmp_path / "a.yaml"))
+    about = load_competition(str(tmp_path / "a.yaml"))
     assert (about.positive, about.group, about.turned_copies, about.folds.n) == ("yes", None, False, 3)
     assert (about.image.clahe, about.image.frame) == (2.0, 3)
     text = text.replace("binary", "multiclass") + "classes: [no, yes, 007, 2020-01-01]"
     (tmp_path / "b.yaml").write_text(text)
-    assert competition.load(str(tmp_path / "b.yaml")).classes == ["no", "yes", "007", "2020-01-01"]
+    assert load_competition(str(tmp_path / "b.yaml")).classes == ["no", "yes", "007", "2020-01-01"]
 
 
 @pytest.mark.parametrize("labels", [("no", "yes"), ("1", "2"), ("False", "True")])

@@ -4,56 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-import numpy as np
 import streamlit as st
-from PIL import Image
 
 from app import uploads
 from foldwise import UserError
 from foldwise.core import parallel
 from foldwise.core.files import digest
-from foldwise.data import competition
-from foldwise.data.competition import Competition
-
-
-def show(name: str) -> None:
-    """The app for one competition: navigation, and the page that was chosen."""
-    from app import batch, errors, one, results
-
-    st.set_page_config(page_title=f"Foldwise: {name}", page_icon=_icon(), layout="wide")
-    st.session_state["competition"] = name
-    pages = [
-        st.Page(guarded(one.show), title="One image", icon=":material/image_search:", url_path="one", default=True),
-        st.Page(guarded(batch.show), title="Many images", icon=":material/photo_library:", url_path="many"),
-        st.Page(guarded(results.show), title="Results", icon=":material/leaderboard:", url_path="results"),
-        st.Page(guarded(errors.show), title="Errors", icon=":material/troubleshoot:", url_path="errors"),
-    ]
-    st.navigation(pages).run()
-
-
-def _icon() -> Image.Image:
-    """Three folds, as pixels: an icon by name would be fetched from the internet."""
-    made = np.full((32, 32, 3), 255, np.uint8)
-    for k, colour in enumerate(((0, 114, 178), (230, 159, 0), (0, 158, 115))):
-        made[4 + 9 * k : 10 + 9 * k, 4:28] = colour
-    return Image.fromarray(made)
-
-
-def guarded(page: Callable[[], None]) -> Callable[[], None]:
-    """The page, with what a visitor can mend as a message."""
-
-    @wraps(page)
-    def shown() -> None:
-        try:
-            page()
-        except UserError as error:
-            st.error(plain(str(error)))
-
-    return shown
+from foldwise.data.competition import Competition, load_competition
 
 
 def plain(words: str) -> str:
@@ -61,14 +20,14 @@ def plain(words: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+\-!|<>$~:&])", r"\\\1", " ".join(words.split()))
 
 
-def about() -> Competition:
+def competition() -> Competition:
     """The competition that is shown."""
-    return competition.load(st.session_state["competition"])
+    return load_competition(st.session_state["competition"])
 
 
 def service() -> Any:
     """The service of the competition, shared by all visitors; a new one where step 1 was run again."""
-    shown = about()
+    shown = competition()
     return _service(st.session_state["competition"], stamp(shown.derived() / "index.parquet"))
 
 
@@ -78,7 +37,7 @@ def _service(name: str, made: str) -> Any:
     uploads.prepare()
     from app.service import Service  # torch
 
-    return Service(competition.load(name))
+    return Service(load_competition(name))
 
 
 @st.cache_resource(show_spinner="Fitting the blend ...", max_entries=8)
@@ -88,7 +47,7 @@ def _mixture(_service: Any, competition_name: str, name: str, made: str) -> Any:
 
 def mixture(name: str) -> Any:
     """A submission's blend, fitted once."""
-    shown = about()
+    shown = competition()
     made = stamp(shown.submissions() / f"{name}.json", *shown.runs().glob("*/oof.csv"))
     return _mixture(service(), str(shown.file), name, made)
 
@@ -102,7 +61,7 @@ def chosen_runs(key: str) -> list[str]:
     """The runs that a visitor asks, in the sidebar; UserError where none is trained or chosen."""
     runs = service().runs()
     if not runs:
-        raise UserError(f"no run of {about().name} has its models here; train one with 02_train.py")
+        raise UserError(f"no run of {competition().name} has its models here; train one with 02_train.py")
     picked = st.sidebar.multiselect("Runs to ask", runs, default=runs[:1], key=f"{key}-runs")
     if not picked:
         raise UserError("choose a run in the sidebar")
@@ -111,7 +70,7 @@ def chosen_runs(key: str) -> list[str]:
 
 def chosen_blend(key: str, runs: list[str]) -> str | None:
     """The submission whose blend is shown beside the runs; those that blend none of them are left out."""
-    names = [name for name, facts in service().submissions().items() if {r["run"] for r in facts["runs"]} & set(runs)]
+    names = [name for name, meta in service().submissions().items() if {r["run"] for r in meta["runs"]} & set(runs)]
     if not names:
         return None
     return st.sidebar.selectbox(

@@ -12,17 +12,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from app.uploads import Intake
+from app.uploads import Uploads
 from foldwise import UserError
 from foldwise.blend import Blend, fit_weights
 from foldwise.blend.run_set import RunSet, gather_runs
-from foldwise.core.files import digest, replacing, write_json
+from foldwise.core.files import digest, read_voucher, replacing, write_voucher
 from foldwise.data import cache, folds, index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
@@ -75,7 +74,7 @@ class Mixture:
     """A submission's blend, fitted again from the same out-of-fold tables, and the runs it is made of."""
 
     name: str
-    facts: dict[str, Any]
+    meta: dict[str, Any]
     runs: RunSet
     blend: Blend
 
@@ -107,7 +106,7 @@ class Service:
 
     def __init__(self, competition: Competition) -> None:
         self.competition = competition
-        self.table = index.load(competition)
+        self.table = index.load_index(competition)
         self.names = index.classes(competition, self.table)
         self._models: OrderedDict[tuple[str, int, str], fold_models.Trained] = OrderedDict()
         self._loading, self._embedding, self._explaining = threading.Lock(), threading.Lock(), threading.Lock()
@@ -132,7 +131,7 @@ class Service:
         folder = self.competition.runs()
         found = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
         sign = 1 if self.competition.scorer().greater_is_better else -1
-        scores = {run: read_run_info(folder / run).get("score") for run in found if self._is_served(run)}
+        scores = {run: read_run_info(folder / run).score for run in found if self._is_served(run)}
         return sorted(scores, key=lambda run: (scores[run] is None, -sign * (scores[run] or 0), run))
 
     def _is_served(self, run: str) -> bool:
@@ -147,7 +146,7 @@ class Service:
 
     def weights_of(self, run: str) -> str:
         """The run that holds the weights: itself, or the one that step 5 took them from."""
-        return str(read_run_info(self.competition.runs() / run).get("weights_of", run))
+        return read_run_info(self.competition.runs() / run).weights_of or run
 
     def folds(self, run: str) -> list[int]:
         """Folds whose models are there."""
@@ -198,7 +197,7 @@ class Service:
 
     def predict(
         self,
-        intake: Intake,
+        received: Uploads,
         runs: Sequence[str],
         metadata: dict[str, Any] | None = None,
         options: ImageOptions | None = None,
@@ -209,21 +208,21 @@ class Service:
         options: how files become pixels, the competition's where None. UserError where none can be read.
         """
         seen: dict[tuple[int, bool], tuple[cache.Cache, np.ndarray]] = {}
-        errors = dict(intake.refused)
-        if not len(intake.rows):
+        errors = dict(received.refused)
+        if not len(received.rows):
             raise UserError(_first(errors) or "nothing was sent")
         for run, recipe in zip(runs, map(self.recipe, runs), strict=True):
             if recipe.crop:
-                raise UserError(f"run {run} was trained on crops (01_preprocess.py --crop), and a new image has no box")
+                raise UserError(f"run {run} was trained on crops (08_crop.py), and a new image has no box")
             kind = (recipe.image_size, recipe.crop)
             if kind not in seen:
-                images, where, reasons = intake.cached(recipe.image_size, options or self.competition.image)
+                images, where, reasons = received.cached(recipe.image_size, options or self.competition.image)
                 seen[kind] = images, where
                 errors |= reasons
         good = np.logical_and.reduce([where >= 0 for _, where in seen.values()])
         if not good.any():
             raise UserError(_first(errors) or "none of the files can be read")
-        rows = self.described(intake.rows, metadata)[good]
+        rows = self.described(received.rows, metadata)[good]
         preds: dict[str, dict[int, np.ndarray]] = {}
         for run in runs:
             recipe = self.recipe(run)
@@ -252,38 +251,38 @@ class Service:
     # --- blends -------------------------------------------------------------------------------------------
 
     def submissions(self) -> dict[str, dict[str, Any]]:
-        """Blends by name: the facts that step 6 wrote beside each submission."""
+        """Blends by name: the meta that step 6 wrote beside each submission."""
         found = {}
         for path in sorted(self.competition.submissions().glob("*.json")):
             try:
-                facts = json.loads(path.read_text(encoding="utf-8"))
+                meta = json.loads(path.read_text(encoding="utf-8"))
             except (ValueError, OSError):
                 continue
-            if isinstance(facts, dict) and facts.get("runs"):
-                found[path.stem] = facts
+            if isinstance(meta, dict) and meta.get("runs"):
+                found[path.stem] = meta
         return found
 
     def mixture(self, name: str) -> Mixture:
         """A submission's blend; UserError where its runs are gone or have changed since."""
-        facts = self.submissions().get(name)
-        if facts is None:
+        meta = self.submissions().get(name)
+        if meta is None:
             raise UserError(f"{self.competition.submissions() / name}.json: not there")
-        said = {row["run"]: float(row["weight"]) for row in facts["runs"]}
+        said = {row["run"]: float(row["weight"]) for row in meta["runs"]}
         runs = gather_runs(self.competition, list(said))
         blend = fit_weights(
             runs.preds,
             runs.target,
             self.competition.scorer(),
-            facts["method"],
+            meta["method"],
             folds=runs.folds,
             groups=runs.groups,
             families=runs.families,
             names=runs.names,
-            space=facts["space"],
+            space=meta["space"],
             task=self.competition.task,
             nested=False,
         )
-        made = Mixture(name, facts, runs, blend)
+        made = Mixture(name, meta, runs, blend)
         if any(abs(made.weights[run] - weight) > LIKE_ALL for run, weight in said.items()):
             raise UserError(
                 f"submission {name}: its runs have changed since it was made; make it again with 06_blend.py"
@@ -299,20 +298,20 @@ class Service:
         of the other folds in training, and `fold` tells which it has not.
         """
         recipe = self.recipe(run)
-        images = cache.load(self.competition, recipe.image_size, recipe.crop)
-        fold_table = folds.load(self.competition)
+        images = cache.load_cache(self.competition, recipe.image_size, recipe.crop)
+        fold_table = folds.load_folds(self.competition)
         rows, fold_of = folds.rows(self.table, fold_table), fold_table["fold"].to_numpy()
         where = images.rows("train", rows["id"].tolist())
         rows, fold_of, where = rows[where >= 0], fold_of[where >= 0], where[where >= 0]
         path = self.competition.derived() / "neighbours" / f"{run}_fold{fold}.npy"
         key = self._neighbours_key(run, fold, images, rows)
         with self._embedding:
-            if not _vouched(path, key):
+            if read_voucher(path.with_suffix(".json")) != {"key": key}:
                 vectors = self.model(run, fold).embed(images, where, rows, f"embed train by fold {fold}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as part, part.open("wb") as stream:
                     np.save(stream, _unit(vectors))
-                write_json(path.with_suffix(".json"), {"key": key})  # last: it vouches for the other
+                write_voucher(path.with_suffix(".json"), {"key": key}, path)
         return Neighbours(np.load(path), rows["id"].tolist(), fold_of)
 
     def _neighbours_key(self, run: str, fold: int, images: cache.Cache, rows: pd.DataFrame) -> str:
@@ -323,7 +322,7 @@ class Service:
 
     def nearest(
         self,
-        intake: Intake,
+        received: Uploads,
         run: str,
         fold: int,
         count: int = 8,
@@ -333,10 +332,10 @@ class Service:
         """The training images most like the first image received: id, fold, similarity (cosine), target columns."""
         known = self.neighbours(run, fold)
         recipe = self.recipe(run)
-        images, where, errors = intake.cached(recipe.image_size, options or self.competition.image)
+        images, where, errors = received.cached(recipe.image_size, options or self.competition.image)
         if where[0] < 0:
             raise UserError(_first(errors))
-        rows = self.described(intake.rows[:1], metadata)
+        rows = self.described(received.rows[:1], metadata)
         vector = self.model(run, fold).embed(images, where[:1], rows, "embed")
         likeness = known.vectors @ _unit(vector)[0]
         best = np.argsort(-likeness, kind="stable")[:count]
@@ -352,7 +351,7 @@ class Service:
 
     def pictures(self, ids: Sequence[str], size: int, crop: bool = False) -> np.ndarray:
         """Training images as the models of that size see them, uint8 (N, size, size, 3); black where unreadable."""
-        images = cache.load(self.competition, size, crop)
+        images = cache.load_cache(self.competition, size, crop)
         where = images.rows("train", list(ids))
         made = np.zeros((len(where), size, size, 3), np.uint8)
         made[where >= 0] = images.read(where[where >= 0])
@@ -391,8 +390,3 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     """float32 rows of length 1."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
-
-
-def _vouched(path: Path, key: str) -> bool:
-    facts = path.with_suffix(".json")
-    return path.exists() and facts.exists() and json.loads(facts.read_text(encoding="utf-8")).get("key") == key

@@ -1,4 +1,4 @@
-"""Uploaded bytes -> images in a passing cache, by the code that makes training's: limited, and hostile files refused.
+"""Uploaded bytes -> images in a temporary cache, by the code that makes training's: limited, and hostile files refused.
 
 What came from a browser is not trusted. Its names never name a file here, archives are opened with one limit on what
 they grow to, and every decoder runs in a process of its own, so that a file that crashes it takes nobody else along.
@@ -54,7 +54,7 @@ class TooMuch(UserError):
 
 
 @dataclass(frozen=True)
-class Intake:
+class Uploads:
     """Files received into `folder`.
 
     rows: split (new), id (the name it had elsewhere), path, error, bytes. refused: {id: reason}.
@@ -71,8 +71,8 @@ class Intake:
 
     def cached(self, size: int, options: ImageOptions, workers: int | None = None) -> tuple[Cache, np.ndarray, dict]:
         """The files as the models see them: a cache, its rows (-1: unreadable), and {id: reason} of the unreadable."""
-        room = self.folder / f"made.{len(list(self.folder.glob('made.*')))}"
-        return cache.temporary(self.folder, room, self.rows, size, self.bounded(options), workers)
+        tmp_dir = self.folder / f"made.{len(list(self.folder.glob('made.*')))}"
+        return cache.temporary(self.folder, tmp_dir, self.rows, size, self.bounded(options), workers)
 
     def bounded(self, options: ImageOptions) -> ImageOptions:
         """The options under this visitor's limit of pixels."""
@@ -83,36 +83,36 @@ class Intake:
 
 
 @contextmanager
-def receiving(files: Sequence[Upload], limits: Limits | None = None) -> Iterator[Intake]:
+def receiving(files: Sequence[Upload], limits: Limits | None = None) -> Iterator[Uploads]:
     """The files, archives unpacked, in a folder that lives as long as the block.
 
     TooMuch where all together pass the limits; a single file that does is refused by name.
     """
     limits = limits or Limits()
-    with temporary_folder(paths.output_root(), "upload.") as room:
-        yield _received(files, room, limits)
+    with temporary_folder(paths.output_root(), "upload.") as tmp_dir:
+        yield _received(files, tmp_dir, limits)
 
 
-def _received(files: Sequence[Upload], folder: Path, limits: Limits) -> Intake:
+def _received(files: Sequence[Upload], folder: Path, limits: Limits) -> Uploads:
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     taken: set[str] = set()
     total = 0
-    for name, found in _unpacked(files, limits):
-        reason = found if isinstance(found, str) else _refusal(found, limits)
+    for name, data in _unpacked(files, limits):
+        reason = data if isinstance(data, str) else _refusal(data, limits)
         reason = reason or ("a second file of this name" if name in taken else "")
-        if isinstance(found, str) or reason:
+        if isinstance(data, str) or reason:
             refused[name] = str(reason)
             continue
         taken.add(name)
-        total += len(found)
+        total += len(data)
         if total > limits.total_bytes or len(rows) >= limits.files:
             raise TooMuch(f"more than {limits.files} files or {limits.total_bytes >> 20} MiB at once; send fewer")
         path = f"{len(rows):06}{_suffix(name)}"
-        (folder / path).write_bytes(found)
-        rows.append({"split": "new", "id": name, "path": path, "error": None, "bytes": len(found)})
+        (folder / path).write_bytes(data)
+        rows.append({"split": "new", "id": name, "path": path, "error": None, "bytes": len(data)})
     columns = ["split", "id", "path", "error", "bytes"]
-    return Intake(folder, pd.DataFrame(rows, columns=columns), limits, refused)
+    return Uploads(folder, pd.DataFrame(rows, columns=columns), limits, refused)
 
 
 def _suffix(name: str) -> str:
@@ -159,11 +159,11 @@ def _members(name: str, data: bytes, limits: Limits) -> Iterator[tuple[str, byte
         raise TooMuch(f"{_shown(name)}: holds {len(members)} files, and {limits.files} are the limit; send fewer")
     left = limits.total_bytes
     for info in members:
-        found = _member(archive, info, min(limits.file_bytes, left), limits.ratio)
-        if len(found) > left:
+        content = _member(archive, info, min(limits.file_bytes, left), limits.ratio)
+        if len(content) > left:
             raise TooMuch(f"{_shown(name)}: grows past {limits.total_bytes >> 20} MiB; send less")
-        left -= len(found) if isinstance(found, bytes) else 0
-        yield _shown(info.filename), found
+        left -= len(content) if isinstance(content, bytes) else 0
+        yield _shown(info.filename), content
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, ratio: int) -> bytes | str:
@@ -217,15 +217,15 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-    made: list[Any] = []
+    results: list[Any] = []
     for row in rows:
         try:
-            made.append(function(*row))
+            results.append(function(*row))
         except UserError as error:
-            made.append(error)
+            results.append(error)
         except Exception as error:
-            made.append(UserError(f"can't be read ({type(error).__name__}: {error})"))
-    return made
+            results.append(UserError(f"can't be read ({type(error).__name__}: {error})"))
+    return results
 
 
 # ------------------------------------------------------------------------------------------------ looking
@@ -255,15 +255,15 @@ def depth(path: Path, options: ImageOptions) -> Depth | None:
         return Depth(low, high, float(ends.mean()), max(1.0, float(ends[1] - ends[0])), "gray value")
     if dicom.frame_count(path) > MANY:
         return None  # all frames are looked at for the lowest and highest value
-    facts = dicom.describe(path, options)
+    described = dicom.describe(path, options)
     tags = ["SamplesPerPixel", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "Modality"]
     header = {
         tag: value[0] if isinstance(value, list) else value for tag, value in dicom.read_header(path, tags).items()
     }
-    if facts["bits"] <= 8 or (header["SamplesPerPixel"] or 1) > 1 or facts["photometric"] == "PALETTE COLOR":
+    if described["bits"] <= 8 or (header["SamplesPerPixel"] or 1) > 1 or described["photometric"] == "PALETTE COLOR":
         return None
     slope, intercept = header["RescaleSlope"] or 1.0, header["RescaleIntercept"] or 0.0
-    low, high = sorted(float(facts[end] * slope + intercept) for end in ("min", "max"))
+    low, high = sorted(float(described[end] * slope + intercept) for end in ("min", "max"))
     center, width = header["WindowCenter"], header["WindowWidth"]
     if center is None or not width or width <= 0:
         center, width = (low + high) / 2, max(1.0, high - low)
@@ -301,9 +301,9 @@ def windowed(path: Path, options: ImageOptions, center: float, width: float) -> 
 
 def look(path: Path, side: int, options: ImageOptions) -> np.ndarray:
     """The image to show, uint8 (H, W, 3), in its own shape, its longer side at most `side`."""
-    found = image.read_image(path, options=options)
-    scale = min(1.0, side / max(found.shape[:2]))
-    return dicom.resize(found, (max(1, round(found.shape[0] * scale)), max(1, round(found.shape[1] * scale))))
+    pixels = image.read_image(path, options=options)
+    scale = min(1.0, side / max(pixels.shape[:2]))
+    return dicom.resize(pixels, (max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))))
 
 
 def header(path: Path) -> dict[str, str]:

@@ -495,7 +495,7 @@ def _save(dataset: Dataset, syntax: str, path: Path) -> None:
 # --- the folder -------------------------------------------------------------------------------------------
 
 
-def make(images: int = 1400, seed: int = 0, root: Path | None = None, workers: int | None = None) -> Path:
+def make_demo(images: int = 1400, seed: int = 0, root: Path | None = None, workers: int | None = None) -> Path:
     """Write <root>/input/demo, unless it is there already with these settings; returns the folder."""
     if images < FEWEST_IMAGES:
         raise UserError(f"--images {images}: take at least {FEWEST_IMAGES}, or folds lack a class")

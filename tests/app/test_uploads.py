@@ -43,7 +43,7 @@ def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) ->
 
 
 def refused(*files: Upload, limits: Limits | None = None, size: int = 32) -> dict[str, str]:
-    """{id: reason} of what an intake refuses or can't read."""
+    """{id: reason} of what is refused or can't read."""
     with uploads.receiving(files, limits) as received:
         if not len(received.rows):
             return received.refused

@@ -24,9 +24,9 @@ from foldwise.audit.duplicates import (
     load_audit,
     merge,
 )
-from foldwise.data import competition, folds
+from foldwise.data import folds
 from foldwise.data.cache import Cache
-from foldwise.data.competition import Competition
+from foldwise.data.competition import Competition, load_competition
 
 SIZE = 96
 
@@ -95,7 +95,7 @@ def about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Competition:
     (tmp_path / "input" / "c").mkdir(parents=True)
     file = tmp_path / "c.yaml"
     file.write_text("{name: c, task: binary, metric: roc_auc, train: {table: t.csv, images: '{id}.png'}}")
-    return competition.load(str(file))
+    return load_competition(str(file))
 
 
 def pairs_of(found: Audit) -> set[tuple[str, str]]:

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from foldwise import UserError, metrics
 from foldwise.blend import fit_weights, make_folds, stacking
 from foldwise.blend.methods import METHODS, shrunk
+from foldwise.blend.run_set import renames
 from foldwise.blend.search import Problem
 from foldwise.blend.spaces import Calibration
-from foldwise.data import competition, folds, submission
-from foldwise.report.blend import note_scores, renames
+from foldwise.data import folds, submission
+from foldwise.data.competition import load_competition
+from foldwise.report.blend import note_scores
 
 quick = settings(max_examples=8, deadline=None)
 ON_A_SIMPLEX = ["mean", "rank", "logit", "weights", "gradient", "hill", "caruana", "hierarchical", "hill_negative"]
@@ -268,7 +270,7 @@ def place(root: Path, names: list[str], preds: np.ndarray, target: np.ndarray, i
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDWISE_ROOT", str(root))
         own = pd.DataFrame({"id": ids[:n], "group": ids[:n], "fold": fold})
-        folds.save(own, competition.load(str(made.competition)))
+        folds.save_folds(own, load_competition(str(made.competition)))
     for m, name in enumerate(names):
         (made.runs / name).mkdir(parents=True)
         columns = [f"pred_{label}" for label in (LABELS if m % 2 else LABELS[::-1])]
@@ -341,7 +343,7 @@ def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     made = place(tmp_path, ["a"], rng.random((1, 50, 2)), rng.integers(0, 2, (50, 2)), [str(i) for i in range(50)])
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
-    about = competition.load(str(made.competition))
+    about = load_competition(str(made.competition))
     about.submissions().mkdir(parents=True)
     facts = {"method": "rank", "space": "rank", "runs": [{"run": "a"}], "metric": "roc_auc", "in_sample_score": 0.95}
     for name, nested in (("one", 0.92), ("two", 0.91), ("three", 0.94)):

@@ -20,7 +20,8 @@ from conftest import REPOSITORY, Workplace, make_tiny
 from foldwise import UserError
 from foldwise.core import files
 from foldwise.core.files import is_locked, locked, platform, temporary_folder
-from foldwise.data import competition, folds, index
+from foldwise.data import folds, index
+from foldwise.data.competition import load_competition
 from foldwise.data.runs import load_run, write_run
 from foldwise.model import weights
 
@@ -60,7 +61,7 @@ def test_a_changed_competition_file_is_refused_once_folds_exist(prepared: Workpl
 
 
 def test_groups_of_the_index_are_checked_against_folds_made_without_them(prepared: Workplace) -> None:
-    about = competition.load(str(prepared.competition))
+    about = load_competition(str(prepared.competition))
     rows = pd.DataFrame({"id": ["a", "b", "c"], "host_group": ["p", "p", "q"], "group": ["a", "b", "c"], "target": 1.0})
     split = pd.DataFrame({"id": ["a", "b", "c"], "group": ["a", "b", "c"], "fold": [0, 1, 1]})
     with pytest.raises(UserError, match=r"group 'p' .*lies in 2 folds.*--new-folds"):
@@ -172,8 +173,8 @@ def test_restart_and_other_settings_are_refused_while_a_fold_trains(prepared: Wo
 
 def test_two_writers_of_one_run_never_mix(prepared: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(prepared.root))
-    about = competition.load(str(prepared.competition))
-    table, fold_table = index.load(about), folds.load(about)
+    about = load_competition(str(prepared.competition))
+    table, fold_table = index.load_index(about), folds.load_folds(about)
     sizes = fold_table["fold"].value_counts()
     together = threading.Barrier(4)
 
@@ -188,7 +189,7 @@ def test_two_writers_of_one_run_never_mix(prepared: Workplace, monkeypatch: pyte
     for one in writers:
         one.join()
     run = load_run(about, "shared")
-    assert run.oof["pred"].nunique() == 1 and run.oof["pred"].iloc[0] == run.info["config"]["value"]
+    assert run.oof["pred"].nunique() == 1 and run.oof["pred"].iloc[0] == run.info.config["value"]
 
 
 @pytest.mark.smoke

@@ -17,7 +17,8 @@ from PIL import Image
 from test_dicom import make as dicom_file
 
 from foldwise.core import source
-from foldwise.data import competition, image, index
+from foldwise.data import image, index
+from foldwise.data.competition import load_competition
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 
@@ -111,7 +112,7 @@ def test_one_table_over_folders_suffixes_and_an_hdf5_file(tiny: Workplace) -> No
     places = ["train/{image_id}.png", "part2/{image_id}.PNG", "train.hdf5/{image_id}"]
     tiny.describe(train={"table": "train.csv", "images": places})
     done = tiny.run("01_preprocess.py", "--sizes", 32)
-    about = competition.load(str(tiny.competition))
+    about = load_competition(str(tiny.competition))
     table = pd.read_parquet(tiny.derived / "index.parquet")
     assert table[table["split"] == "train"]["error"].notna().sum() == 1
     assert "train: 1 of 60 images set aside (1.7%), 1 of them: " in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from conftest import REPOSITORY, Workplace, make_tiny, shared
 from PIL import Image
 
 from foldwise import UserError
-from foldwise.core import cli
-from foldwise.data import cache, competition, image, index
+from foldwise.data import cache, image, index
 from foldwise.data.boxes import (
     COLUMNS,
     MARGIN,
@@ -30,14 +28,15 @@ from foldwise.data.boxes import (
     iou,
     kept,
     load_boxes,
-    load_facts,
+    load_crop_meta,
     on_index,
     one_each,
     read_boxes,
     windows,
     worst_first,
 )
-from foldwise.model.crops import add_crop_arguments, check_crop_arguments, crop_again, make_crops, warn_of_stale_crops
+from foldwise.data.competition import Competition, load_competition
+from foldwise.model.crops import CropOptions, crop_again, make_crops, warn_of_stale_crops
 
 INDEX = pd.DataFrame(
     {
@@ -202,7 +201,7 @@ def test_a_window_counts_pixels_of_the_upright_image(tmp_path: Path) -> None:
     upright = image.read_image(tmp_path / "b.jpg")
     assert upright.shape == (60, 40, 3)
     assert (image.read_image(tmp_path / "b.jpg", window=(0, 20, 40, 60)) == upright[20:60]).all()
-    with pytest.raises(UserError, match=r"does not lie in its 40 x 60 pixels; run 01_preprocess.py --crop again"):
+    with pytest.raises(UserError, match=r"does not lie in its 40 x 60 pixels; run 08_crop.py again"):
         image.read_image(tmp_path / "b.jpg", window=(0, 20, 60, 40))
 
 
@@ -246,8 +245,8 @@ def test_dicom_frames_are_cut_like_any_image(tmp_path: Path) -> None:
             }
         )
     )
-    about = competition.load(str(place.competition))
-    rows = index.build(about)
+    about = load_competition(str(place.competition))
+    rows = index.build_index(about)
     assert rows["id"].tolist() == ["s1#0", "s1#1", "s2", "s3#0", "s3#1", "s3#2"]
     file = table(tmp_path / "boxes.csv", "file,xmin,ymin,xmax,ymax\ns1.dcm,8,6,24,18\ns3.dcm,8,6,24,18\n")
     boxes = one_each(on_index(read_boxes(file), rows, file), rows, "file")
@@ -279,36 +278,29 @@ def boxes_file(place: Workplace, rows: int = 50) -> Path:
     return table(place.root / "boxes.csv", "\n".join([*lines, "stranger.png,1,2,30,40"]) + "\n")
 
 
-def flags(*arguments: str) -> argparse.Namespace:
-    parser = cli.parser("")
-    add_crop_arguments(parser)
-    args = parser.parse_args(arguments)
-    check_crop_arguments(args)
-    return args
-
-
-def rebuild(about: competition.Competition, rows: pd.DataFrame, *arguments: str) -> None:
-    """What 01_preprocess.py does about --crop."""
-    cache.build(about, rows, [24], 1, crops=make_crops(about, rows, flags(*arguments)))
+def rebuild(about: Competition, rows: pd.DataFrame, **options: Any) -> None:
+    """What 08_crop.py does."""
+    cache.build_caches(about, rows, [24], 1, crops=make_crops(about, rows, CropOptions(**options)))
 
 
 def test_crops_from_a_file_end_to_end(tiny: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     file = boxes_file(tiny)
-    done = tiny.run("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", file, "--crop-margin", 0)
+    tiny.run("01_preprocess.py", "--sizes", 24)
+    done = tiny.run("08_crop.py", "--boxes", file, "--margin", 0)
     assert "stranger.png" in done.stderr and "47 of 70 images have a box, 23 stay whole; margin 0" in done.stderr
     boxes = load_boxes(about := _load(tiny))
     assert list(boxes) == COLUMNS and len(boxes) == 72
     assert boxes["source"].value_counts().to_dict() == {"file": 47, "whole": 25}
     unread = boxes[boxes["id"] == "tr0007"].iloc[0]
     assert (unread["source"], unread["reason"]) == ("whole", "unreadable")
-    whole, cut = cache.load(about, 24), cache.load(about, 24, crop=True)
+    whole, cut = cache.load_cache(about, 24), cache.load_cache(about, 24, crop=True)
     assert (cut.ids["ok"] == whole.ids["ok"]).all()
     rows = np.flatnonzero((boxes["source"] == "file").to_numpy())
     spread = cut.read(rows).std(axis=(1, 2, 3)).mean(), whole.read(rows).std(axis=(1, 2, 3)).mean()
     assert spread[0] != pytest.approx(spread[1], rel=0.1), "cropped to the disc, there is another picture"
     one = int(rows[0])
     corners = boxes.loc[one, XYXY].astype(int).tolist()
-    path = tiny.raw / index.load(about)["path"].iloc[one]
+    path = tiny.raw / index.load_index(about)["path"].iloc[one]
     assert (cut.read(np.array([one]))[0] == image.read_image(path, 24, about.image, window=corners)).all()
     left = np.flatnonzero((boxes["source"] == "whole").to_numpy())
     assert (cut.read(left) == whole.read(left)).all()
@@ -316,27 +308,27 @@ def test_crops_from_a_file_end_to_end(tiny: Workplace, capsys: pytest.CaptureFix
     page = (tiny.derived / "report.html").read_text()
     assert "could not be made" not in page and "a corner is no number" in page and "47 of 70 readable images" in page
 
-    rows = index.load(about)
+    rows = index.load_index(about)
     before = (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns
-    rebuild(about, rows, "--crop", "boxes", "--boxes", str(file), "--crop-margin", "0")
+    rebuild(about, rows, boxes=str(file), margin=0.0)
     assert (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns == before, "same boxes and margin: nothing to do"
-    rebuild(about, rows, "--crop", "boxes", "--boxes", str(file), "--crop-margin", "0.2")
+    rebuild(about, rows, boxes=str(file), margin=0.2)
     assert (tiny.derived / "images_24_crop.npy").stat().st_mtime_ns != before
     capsys.readouterr()
     warn_of_stale_crops(about, rows)
     assert capsys.readouterr().err == ""
     warn_of_stale_crops(about, rows.assign(bytes=rows["bytes"] + 1))
-    assert "give --crop again" in capsys.readouterr().err
+    assert "run 08_crop.py again" in capsys.readouterr().err
     facts = json.loads((tiny.derived / "crop.json").read_text())
     (tiny.derived / "crop.json").write_text(json.dumps({**facts, "key": "other"}))
     with pytest.raises(UserError, match="made from other boxes"):
-        cache.load(about, 24, crop=True)
-    with pytest.raises(UserError, match=r"images_48_crop.npy: not there yet \(made so far: 24\).*--sizes 48 --crop"):
-        cache.load(about, 48, crop=True)
+        cache.load_cache(about, 24, crop=True)
+    with pytest.raises(UserError, match=r"images_48_crop.npy: not there yet \(made so far: 24\).*08_crop.py"):
+        cache.load_cache(about, 48, crop=True)
 
 
-def _load(place: Workplace) -> competition.Competition:
-    about = competition.load(str(place.competition))
+def _load(place: Workplace) -> Competition:
+    about = load_competition(str(place.competition))
     object.__setattr__(about, "derived", lambda: place.derived)  # FOLDWISE_ROOT is the scripts', not this process's
     object.__setattr__(about, "raw", lambda: place.raw)
     return about
@@ -345,39 +337,40 @@ def _load(place: Workplace) -> competition.Competition:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--crop", "boxes"], "needs --boxes FILE.csv"),
-        (["--boxes", "b.csv"], "--boxes: needs --crop boxes or --crop detector"),
-        (["--crop", "detector", "--boxes", "b.csv"], "--finetune-boxes"),
-        (["--crop", "detector", "--finetune-epochs", "0"], "--finetune-epochs and --finetune-rate are above 0"),
-        (["--crop", "boxes", "--boxes", "b.csv", "--crop-margin", "wide"], "'wide' is neither auto nor a share"),
-        (["--crop", "boxes", "--boxes", "b.csv", "--crop-min-score", "7"], "'7' is not a share, 0 to 1"),
+        (["--boxes", "b.csv", "--finetune-boxes", "b.csv"], "give one"),
+        (["--finetune-epochs", "0"], "--finetune-epochs and --finetune-rate are above 0"),
+        (["--boxes", "b.csv", "--margin", "wide"], "'wide' is neither auto nor a share"),
+        (["--boxes", "b.csv", "--min-score", "7"], "'7' is not a share, 0 to 1"),
     ],
 )
-def test_flags_that_contradict_each_other(arguments: list[str], expected: str, capsys: Any) -> None:
-    with pytest.raises((UserError, SystemExit)) as caught:
-        flags(*arguments)
-    assert expected in str(caught.value) + capsys.readouterr().err
+def test_flags_that_contradict_each_other(tiny: Workplace, arguments: list[str], expected: str) -> None:
+    assert expected in tiny.refused("08_crop.py", *arguments)
+
+
+def test_the_flags_that_step_01_had_say_where_they_went(tiny: Workplace) -> None:
+    assert "08_crop.py" in tiny.refused("01_preprocess.py", "--crop", "detector")
 
 
 def test_what_a_user_can_mend(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     file = boxes_file(tiny)
     bad = table(tiny.root / "bad.csv", file.read_text().replace("xmax", "right_side"))
-    line = tiny.refused("01_preprocess.py", "--sizes", 24, "--crop", "boxes", "--boxes", bad)
+    tiny.run("01_preprocess.py", "--sizes", 24)
+    line = tiny.refused("08_crop.py", "--boxes", bad)
     assert "bad.csv: no column 'xmax'" in line
     monkeypatch.setenv("FOLDWISE_ROOT", str(tiny.root))
     about, named = _load(tiny), table(tiny.root / "b.csv", "id,xmin,ymin,xmax,ymax,class\ntr0001,1,2,30,30,clock\n")
-    rows = index.build(about)
-    for arguments, expected in (
-        (["detector", "--crop-class", "clock"], "COCO weights are not on this machine.*input/weights.*--download"),
-        (["detector", "--crop-weights", "gone.pth"], "gone.pth: no such file"),
-        (["detector", "--detector", "resnet5"], "did you mean 'resnet50'"),
-        (["detector", "--finetune-boxes", str(named)], "too few"),
-        (["boxes", "--boxes", str(named), "--crop-class", "clok"], "has no such class; did you mean 'clock'"),
-        (["boxes", "--boxes", str(tiny.root / "gone.csv")], "no such file"),
+    rows = index.build_index(about)
+    for options, expected in (
+        ({"object_class": "clock"}, "COCO weights are not on this machine.*input/weights.*--download"),
+        ({"weights": "gone.pth"}, "gone.pth: no such file"),
+        ({"detector": "resnet5"}, "did you mean 'resnet50'"),
+        ({"finetune_boxes": str(named)}, "too few"),
+        ({"boxes": str(named), "object_class": "clok"}, "has no such class; did you mean 'clock'"),
+        ({"boxes": str(tiny.root / "gone.csv")}, "no such file"),
     ):
         with pytest.raises(UserError, match=expected):
-            make_crops(about, rows, flags("--crop", *arguments))
-    with pytest.raises(UserError, match=r"crop.json: not there; run 01_preprocess.py --crop first"):
+            make_crops(about, rows, CropOptions(**options))
+    with pytest.raises(UserError, match=r"crop.json: not there; run 08_crop.py first"):
         crop_again(about, tiny.raw, rows)
 
 
@@ -388,12 +381,12 @@ SMALL = {
 }  # a recipe whose backbone trains in seconds
 
 
-def small_place(tmp_path: Path) -> tuple[Workplace, competition.Competition, pd.DataFrame, pd.DataFrame, Path]:
+def small_place(tmp_path: Path) -> tuple[Workplace, Competition, pd.DataFrame, pd.DataFrame, Path]:
     place = make_tiny(tmp_path, rows=24, test_rows=3)
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(SMALL))
     about = _load(place)
-    rows = index.build(about)
+    rows = index.build_index(about)
     file = boxes_file(place, 20)
     return place, about, rows, on_index(read_boxes(file), rows, file), recipe
 
@@ -409,14 +402,14 @@ def test_a_detector_tuned_on_boxes_continues_where_it_was_killed(
     assert not set(groups[plan.train]) & set(groups[plan.held_out]) and len(plan.held_out) >= 6
     settings: dict[str, Any] = {"name": str(recipe), "size": 64, "epochs": 2, "seed": 3}
     whole = detector.finetune(about, rows, plan, tmp_path / "whole", **settings)
-    write = detector.atomic.write_csv
+    write = detector.write_csv
 
     def killed(path: Path, *arguments: Any) -> None:
         write(path, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(detector.atomic, "write_csv", killed)
+        patch.setattr(detector, "write_csv", killed)
         detector.finetune(about, rows, plan, tmp_path / "killed", **settings)
     detector.finetune(about, rows, plan, tmp_path / "killed", **settings)
     assert "goes on after epoch 0" in capsys.readouterr().err
@@ -438,16 +431,16 @@ def test_a_detector_tuned_on_boxes_continues_where_it_was_killed(
 
 def test_crops_by_a_tuned_detector_and_of_new_images_alike(tmp_path: Path) -> None:
     place, about, rows, _, recipe = small_place(tmp_path)
-    tune = ["--finetune-boxes", str(place.root / "boxes.csv"), "--finetune-holdout", "6", "--finetune-epochs", "1"]
-    asked = ["--crop", "detector", "--detector", str(recipe), "--crop-size", "64", *tune, "--crop-min-score", "0.05"]
-    made = make_crops(about, rows, flags(*asked))
-    facts = load_facts(about)
+    tuned = {"finetune_boxes": str(place.root / "boxes.csv"), "holdout": 6, "epochs": 1}
+    asked: dict[str, Any] = {"detector": str(recipe), "detector_size": 64, "min_score": 0.05, **tuned}
+    made = make_crops(about, rows, CropOptions(**asked))
+    facts = load_crop_meta(about)
     assert facts is not None and facts["recall"]["images"] + facts["trained_on"] == 17
     assert made.margin in MARGINS and len(facts["recall"]["margins"]["recall"]) == len(MARGINS)
     new = rows.loc[rows["split"] == "train", ["split", "id", "path", "bytes", "error"]].reset_index(drop=True)
     assert (crop_again(about, about.raw(), new).windows == made.windows[: len(new)]).all()
     with pytest.raises(UserError, match=r"the detector knows no such class; did you mean 'object'"):
-        make_crops(about, rows, flags(*asked, "--crop-class", "objekt"))
+        make_crops(about, rows, CropOptions(**asked, object_class="objekt"))
 
 
 def test_coco_detectors_by_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,10 +469,10 @@ def test_tuning_on_forty_raccoons_beats_the_mean_box(tmp_path: Path) -> None:
 
     photos, labels = shared("data", "raccoon", "images"), shared("data", "raccoon", "labels.csv")
     shared("weights", "mobilenetv2_100.safetensors")
-    about = competition.load(str(REPOSITORY / "src" / "competitions" / "raccoon.yaml"))
+    about = load_competition(str(REPOSITORY / "src" / "competitions" / "raccoon.yaml"))
     object.__setattr__(about, "raw", lambda: photos.parent)
     object.__setattr__(about, "derived", lambda: tmp_path)
-    rows = index.build(about).iloc[:55].reset_index(drop=True)
+    rows = index.build_index(about).iloc[:55].reset_index(drop=True)
     boxes = on_index(read_boxes(labels), rows, labels)
     plan = detector.lesson(boxes, rows, 15, seed=0)
     made = detector.finetune(about, rows, plan, tmp_path / "detector", "mobilenetv2", size=224, epochs=5)

@@ -10,7 +10,7 @@ import yaml
 from foldwise import UserError
 from foldwise.core import paths
 from foldwise.core.files import digest
-from foldwise.data import competition
+from foldwise.data.competition import load_competition
 from foldwise.data.recipe import NEEDS, differences, help_recipe, load_recipe, recipe_settings
 
 pytestmark = pytest.mark.smoke
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.smoke
 
 @pytest.mark.parametrize("file", sorted(paths.COMPETITIONS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_competitions_are_valid(file: Path) -> None:
-    about = competition.load(file.stem)
+    about = load_competition(file.stem)
     assert about.name == file.stem
 
 
@@ -45,7 +45,7 @@ def test_bad_competition_is_one_clear_line(tmp_path: Path, change: dict, message
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump({**good, **change}))
     with pytest.raises(UserError) as error:
-        competition.load(str(path))
+        load_competition(str(path))
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -53,21 +53,21 @@ def test_bad_competition_is_one_clear_line(tmp_path: Path, change: dict, message
 
 def test_unknown_competition_proposes_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'demo'"):
-        competition.load("demoo")
+        load_competition("demoo")
 
 
 def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ntask: [binary\n")
     with pytest.raises(UserError, match=r"x\.yaml, line 3"):
-        competition.load(str(path))
+        load_competition(str(path))
 
 
 @pytest.mark.parametrize("mount", ["competitions/{}", "{}", "datasets/someone/{}"])
 def test_raw_folder_is_found_at_every_kaggle_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str) -> None:
     monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path)
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
-    about = competition.load("intel-image-classification")
+    about = load_competition("intel-image-classification")
     with pytest.raises(UserError, match="were not found in"):
         about.raw()
     place = tmp_path / mount.format(about.name)
@@ -79,7 +79,7 @@ def test_slug_names_the_folder_where_it_differs(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path)
     place = tmp_path / "siim-isic-melanoma-classification"
     place.mkdir()
-    assert competition.load("siim-isic-melanoma-jpeg").raw() == place
+    assert load_competition("siim-isic-melanoma-jpeg").raw() == place
 
 
 def test_outputs_go_to_kaggle_working_where_the_repository_is_read_only(

@@ -100,9 +100,9 @@ def test_more_folds_than_groups_is_one_clear_line(tiny) -> None:  # type: ignore
 
 
 def test_check_names_a_class_that_a_fold_lacks(tiny) -> None:  # type: ignore[no-untyped-def]
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
-    about = competition.load(str(tiny.competition))
+    about = load_competition(str(tiny.competition))
     table = pd.DataFrame({"id": list("abcd"), "target": [1.0, 0.0, 0.0, 0.0], "split": "train"})
     split = pd.DataFrame({"id": list("abcd"), "group": list("abcd"), "fold": [0, 0, 1, 1]})
     assert folds.check(about, split, table) == ["fold 1: no row has target = 1.0; its score is shaky"]
@@ -131,10 +131,10 @@ def test_where_there_are_few_groups_the_best_way_is_found() -> None:
 
 
 def test_uneven_folds_name_the_group_that_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
     tiny.describe(folds={"n": 5})
-    about = competition.load(str(tiny.competition))
+    about = load_competition(str(tiny.competition))
     table = pd.DataFrame(
         {
             "id": [f"i{k}" for k in range(50)],
@@ -145,8 +145,8 @@ def test_uneven_folds_name_the_group_that_makes_them(tiny) -> None:  # type: ign
             "host_group": [f"h{k}" for k in range(50)],
         }
     )
-    (line,) = [line for line in folds.check(about, folds.make(about, table), table) if "would be even" in line]
+    (line,) = [line for line in folds.check(about, folds.assign_folds(about, table), table) if "would be even" in line]
     assert "group 'grey' alone has 25" in line
     few = table.assign(group=["a"] * 49 + ["b"])
     with pytest.raises(UserError, match=r"merged 50 groups into 2, such as h0, h1, h10 .*merge_copies: false"):
-        folds.make(about, few)
+        folds.assign_folds(about, few)

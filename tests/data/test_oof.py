@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from conftest import Workplace
 
 from foldwise import UserError
-from foldwise.data import competition, oof
-from foldwise.data.runs import list_runs, load_run
+from foldwise.data import oof
+from foldwise.data.competition import load_competition
+from foldwise.data.runs import list_runs, load_run, read_run_info, write_run_info
 
 pytestmark = pytest.mark.smoke
 
@@ -50,25 +52,39 @@ def test_a_prediction_that_is_not_finite_is_never_written(tmp_path: Path) -> Non
 
 def test_runs_are_listed_and_named(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
-    about = competition.load(str(trained.competition))
+    about = load_competition(str(trained.competition))
     assert {"lightgbm", "quick"} <= set(list_runs(about))
     run = load_run(about, "quick")
     assert run.pred_columns == ["pred"]
-    assert run.info["metric"] == "roc_auc"
+    assert run.info.metric == "roc_auc"
     with pytest.raises(UserError, match="did you mean 'lightgbm'"):
         load_run(about, "lightgmb")
 
 
 def test_a_foreign_run_needs_no_run_json(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
-    about = competition.load(str(trained.competition))
+    about = load_competition(str(trained.competition))
     folder = trained.runs / "public_notebook"
     folder.mkdir()
     for name in ("oof.csv", "test.csv"):
         (folder / name).write_bytes((trained.runs / "quick" / name).read_bytes())
     try:
-        assert load_run(about, "public_notebook").info == {}
+        assert load_run(about, "public_notebook").info.says_anything is False
     finally:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
+
+
+def test_run_json_keeps_what_it_does_not_know_and_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"run": "mine", "score": 0.5, "kernel": "https://kaggle.com/k"}')
+    write_run_info(tmp_path, info := read_run_info(tmp_path))
+    assert info.score == 0.5 and not info.is_whole
+    assert json.loads((tmp_path / "run.json").read_text()) == {
+        "run": "mine",
+        "score": 0.5,
+        "kernel": "https://kaggle.com/k",
+    }
+    (tmp_path / "run.json").write_text('{"score": "high"}')
+    with pytest.raises(UserError, match=r"run\.json: damaged \(score: .*number"):
+        read_run_info(tmp_path)

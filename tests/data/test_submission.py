@@ -13,12 +13,13 @@ import yaml
 from conftest import Workplace
 
 from foldwise import UserError
-from foldwise.data import competition, index, submission
+from foldwise.data import index, submission
+from foldwise.data.competition import Competition, load_competition
 
 pytestmark = pytest.mark.smoke
 
 
-def make(root: Path, sample: pd.DataFrame, targets: list, **description: object) -> competition.Competition:
+def make(root: Path, sample: pd.DataFrame, targets: list, **description: object) -> Competition:
     """A competition with an index of one train row a target and one test row a sample row; no images needed."""
     about_file = root / "c.yaml"
     about_file.write_text(
@@ -35,12 +36,12 @@ def make(root: Path, sample: pd.DataFrame, targets: list, **description: object)
         )
     )
     sample.to_csv(root / "sample.csv", index=False)
-    about = competition.load(str(about_file))
+    about = load_competition(str(about_file))
     ids = sample.iloc[:, 0].astype(str)
     test = pd.DataFrame({"split": "test", "id": ids, "row_id": ids})
     train = pd.DataFrame({"split": "train", "id": [f"t{k}" for k in range(len(targets))], "target": targets})
     rows = pd.concat([train.assign(row_id=train["id"]), test], ignore_index=True)
-    index.save(rows.assign(path="", error=None), about)
+    index.save_index(rows.assign(path="", error=None), about)
     return about
 
 
@@ -56,7 +57,7 @@ SAMPLE = pd.DataFrame({"image": ["007", "b", "c"], "p": 0.5})
 def test_rows_come_in_the_samples_order_whatever_theirs(root: Path) -> None:
     about = make(root, SAMPLE, [0.0, 1.0])
     pred = pd.DataFrame({"id": ["c", "007", "b"], "pred": [0.3, 0.1, 0.2]})
-    path = submission.write(about, pred, "s", {"runs": ["one"]})
+    path = submission.write_submission(about, pred, "s", {"runs": ["one"]})
     made = pd.read_csv(path, dtype={"image": str})
     assert made["image"].tolist() == ["007", "b", "c"]  # leading zeros live
     assert made["p"].tolist() == [0.1, 0.2, 0.3]
@@ -79,7 +80,7 @@ def test_rows_come_in_the_samples_order_whatever_theirs(root: Path) -> None:
 def test_a_bad_table_is_refused_and_nothing_is_written(root: Path, pred: dict, message: str) -> None:
     about = make(root, SAMPLE, [0.0, 1.0])
     with pytest.raises(UserError, match=message):
-        submission.write(about, pd.DataFrame(pred), "s", {})
+        submission.write_submission(about, pd.DataFrame(pred), "s", {})
     assert not list(root.glob("submissions/c/*"))
 
 
@@ -87,16 +88,17 @@ def test_a_test_image_that_the_sample_lacks_is_refused(root: Path) -> None:
     about = make(root, SAMPLE, [0.0, 1.0])
     SAMPLE.iloc[:2].to_csv(root / "sample.csv", index=False)
     with pytest.raises(UserError, match="'c' is not in the sample submission"):
-        submission.write(about, pd.DataFrame({"id": ["007", "b", "c"], "pred": 0.5}), "s", {})
+        submission.write_submission(about, pd.DataFrame({"id": ["007", "b", "c"], "pred": 0.5}), "s", {})
 
 
 def test_classes_are_matched_by_name_not_by_position(root: Path) -> None:
     sample = pd.DataFrame({"id": ["a"], "wasp": 0.0, "ant": 0.0})
     about = make(root, sample, ["ant", "wasp"], task="multiclass", metric="log_loss")
-    path = submission.write(about, pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_wasp": [0.1]}), "s", {})
+    pred = pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_wasp": [0.1]})
+    path = submission.write_submission(about, pred, "s", {})
     assert pd.read_csv(path).iloc[0].to_dict() == {"id": "a", "wasp": 0.1, "ant": 0.9}
     with pytest.raises(UserError, match="do not match the predicted classes"):
-        submission.write(about, pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_bee": [0.1]}), "s", {})
+        submission.write_submission(about, pd.DataFrame({"id": ["a"], "pred_ant": [0.9], "pred_bee": [0.1]}), "s", {})
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_labels_where_the_host_wants_labels(
     root: Path, description: dict, targets: list, pred: dict, value: object
 ) -> None:
     about = make(root, pd.DataFrame({"id": ["a"], "label": 0}), targets, **description)
-    path = submission.write(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
+    path = submission.write_submission(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
     assert pd.read_csv(path)["label"].tolist() == [value]
 
 
@@ -174,7 +176,7 @@ def test_labels_are_of_the_samples_kind(root: Path, description: dict, sample: d
     train = pd.DataFrame({"id": ["t1", "t2"], "state": ["sick", "healthy"], "grade": [2, 1]})
     train.to_csv(root / "t.csv", index=False)
     about = make(root, pd.DataFrame({"id": ["a", "b"], **sample}), ["0", "1"], **description)
-    path = submission.write(about, pd.DataFrame({"id": ["a", "b"], **pred}), "s", {})
+    path = submission.write_submission(about, pd.DataFrame({"id": ["a", "b"], **pred}), "s", {})
     made = pd.read_csv(path)
     assert {name: made[name].tolist() for name in written} == written
 
@@ -211,7 +213,7 @@ def test_values_of_another_kind_than_the_samples_are_refused(
     pd.DataFrame({"id": ["t1", "t2"], "state": ["sick", "healthy"]}).to_csv(root / "t.csv", index=False)
     about = make(root, pd.DataFrame({"id": ["a"], "label": [shown]}), [0.0, 1.0], **description)
     with pytest.raises(UserError, match=re.escape(said)):
-        submission.write(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
+        submission.write_submission(about, pd.DataFrame({"id": ["a"], **pred}), "s", {})
     assert not list(root.glob("submissions/c/*"))
 
 

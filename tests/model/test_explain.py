@@ -16,7 +16,7 @@ from conftest import Workplace, shared
 from torch import Tensor, nn
 
 from foldwise import UserError
-from foldwise.data import competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import load_recipe
 from foldwise.data.runs import recipe_of
 from foldwise.model import explain, fold_models
@@ -336,8 +336,8 @@ def test_energy_inside_a_box() -> None:
 # --- rows -------------------------------------------------------------------------------------------------
 
 
-def about(task: str, target: str | list[str] = "y") -> competition.Competition:
-    return competition.Competition(
+def about(task: str, target: str | list[str] = "y") -> Competition:
+    return Competition(
         name="x", task=task, metric="roc_auc", target=target, train={"table": "t.csv", "images": "{id}.png"}
     )
 
@@ -460,7 +460,7 @@ def explained_with(place: Workplace, other: object, count: int = 6) -> float:
             "load_fold",
             lambda about, recipe, run, fold, table: real(about, recipe, run, other(fold), table),
         )
-        about = competition.load(str(place.competition))
+        about = load_competition(str(place.competition))
         recipe = recipe_of(about, "quick")
         material, folds_trained = explain_page._material(about, recipe, "quick")
         asked = Request(sheets=["worst"], count=count)

@@ -15,8 +15,8 @@ from conftest import make_tiny, shared
 
 from foldwise.audit import label_noise
 from foldwise.audit.duplicates import duplicate_groups, load_audit
-from foldwise.data import cache, competition, folds, index
-from foldwise.data.competition import Competition
+from foldwise.data import cache, folds, index
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.runs import list_runs
 from foldwise.report import figures, sections
 from foldwise.report.competition import write_competition_report
@@ -83,12 +83,12 @@ def checked(path: Path) -> Checker:
 
 def written(about: Competition, with_audit: bool = True) -> Path:
     """01's steps up to the report."""
-    table = index.build(about, 1)
-    table["error"] = cache.build(about, table, [SIZE], 1)
-    found = duplicate_groups(about, table, cache.load(about, SIZE, table=table)) if with_audit else None
+    table = index.build_index(about, 1)
+    table["error"] = cache.build_caches(about, table, [SIZE], 1)
+    found = duplicate_groups(about, table, cache.load_cache(about, SIZE, table=table)) if with_audit else None
     if found is not None:
         table["group"] = found.group
-    index.save(table, about)
+    index.save_index(table, about)
     fold_table = folds.make_once(about, table)
     return write_competition_report(about, table, fold_table, [SIZE], found)[0]
 
@@ -98,7 +98,7 @@ def described(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) ->
     file = root / "tiny.yaml"
     description = {**yaml.safe_load(file.read_text()), **changes}
     file.write_text(yaml.safe_dump({name: value for name, value in description.items() if value is not None}))
-    return competition.load(str(file))
+    return load_competition(str(file))
 
 
 def rewritten(root: Path, split: str, **columns: object) -> None:
@@ -130,7 +130,7 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     assert page.seen.count("svg") >= 5 and page.seen.count("img") >= 18
     saved = pd.read_csv(about.derived() / "duplicates.csv")
     assert saved["kind"].tolist() == ["exact", "exact"]
-    fold_of = folds.load(about).set_index("id")["fold"]
+    fold_of = folds.load_folds(about).set_index("id")["fold"]
     assert fold_of["tr0000"] == fold_of["tr0011"]
 
 
@@ -170,7 +170,7 @@ def test_without_audit_test_split_and_metadata(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
     file = tmp_path / "pets.yaml"
     file.write_text("{name: pets, task: multiclass, metric: accuracy, train: {folders: train}, folds: {n: 3}}")
-    page = checked(written(competition.load(str(file)), with_audit=False))
+    page = checked(written(load_competition(str(file)), with_audit=False))
     assert "none" in page.text and "No warnings." in page.text and "at most 3,000 images" in page.text
 
 
@@ -195,7 +195,7 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     make_tiny(tmp_path)
     about = described(tmp_path, monkeypatch)
     written(about)
-    table, fold_table = index.load(about), folds.load(about)
+    table, fold_table = index.load_index(about), folds.load_folds(about)
     assert label_noise.of_runs(about, table) is None
     frame = fold_table.merge(table.loc[table["split"] == "train", ["id", "target"]], on="id")
     frame["pred"] = np.where(frame["id"] == "tr0001", 0.99, frame["target"] * 0.9 + 0.05)
@@ -216,7 +216,7 @@ def test_real_photographs_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file = tmp_path / "h.yaml"
     about = {"name": "h", "root": str(raw), "task": "multiclass", "metric": "accuracy", "train": {"folders": "train"}}
     file.write_text(yaml.safe_dump(about))
-    page = checked(written(competition.load(str(file))))
+    page = checked(written(load_competition(str(file))))
     assert "ants" in page.text and "bees" in page.text
 
 

@@ -17,8 +17,7 @@ from conftest import Workplace
 from sklearn.metrics import roc_auc_score
 
 from foldwise import UserError
-from foldwise.data import competition
-from foldwise.data.competition import Competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.report import curves, results, results_page
 
 HOSTILE = 'a "run" <b>&amp;'
@@ -171,7 +170,7 @@ def test_a_competition_without_test_rows_has_results_too(
     index = tmp_path / "input" / "derived" / "tiny" / "index.parquet"
     pd.read_parquet(index).query("split == 'train'").to_parquet(index)
     (tmp_path / "oof" / "tiny" / "lightgbm" / "test.csv").unlink()
-    (one,) = results.gather(competition.load(str(place.competition)))
+    (one,) = results.gather(load_competition(str(place.competition)))
     assert not one.reason and one.complete
 
 
@@ -235,7 +234,7 @@ told.opened = [...document.querySelectorAll("details[open]")].map(one => one.id)
 document.title = JSON.stringify(told);
 </script>"""
     path = tmp_path / "page.html"
-    path.write_text(results_page.make(about, list(found.values())).html().replace("</body>", steps + "</body>"))
+    path.write_text(results_page.draw_page(about, list(found.values())).html().replace("</body>", steps + "</body>"))
     done = subprocess.run(
         [
             chromium,

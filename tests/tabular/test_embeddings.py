@@ -18,8 +18,9 @@ from sklearn.svm import SVC
 from foldwise import UserError
 from foldwise.data.runs import recipe_of
 from foldwise.report.run import thresholds, write_run_report
+from foldwise.stats import platt
 from foldwise.tabular import heads, kernel
-from foldwise.tabular.heads import CLASSIFIERS, REGRESSORS, Chunked, Heads, sigmoid
+from foldwise.tabular.heads import CLASSIFIERS, REGRESSORS, Chunked, Heads
 from foldwise.tabular.kernel import Features, KernelMethod, Pairs, _svc
 
 
@@ -63,7 +64,7 @@ def test_probabilities_are_those_of_calibrated_classifier_cv() -> None:
     scores = np.zeros(len(y))
     for fit, ask in every:
         scores[ask] = SVC().fit(scaled[fit], y[fit]).decision_function(scaled[ask])
-    slope, offset = sigmoid(scores, y == 1)
+    slope, offset = platt(scores, y == 1)
     own = 1 / (1 + np.exp(-(slope * SVC().fit(scaled, y).decision_function(scaled) + offset)))
     assert np.abs(own - theirs).max() < 2e-3
 
@@ -107,7 +108,7 @@ def test_no_head_is_turned_upside_down(name: str) -> None:
 
 @pytest.mark.smoke
 def test_calibration_s_slope_is_never_below_zero() -> None:
-    slope, offset = sigmoid(np.linspace(-1, 1, 40), np.arange(40) < 10)
+    slope, offset = platt(np.linspace(-1, 1, 40), np.arange(40) < 10)
     assert slope == 0 and 1 / (1 + np.exp(-offset)) == pytest.approx((10 * 11 / 12 + 30 / 32) / 40)
 
 
@@ -230,10 +231,11 @@ def place(embedded: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 
 def tables(place: Workplace):  # type: ignore[no-untyped-def]
     """The competition, its index and its folds."""
-    from foldwise.data import competition, folds, index
+    from foldwise.data import folds, index
+    from foldwise.data.competition import load_competition
 
-    about = competition.load(str(place.competition))
-    return about, index.load(about), folds.load(about)
+    about = load_competition(str(place.competition))
+    return about, index.load_index(about), folds.load_folds(about)
 
 
 def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None:
@@ -295,6 +297,11 @@ def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: 
     (place.runs / "quick" / "fold0_embeddings.npy").unlink()
     _, again, _ = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
     assert np.array_equal(whole, again)
+    data = bytearray((file := place.runs / "quick" / "fold0_embeddings.npy").read_bytes())
+    data[-3] ^= 64
+    file.write_bytes(data)
+    _, mended, _ = next(embeddings.each_fold(about, recipe, "", "quick", table, fold_table))
+    assert np.array_equal(whole, mended), "a flipped bit is noticed, and the array made again"
 
 
 def test_a_recipes_weights_embed_once_for_all_folds(place: Workplace) -> None:
@@ -365,9 +372,9 @@ def test_thresholds_against_trying_every_one() -> None:
 
 def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(trained.root))
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
-    about = competition.load(str(trained.competition))
+    about = load_competition(str(trained.competition))
     page = write_run_report(about, "lightgbm")
     for name in ("confusion.png", "calibration.png", "per_class.csv", "confusion.csv", "pairs.csv"):
         assert (page.parent / name).stat().st_size > 50, name
@@ -384,7 +391,7 @@ def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch:
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
     rng = np.random.default_rng(0)
     n, names = 300, ["a<b", "tick & tock", "c"]
@@ -415,7 +422,7 @@ def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: p
     run = tmp_path / "oof" / "made" / "elsewhere"
     run.mkdir(parents=True)
     base.to_csv(run / "oof.csv", index=False)
-    page = write_run_report(competition.load(str(tmp_path / "made.yaml")), "elsewhere")
+    page = write_run_report(load_competition(str(tmp_path / "made.yaml")), "elsewhere")
     made = {path.name for path in page.parent.iterdir()}
     html = page.read_text()
     if task == "regression":
@@ -432,7 +439,7 @@ def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: p
 
 def test_a_run_without_all_folds_has_no_report(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(tiny.root))
-    from foldwise.data import competition
+    from foldwise.data.competition import load_competition
 
     with pytest.raises(UserError, match=r"no oof\.csv"):
-        write_run_report(competition.load(str(tiny.competition)), "absent")
+        write_run_report(load_competition(str(tiny.competition)), "absent")

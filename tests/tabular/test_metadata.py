@@ -13,7 +13,8 @@ import pytest
 from conftest import Workplace, make_tiny
 
 from foldwise import UserError, metrics
-from foldwise.data import competition, folds
+from foldwise.data import folds
+from foldwise.data.competition import load_competition
 from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 from foldwise.data.runs import check_folds, load_run
 from foldwise.tabular import boosting, features, learners
@@ -73,7 +74,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 240, tests: in
     table["row_id"] = table["id"]
     table.loc[table["split"] == "test", "target"] = np.nan
     fold_table = table.loc[: rows - 1, ["id", "group"]].assign(fold=(np.arange(rows) // 2) % 4)
-    return competition.load(str(root / "made.yaml")), table, fold_table
+    return load_competition(str(root / "made.yaml")), table, fold_table
 
 
 def fitted(made, model: str = "lightgbm", wish: features.Wish | None = None, **plan: object):  # type: ignore[no-untyped-def]
@@ -478,10 +479,10 @@ def test_bad_arguments_are_one_clear_line(tabled: Workplace, arguments: list[obj
 
 def test_a_run_is_the_same_again_and_reads_as_a_run(tabled: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDWISE_ROOT", str(tabled.root))
-    about = competition.load(str(tabled.competition))
+    about = load_competition(str(tabled.competition))
     run = load_run(about, "lightgbm")
-    check_folds(about, "lightgbm", folds.load(about))
-    assert run.info["config"]["columns"] == ["age", "site"]
+    check_folds(about, "lightgbm", folds.load_folds(about))
+    assert run.info.config["columns"] == ["age", "site"]
     assert set(pd.read_csv(run.folder / "importance.csv")["column"]) <= {"age", "site"}
     before = (run.folder / "oof.csv").read_bytes()
     tabled.run("03_metadata.py")

@@ -22,7 +22,8 @@ from conftest import REPOSITORY, Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
 from foldwise import UserError
-from foldwise.data import competition, folds, index
+from foldwise.data import folds, index
+from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, load_recipe
 from foldwise.data.runs import finish_run, read_run_info
 from foldwise.model import checkpoint
@@ -38,12 +39,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return made
 
 
-def trainer(about: competition.Competition, made: Recipe, folder: Path, **kwargs: float) -> Trainer:
+def trainer(about: Competition, made: Recipe, folder: Path, **kwargs: float) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(about, made, 0, folds.load(about), folder, **kwargs)
+    return Trainer(about, made, 0, folds.load_folds(about), folder, **kwargs)
 
 
-def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: competition.Competition) -> None:
+def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: Competition) -> None:
     """Seven named moments and thirteen random ones; each a kill -9, then the same command again."""
     command = [sys.executable, str(REPOSITORY / "tests" / "killed_runs.py"), str(about.file)]
     done = subprocess.run(
@@ -60,7 +61,7 @@ def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: compe
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    about: competition.Competition, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = recipe(about, "train.epochs=3")
     first = trainer(about, made, tmp_path / "a")
@@ -88,7 +89,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_both_checkpoints_damaged_start_the_fold_anew(
-    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fold0.ckpt").write_bytes(b"PK\x03\x04 nonsense")
     (tmp_path / "fold0.ckpt.before").write_bytes(b"")
@@ -110,7 +111,7 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
     ids=["inside", "accumulating", "before validation"],
 )
 def test_hours_end_inside_an_epoch_and_the_same_command_continues(
-    about: competition.Competition, tmp_path: Path, overrides: list[str], over: int, stops: int
+    about: Competition, tmp_path: Path, overrides: list[str], over: int, stops: int
 ) -> None:
     made = recipe(about, "train.epochs=2", "train.batch_size=4", *overrides)
     slow = trainer(about, made, tmp_path / "a", deadline=time.monotonic() + 1000)
@@ -136,7 +137,7 @@ def test_hours_end_inside_an_epoch_and_the_same_command_continues(
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_no_time_left_for_the_test_rows_saves_instead(about: competition.Competition, tmp_path: Path) -> None:
+def test_no_time_left_for_the_test_rows_saves_instead(about: Competition, tmp_path: Path) -> None:
     made = trainer(about, recipe(about, "train.epochs=1"), tmp_path, deadline=time.monotonic() + 1000)
     made.start()
     made.run_epoch()
@@ -148,7 +149,7 @@ def test_no_time_left_for_the_test_rows_saves_instead(about: competition.Competi
 
 
 def test_a_loss_that_is_no_number_is_skipped_and_the_rate_halved(
-    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = trainer(about, recipe(about, "train.batch_size=8"), tmp_path)
     made.start()
@@ -167,7 +168,7 @@ def test_a_loss_that_is_no_number_is_skipped_and_the_rate_halved(
     assert made.optimizer.param_groups[0]["lr"] <= 0.5 * made.recipe.train.lr
 
 
-def test_numbers_that_stay_bad_end_with_advice(about: competition.Competition, tmp_path: Path) -> None:
+def test_numbers_that_stay_bad_end_with_advice(about: Competition, tmp_path: Path) -> None:
     made = trainer(about, recipe(about, "train.batch_size=4", "train.epochs=4"), tmp_path)
     made.start()
     made.run_epoch()
@@ -184,7 +185,7 @@ def test_numbers_that_stay_bad_end_with_advice(about: competition.Competition, t
 
 
 def test_out_of_gpu_memory_halves_the_batch_and_sums_the_gradients(
-    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A network without batch norm learns the same from a batch in pieces."""
     options = ("model.name=test_vit", "image_size=32", "train.batch_size=16", "train.epochs=1", "augment.preset=none")
@@ -207,7 +208,7 @@ def test_out_of_gpu_memory_halves_the_batch_and_sums_the_gradients(
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=2e-4) for key in weights[0])
 
 
-def test_memory_that_holds_no_two_images_is_said(about: competition.Competition, tmp_path: Path) -> None:
+def test_memory_that_holds_no_two_images_is_said(about: Competition, tmp_path: Path) -> None:
     made = trainer(about, recipe(about), tmp_path)
     made.start()
 
@@ -219,7 +220,7 @@ def test_memory_that_holds_no_two_images_is_said(about: competition.Competition,
         made.run_epoch()
 
 
-def test_two_processes_never_train_one_fold(about: competition.Competition, tmp_path: Path) -> None:
+def test_two_processes_never_train_one_fold(about: Competition, tmp_path: Path) -> None:
     with (
         train_run._alone(tmp_path, 0, 0),
         pytest.raises(UserError, match="fold 0 is being trained by another process"),
@@ -230,7 +231,7 @@ def test_two_processes_never_train_one_fold(about: competition.Competition, tmp_
         pass
 
 
-def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competition, place: Workplace) -> None:
+def test_folds_side_by_side_are_those_trained_in_turn(about: Competition, place: Workplace) -> None:
     """--devices 2: two processes at once, their lines told apart, the same tables as one after the other."""
     quick = about.file.with_name("quick.yaml")
     fixed = ("train.threads=1", "train.cpu_step=plain")
@@ -240,27 +241,23 @@ def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competi
     assert "two: roc_auc out-of-fold" in two.stdout and "one: roc_auc out-of-fold" in one.stdout
     for file in ("oof.csv", "test.csv", "fold2.safetensors"):
         assert (place.runs / "one" / file).read_bytes() == (place.runs / "two" / file).read_bytes(), file
-    facts = read_run_info(place.runs / "two")["folds"]
+    facts = read_run_info(place.runs / "two").folds
     assert sorted(facts) == ["0", "1", "2"] and all(fold["epochs"] == 2 for fold in facts.values())
 
 
-def test_folds_that_end_together_take_turns_at_the_tables_of_the_run(
-    about: competition.Competition, place: Workplace
-) -> None:
+def test_folds_that_end_together_take_turns_at_the_tables_of_the_run(about: Competition, place: Workplace) -> None:
     """Two folds once ended within a hundredth of a second, and one took the other's half-written oof.csv away."""
     place.run("02_train.py", "--recipe", about.file.with_name("quick.yaml"), "--name", "together", "train.epochs=1")
-    folder, table, fold_table = about.runs() / "together", index.load(about), folds.load(about)
+    folder, table, fold_table = about.runs() / "together", index.load_index(about), folds.load_folds(about)
     before = [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")]
     with ThreadPoolExecutor(4) as pool:
         ended = [pool.submit(finish_run, about, folder, fold_table, table, {}) for _ in range(40)]
-    assert all(end.result()["folds_done"] == [0, 1, 2] for end in ended)
+    assert all(end.result().folds_done == [0, 1, 2] for end in ended)
     assert [(folder / name).read_bytes() for name in ("oof.csv", "test.csv")] == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_folds_side_by_side_end_with_the_process_that_started_them(
-    about: competition.Competition, place: Workplace
-) -> None:
+def test_folds_side_by_side_end_with_the_process_that_started_them(about: Competition, place: Workplace) -> None:
     """kill -9 of the command; its children let go of their folds, and the same command writes the undisturbed bytes."""
     quick = about.file.with_name("quick.yaml")
     fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.cpu_step=plain", "train.epochs=4")
@@ -287,7 +284,7 @@ def test_folds_side_by_side_end_with_the_process_that_started_them(
 
 
 def test_folds_in_fresh_interpreters_as_gpus_ask_for(
-    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    about: Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One process a GPU, which sees its own alone; without any GPU it computes the bits of a fork."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
@@ -315,7 +312,7 @@ def test_folds_in_fresh_interpreters_as_gpus_ask_for(
     ("count", "devices", "most"), [(5, 2, 3), (14, 4, 6), (5, 4, 5), (6, 2, 2), (3, 4, 3), (1, 2, 1)]
 )
 def test_an_odd_rest_of_folds_starts_with_the_first_ones(
-    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, count: int, devices: int, most: int
+    about: Competition, monkeypatch: pytest.MonkeyPatch, count: int, devices: int, most: int
 ) -> None:
     """Each fold once; at most `most` at once, and never more than the devices after the first turn."""
     alive: list[int] = []
@@ -338,7 +335,7 @@ def test_an_odd_rest_of_folds_starts_with_the_first_ones(
 
 @pytest.mark.smoke
 def test_a_killed_fold_is_said_and_no_other_is_started(
-    about: competition.Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    about: Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[int] = []
 
@@ -358,7 +355,7 @@ def test_a_killed_fold_is_said_and_no_other_is_started(
     assert "run 0 | killed by signal 9, perhaps for lack of memory; run the same command to continue" in said
 
 
-def test_torchrun_trains_one_fold_as_one_process_does(about: competition.Competition, place: Workplace) -> None:
+def test_torchrun_trains_one_fold_as_one_process_does(about: Competition, place: Workplace) -> None:
     """Two gloo processes of batch 8 are one of batch 16; every validation row is there once."""
     quick = about.file.with_name("quick.yaml")
     fixed = [  # no batch norm: its statistics are a device's own

@@ -15,7 +15,8 @@ from conftest import Workplace, make_tiny
 from conftest import quick_recipe as recipe
 
 from foldwise import UserError
-from foldwise.data import competition, folds, index, oof
+from foldwise.data import folds, index, oof
+from foldwise.data.competition import Competition
 from foldwise.data.recipe import Augment, Train
 from foldwise.data.runs import load_run
 from foldwise.model.predict import activate
@@ -38,10 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return made
 
 
-def train(about: competition.Competition, folder: Path, *overrides: str, fold: int = 0) -> Trainer:
+def train(about: Competition, folder: Path, *overrides: str, fold: int = 0) -> Trainer:
     """A fold trained in `folder`."""
     folder.mkdir(exist_ok=True)
-    made = Trainer(about, recipe(about, *overrides), fold, folds.load(about), folder)
+    made = Trainer(about, recipe(about, *overrides), fold, folds.load_folds(about), folder)
     made.run()
     return made
 
@@ -118,7 +119,7 @@ def test_an_asymmetric_loss_discounts_easy_negatives() -> None:
     assert loss(easy, y) < 0.06 < loss(hard, y)
 
 
-def test_a_loss_that_does_not_fit_the_task_is_refused(about: competition.Competition, tmp_path: Path) -> None:
+def test_a_loss_that_does_not_fit_the_task_is_refused(about: Competition, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.loss=ce: does not go with task binary; choose from asymmetric, bce"):
         train(about, tmp_path, "train.loss=ce")
 
@@ -171,7 +172,7 @@ def test_mixup_and_cutmix_mix_images_targets_and_metadata_in_one_share() -> None
     assert same is images
 
 
-def test_every_way_of_training_learns_the_disc(about: competition.Competition, tmp_path: Path) -> None:
+def test_every_way_of_training_learns_the_disc(about: Competition, tmp_path: Path) -> None:
     """Bright against dark discs, four epochs: each of these must come near a full score."""
     ways = {
         "ema": ["train.averaging=ema", "train.ema_decay=0.9"],
@@ -190,19 +191,17 @@ def test_every_way_of_training_learns_the_disc(about: competition.Competition, t
         assert made.state.best > 0.9, f"{name}: {made.state.best}"
 
 
-def test_the_average_predicts_not_the_raw_weights(about: competition.Competition, tmp_path: Path) -> None:
+def test_the_average_predicts_not_the_raw_weights(about: Competition, tmp_path: Path) -> None:
     made = train(about, tmp_path, "train.averaging=ema", "train.ema_decay=0.95", "train.checkpoint=last")
     raw, kept = made.network.state_dict(), made.best_weights
     average = made.average.current.state_dict()
     assert all(torch.equal(kept[key], average[key]) for key in kept)
-    fresh = Trainer(about, made.recipe, 0, folds.load(about), tmp_path)
+    fresh = Trainer(about, made.recipe, 0, folds.load_folds(about), tmp_path)
     assert any(not torch.equal(kept[key], fresh.network.state_dict()[key]) for key in kept)
     assert set(raw) == set(kept)
 
 
-def test_snapshots_keep_their_own_tables_and_are_averaged(
-    about: competition.Competition, place: Workplace, tmp_path: Path
-) -> None:
+def test_snapshots_keep_their_own_tables_and_are_averaged(about: Competition, place: Workplace, tmp_path: Path) -> None:
     place.run(
         "02_train.py",
         "--recipe",
@@ -229,7 +228,7 @@ def test_snapshots_keep_their_own_tables_and_are_averaged(
 
 
 def test_early_stopping_stops_and_says_so(
-    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = train(
         about, tmp_path, "train.epochs=30", "train.early_stopping=2", "train.schedule=constant", "train.lr=1e-5"
@@ -238,8 +237,9 @@ def test_early_stopping_stops_and_says_so(
     assert "stops early, 2 epochs without gain" in capsys.readouterr().err
 
 
-def test_layers_learn_at_their_own_rates(about: competition.Competition, tmp_path: Path) -> None:
-    made = Trainer(about, recipe(about, "train.layer_decay=0.5", "train.warmup=0.0"), 0, folds.load(about), tmp_path)
+def test_layers_learn_at_their_own_rates(about: Competition, tmp_path: Path) -> None:
+    ours = recipe(about, "train.layer_decay=0.5", "train.warmup=0.0")
+    made = Trainer(about, ours, 0, folds.load_folds(about), tmp_path)
     made._set_lr(0, 0)
     found = sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.optimizer.param_groups})
     assert len(found) >= 3 and found[-1] == 1 and all(b / a == pytest.approx(2) for a, b in pairwise(found))
@@ -247,8 +247,8 @@ def test_layers_learn_at_their_own_rates(about: competition.Competition, tmp_pat
     assert found == sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.optimizer.param_groups})
 
 
-def test_balanced_sampling_draws_rare_classes_as_often(about: competition.Competition, tmp_path: Path) -> None:
-    made = Trainer(about, recipe(about, "train.sampling=balanced"), 0, folds.load(about), tmp_path)
+def test_balanced_sampling_draws_rare_classes_as_often(about: Competition, tmp_path: Path) -> None:
+    made = Trainer(about, recipe(about, "train.sampling=balanced"), 0, folds.load_folds(about), tmp_path)
     drawn = np.concatenate([made.loader._order(epoch) for epoch in range(50)])
     assert made.data.train_target[drawn].mean() == pytest.approx(0.5, abs=0.03)
     assert made.data.train_target.mean() == pytest.approx(1 / 3, abs=0.05)
@@ -257,7 +257,7 @@ def test_balanced_sampling_draws_rare_classes_as_often(about: competition.Compet
 # --- other targets, other teachers ----------------------------------------------------------------------------
 
 
-def test_an_auxiliary_target_is_learnt_and_folded_back(about: competition.Competition, tmp_path: Path) -> None:
+def test_an_auxiliary_target_is_learnt_and_folded_back(about: Competition, tmp_path: Path) -> None:
     options = ("target.column=dx", "target.positive=[mel, bcc]", "train.epochs=4")
     made = train(about, tmp_path, *options)
     assert made.data.targets.learnt == ["bcc", "mel", "nevus"]
@@ -284,15 +284,15 @@ def test_an_auxiliary_target_is_learnt_and_folded_back(about: competition.Compet
     ],
 )
 def test_what_can_t_be_trained_is_one_clear_line(
-    about: competition.Competition, tmp_path: Path, overrides: list[str], message: str
+    about: Competition, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         train(about, tmp_path, *overrides)
 
 
-def test_distillation_mixes_labels_with_out_of_fold_predictions(about: competition.Competition, tmp_path: Path) -> None:
+def test_distillation_mixes_labels_with_out_of_fold_predictions(about: Competition, tmp_path: Path) -> None:
     made = Trainer(
-        about, recipe(about, "train.distill=teacher", "train.distill_weight=0.25"), 0, folds.load(about), tmp_path
+        about, recipe(about, "train.distill=teacher", "train.distill_weight=0.25"), 0, folds.load_folds(about), tmp_path
     )
     rows = torch.arange(len(made.data.train))
     said = load_run(about, "teacher").oof.set_index("id")["pred"].reindex(made.data.train["id"]).to_numpy()
@@ -300,10 +300,10 @@ def test_distillation_mixes_labels_with_out_of_fold_predictions(about: competiti
     np.testing.assert_allclose(made._soft_target(rows)[:, 0], expected, atol=1e-6)
 
 
-def test_pseudo_labels_come_from_the_same_fold_s_model(about: competition.Competition, tmp_path: Path) -> None:
+def test_pseudo_labels_come_from_the_same_fold_s_model(about: Competition, tmp_path: Path) -> None:
     """Fold 1's labels of the test rows are those of the teacher's fold-1 model, which never saw fold 1's rows."""
     made = recipe(about, "train.pseudo=teacher", "train.pseudo_keep=0.5")
-    data = fold_data.gather(about, made, 1, folds.load(about))
+    data = fold_data.gather(about, made, 1, folds.load_folds(about))
     joined = data.train["split"].to_numpy() == "test"
     readable = 11
     assert joined.sum() == round(0.5 * readable) and data.teacher is not None and data.trust is not None
@@ -319,12 +319,12 @@ def test_pseudo_labels_come_from_the_same_fold_s_model(about: competition.Compet
 
 
 def test_pseudo_labels_of_a_submission_are_said_to_be_optimistic(
-    about: competition.Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    about: Competition, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = index.load(about)
+    table = index.load_index(about)
     ids = table.loc[table["split"] == "test", "id"]
     pd.DataFrame({"image_id": ids, "sick": np.linspace(0, 1, len(ids))}).to_csv(tmp_path / "sub.csv", index=False)
-    data = fold_data.gather(about, recipe(about, f"train.pseudo={tmp_path / 'sub.csv'}"), 0, folds.load(about))
+    data = fold_data.gather(about, recipe(about, f"train.pseudo={tmp_path / 'sub.csv'}"), 0, folds.load_folds(about))
     assert (data.train["split"] == "test").sum() == 6
     assert "the OOF score is optimistic" in capsys.readouterr().err
 
@@ -347,7 +347,7 @@ def test_fusion_is_encoded_by_training_rows_alone_and_predicts_again(place: Work
     assert (place.runs / "again" / "fold0.csv").read_bytes() == first
 
 
-def test_tensorboard_holds_the_epochs(about: competition.Competition, tmp_path: Path) -> None:
+def test_tensorboard_holds_the_epochs(about: Competition, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(about, tmp_path, "train.tensorboard=true")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -360,10 +360,8 @@ def test_tensorboard_holds_the_epochs(about: competition.Competition, tmp_path: 
     assert not math.isnan(found[0])
 
 
-def test_half_precision_that_overflows_is_computed_again_in_full(
-    about: competition.Competition, tmp_path: Path
-) -> None:
-    made = Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load(about), tmp_path)
+def test_half_precision_that_overflows_is_computed_again_in_full(about: Competition, tmp_path: Path) -> None:
+    made = Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load_folds(about), tmp_path)
     made.start()
     forward, calls = made.network.forward, []
 

@@ -7,17 +7,15 @@ answer, filed under another name, or a mark of how the images of each class were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import chi2_contingency, ks_2samp
 
-from foldwise import dicom, metrics
-from foldwise.core import parallel
+from foldwise import dicom, metrics, stats
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 
@@ -30,18 +28,12 @@ FEWEST = 20  # rows of either side below which nothing is claimed
 HEADERS = 1500  # DICOM files a split whose whole headers are read
 PLACES = ["InstitutionName", "InstitutionalDepartmentName", "StationName", "DeviceSerialNumber"]  # not given by default
 ADVERSARY = {
-    "objective": "binary",
     "num_leaves": 15,
     "learning_rate": 0.05,
     "min_data_in_leaf": 20,
     "feature_fraction": 0.8,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
-    "num_threads": 1,
-    "verbose": -1,
-    "seed": 0,
-    "deterministic": True,
-    "force_row_wise": True,
 }
 ROUNDS = 120
 
@@ -211,20 +203,23 @@ def _split_folds(rows: pd.DataFrame) -> pd.Series | None:
     test = (rows["split"] == "test").to_numpy()
     if min(test.sum(), (~test).sum()) < FEWEST:
         return None
-    strata = np.column_stack([test, ~test]).astype(float)
-    return pd.Series(folds.stratify(strata, rows["group"].to_numpy(), 5, seed=0), index=rows.index, dtype="float64")
+    return pd.Series(
+        folds.stratify(stats.strata(test, "binary"), rows["group"].to_numpy(), 5, seed=0),
+        index=rows.index,
+        dtype="float64",
+    )
 
 
 def _drift(train: pd.Series, test: pd.Series, number: bool) -> tuple[float, float]:
     if min(len(train), len(test)) < FEWEST:
         return np.nan, np.nan
     if number:
-        found = stats.ks_2samp(train.to_numpy(float), test.to_numpy(float), method="asymp")
+        found = ks_2samp(train.to_numpy(float), test.to_numpy(float), method="asymp")
         return float(found.statistic), float(found.pvalue)
     counts = pd.DataFrame({"train": train.value_counts(), "test": test.value_counts()}).astype("float64").fillna(0)
     shares = counts / counts.sum()
     distance = float((shares["train"] - shares["test"]).abs().sum() / 2)
-    return distance, float(stats.chi2_contingency(counts.to_numpy()).pvalue) if len(counts) > 1 else 1.0
+    return distance, float(chi2_contingency(counts.to_numpy()).pvalue) if len(counts) > 1 else 1.0
 
 
 # --- one column alone -------------------------------------------------------------------------------------
@@ -366,15 +361,12 @@ def adversarial(name: str, table: pd.DataFrame, frame: pd.DataFrame) -> Adversar
     x = _encoded(frame)
     if part is None or not x.shape[1]:
         return None
-    y, fold = (rows["split"] == "test").to_numpy(float), part.to_numpy()
-    pred, gain = np.zeros(len(y)), np.zeros(x.shape[1])
-    outs = [fold == held for held in np.unique(fold)]
-    with ThreadPoolExecutor(parallel.cores()) as pool:  # one thread a fold: LightGBM's own contend on busy cores
-        for out, model in zip(outs, pool.map(lambda out: _fit(x[~out], y[~out]), outs), strict=True):
-            pred[out] = model.predict(x[out].to_numpy(), num_threads=1)
-            gain += model.feature_importance("gain")
-    share = pd.Series(gain / max(gain.sum(), 1e-12), index=x.columns).sort_values(ascending=False)
-    return Adversary(name, _bootstrap(y, pred, rows["group"].to_numpy()), share, len(y))
+    is_test, groups = (rows["split"] == "test").to_numpy(), rows["group"].to_numpy()
+    pred, gains = stats.tell_apart(x.to_numpy(), is_test, part.to_numpy(), ROUNDS, **ADVERSARY)
+    draws = stats.bootstrap(metrics.resolve("roc_auc"), is_test, [pred], groups.astype(str), 200)
+    auc = Interval(metrics.auc_of(pred[~is_test], pred[is_test]), *stats.percentiles(draws))
+    columns = pd.Series(gains / max(gains.sum(), 1e-12), index=x.columns).sort_values(ascending=False)
+    return Adversary(name, auc, columns, len(is_test))
 
 
 def _encoded(frame: pd.DataFrame) -> pd.DataFrame:
@@ -388,26 +380,6 @@ def _encoded(frame: pd.DataFrame) -> pd.DataFrame:
         if values.nunique(dropna=False) > 1:
             made[name] = values.astype("float64")
     return pd.DataFrame(made, index=frame.index)
-
-
-def _fit(x: pd.DataFrame, y: np.ndarray) -> Any:
-    import lightgbm
-
-    names = [f"c{k}" for k in range(x.shape[1])]  # LightGBM refuses some characters in names
-    data = lightgbm.Dataset(x.to_numpy(), y, feature_name=names, free_raw_data=True)
-    return lightgbm.train(ADVERSARY, data, num_boost_round=ROUNDS)
-
-
-def _bootstrap(y: np.ndarray, pred: np.ndarray, group: np.ndarray, draws: int = 200) -> Interval:
-    value: Callable[[np.ndarray], float] = metrics.resampler(metrics.resolve("roc_auc"), y > 0.5, pred)
-    code, names = pd.factorize(group)
-    rng = np.random.default_rng(0)
-    found = [
-        value(np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(float)[code])
-        for _ in range(draws)
-    ]
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return Interval(metrics.auc_of(pred[y == 0], pred[y == 1]), float(low), float(high))
 
 
 def shared_groups(table: pd.DataFrame) -> list[str]:

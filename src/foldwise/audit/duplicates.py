@@ -401,6 +401,6 @@ def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Au
         keep_default_na=False,  # an id may be called NA
         na_values={"same_label": [""]},
     )
-    del facts["key"], facts["vouches"]
+    del facts["key"]
     group = merge(table, pairs) if competition.merge_copies else table["group"]
     return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), facts)

@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from foldwise import UserError, metrics
+from foldwise import UserError, metrics, stats
 from foldwise.blend.methods import FIXED_SPACE, METHODS, SAME_AS, mean
 from foldwise.blend.search import Problem
 from foldwise.blend.spaces import SPACES, Calibration, Scaling, ranks, to_space
 from foldwise.blend.stacking import Combiner
-from foldwise.blend.trust import bootstrap, percentiles
 from foldwise.core.schema import nearest
 from foldwise.data.folds import stratify
 
@@ -159,14 +158,8 @@ def _problem(
 
 def make_folds(target: Array, task: str, groups: Array | None, seed: int, n: int = 5) -> Array:
     """(N,) fold numbers, stratified; rows of a group stay together."""
-    if task == "multilabel":
-        strata = np.nan_to_num(target)
-    elif task == "regression":
-        strata = np.eye(20)[np.argsort(np.argsort(target.reshape(len(target), -1)[:, 0])) * 20 // len(target)]
-    else:
-        strata = np.eye(int(target.max()) + 1)[target.astype(np.int64)]
     units = np.arange(len(target)) if groups is None else groups
-    return stratify(strata, units, min(n, len(np.unique(units))), seed)
+    return stratify(stats.strata(target, task), units, min(n, len(np.unique(units))), seed)
 
 
 # --- choosing -----------------------------------------------------------------------------------------------
@@ -287,7 +280,7 @@ class _Work:
         return float(self.problem.metric.function(self.problem.target, pred, None))
 
     def bootstrap(self, preds: list[Array], draws: int) -> Array:
-        return bootstrap(self.problem.metric, self.problem.target, preds, self.groups, draws, self.problem.seed)
+        return stats.bootstrap(self.problem.metric, self.problem.target, preds, self.groups, draws, self.problem.seed)
 
     def choose(self, choices: list[Choice], auto: bool) -> Blend:
         nested = [self.nested(choice) for choice in choices]
@@ -356,7 +349,7 @@ class _Work:
         score, interval = float("nan"), (float("nan"), float("nan"))
         if nested is not None:
             score = self.score(nested)
-            interval = percentiles(self.bootstrap([nested], self.draws)[:, 0]) if self.draws else interval
+            interval = stats.percentiles(self.bootstrap([nested], self.draws)[:, 0]) if self.draws else interval
         scaling = self.scaling
         return Blend(
             method,

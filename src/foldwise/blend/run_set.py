@@ -72,20 +72,20 @@ def gather_runs(
     twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
     if twice:
         raise UserError(f"run '{twice[0]}' is given twice")
-    return _checked(competition, runs, index.load(competition), 2)
+    return _checked(competition, runs, index.load_index(competition), 2)
 
 
 def look(competition: Competition, name: str) -> RunSet:
     """One run by itself, to look at and not to blend: one finished fold will do, and so will a competition without
     test rows. UserError says what is wrong with the run."""
-    table = index.load(competition)
+    table = index.load_index(competition)
     run = _load(competition, name, bool((table["split"] == "test").any()))
     return _checked(competition, [run], table, 1)
 
 
 def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame, least: int) -> RunSet:
     train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
-    rows = folds.load(competition).merge(train, on="id")
+    rows = folds.load_folds(competition).merge(train, on="id")
     classes = index.classes(competition, table)
     columns = [f"pred_{name}" for name in classes] or ["pred"]
     for run in runs:
@@ -117,6 +117,14 @@ def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, st
                 hint = "" if rename else "; map its columns with --columns theirs=ours"
                 raise UserError(str(error).replace(str(copy), str(path)) + hint) from None
     return Run(name, oof_file.parent, tables[0], tables[1])
+
+
+def renames(pairs: Sequence[str]) -> dict[str, str]:
+    """['image_name=id', ...] as a mapping; UserError for anything else."""
+    for pair in pairs:
+        if pair.count("=") != 1 or pair.startswith("=") or pair.endswith("="):
+            raise UserError(f"--columns {pair}: expected THEIRS=OURS, such as image_name=id")
+    return dict(pair.split("=") for pair in pairs)
 
 
 # --- checks -------------------------------------------------------------------------------------------------
@@ -275,7 +283,7 @@ def _by_one_fold(run: Run, ids: Array, columns: list[str], mean: Array) -> Array
 
 def family(run: Run) -> tuple[str, str]:
     """(model, image size) from run.json; a run that does not say is a family of its own."""
-    config = run.info.get("config") or {}
+    config = run.info.config
     model = config.get("model", run.name)
     model = model.get("name", run.name) if isinstance(model, dict) else model
     return str(model), str(config.get("image_size", ""))

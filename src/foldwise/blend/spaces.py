@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
+from foldwise import stats
 from foldwise.metrics import known_rows
 
 Array = NDArray[Any]
 SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
 EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
+SLOPES = (float(np.exp(-2)), float(np.exp(2)))  # of logits: never 0, so that the order of a run's rows stays
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,7 @@ def _cross_fitted(pred: Array, rows: Array, truth: Array, folds: Array, half: Ar
 def _monotone(pred: Array, truth: Array) -> Callable[[Array], Array]:
     if truth.size >= 1000 and 50 <= truth.sum() <= truth.size - 50:
         return _isotonic(pred, truth)
-    x = logit(np.clip(pred, EPS, 1 - EPS))
-    sign = np.where(truth, 1.0, -1.0)
-
-    def best_bias(slope: float) -> float:
-        return float(minimize_scalar(lambda b: _softplus(-sign * (slope * x + b)), bounds=(-8, 8), method="bounded").x)
-
-    best = minimize_scalar(
-        lambda s: _softplus(-sign * (np.exp(s) * x + best_bias(np.exp(s)))), bounds=(-2, 2), method="bounded"
-    )
-    slope = float(np.exp(best.x))
-    bias = best_bias(slope)
+    slope, bias = stats.platt(logit(np.clip(pred, EPS, 1 - EPS)), truth, SLOPES)
     return lambda values: expit(slope * logit(np.clip(values, EPS, 1 - EPS)) + bias)
 
 
@@ -169,7 +160,3 @@ def _isotonic(pred: Array, truth: Array) -> Callable[[Array], Array]:
     x = np.add.reduceat(pred[order], starts) / sizes
     y = isotonic_regression(np.add.reduceat(truth[order].astype(np.float64), starts) / sizes, sample_weight=sizes)
     return lambda values: 0.99 * np.interp(values, x, y) + 0.01 * values
-
-
-def _softplus(values: Array) -> float:
-    return float(np.logaddexp(0, values).mean())

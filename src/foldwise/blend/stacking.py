@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.blend.search import Problem, sample_rows
 from foldwise.blend.spaces import from_space, truth_columns
 from foldwise.metrics import known_rows
@@ -111,22 +111,14 @@ def _newton(x: Array, truth: Array, prior: Array, strength: float, start: Array 
     pull = np.append(np.full(m, strength * 0.25 * max(float(x.var(axis=1).mean()), 1e-6) / m), 1e-9)
     sign = np.where(truth, 1.0, -1.0)
 
-    def loss(w: Array) -> float:
-        return float(np.logaddexp(0, -sign * (w @ full)).mean() + 0.5 * pull @ np.square(w - prior))
+    def loss(w: Array) -> tuple[float, Array, Array]:
+        score = w @ full
+        p = expit(score)
+        value = float(np.logaddexp(0, -sign * score).mean() + 0.5 * pull @ np.square(w - prior))
+        curve = (full * (p * (1 - p))) @ full.T / n + np.diag(pull + 1e-9)  # 1e-9: twins leave it singular
+        return value, full @ (p - truth) / n + pull * (w - prior), curve
 
-    found = prior if start is None else start
-    value = loss(found)
-    for _ in range(25):
-        p = expit(found @ full)
-        gradient = full @ (p - truth) / n + pull * (found - prior)
-        hessian = (full * (p * (1 - p))) @ full.T / n + np.diag(pull + 1e-9)
-        step = np.linalg.solve(hessian, gradient)
-        sizes = (0.5**k for k in range(12))
-        better = next((w for w in (found - size * step for size in sizes) if loss(w) < value - 1e-8), None)
-        if better is None:
-            break
-        found, value = better, loss(better)
-    return found
+    return stats.newton(loss, prior if start is None else start)
 
 
 def _softmax(z: Array, problem: Problem) -> Combiner:

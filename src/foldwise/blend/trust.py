@@ -1,4 +1,4 @@
-"""How far to trust a blend: bootstrap, correlated errors, twins, drift between OOF and test, coverage.
+"""How far to trust a blend: correlated errors, near-duplicates, drift between OOF and test, scales of folds.
 
 Nothing here fits weights; `leave_one_out` is handed the fit.
 """
@@ -10,56 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from foldwise import stats
 from foldwise.blend.spaces import ranks
-from foldwise.metrics import Metric, known_rows, resampler
+from foldwise.metrics import Metric, auc_of, known_rows
 
 Array = NDArray[Any]
-
-
-def bootstrap(
-    metric: Metric, target: Array, preds: Sequence[Array], groups: Array | None = None, draws: int = 1000, seed: int = 0
-) -> Array:
-    """(draws, len(preds)) scores on resampled rows, the same rows for every prediction, so differences are paired.
-
-    groups: (N,) rows of a group are drawn together. Predictions are sorted once, not once a draw. NaN where a draw
-    lacks a class. Fewer draws are made where they would cost more than about a minute.
-    """
-    cells = sum(pred.size for pred in preds)
-    draws = int(np.clip(2e10 // max(cells, 1), min(draws, 30), draws))
-    scorers = [resampler(metric, target, pred) for pred in preds]
-    rng = np.random.default_rng(seed)
-    n = target.shape[0]
-    members = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = n if members is None else int(members.max()) + 1
-    out = np.empty((draws, len(preds)))
-    with threadpool_limits(1):  # dot products this short lose all they gain to waiting BLAS threads on a busy machine
-        for d in range(draws):
-            counts = np.bincount(rng.integers(0, units, units, dtype=np.int32), minlength=units).astype(np.float64)
-            rows = counts if members is None else counts[members]
-            out[d] = [scorer(rows) for scorer in scorers]
-    return out
-
-
-def percentiles(values: Array) -> tuple[float, float]:
-    """The central 95 %."""
-    if np.isnan(values).all():
-        return float("nan"), float("nan")
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def gain(draws: Array, score: float, other: float, greater_is_better: bool) -> dict[str, float]:
-    """draws: (draws, 2) of the two scores. The gain (positive is better), its 95 % interval, the share above 0."""
-    sign = 1 if greater_is_better else -1
-    differences = sign * (draws[:, 0] - draws[:, 1])
-    differences = differences[~np.isnan(differences)]  # draws on which the metric has no value
-    if not len(differences):
-        return dict.fromkeys(("gain", "low", "high", "share_above_zero"), float("nan"))
-    low, high = percentiles(differences)
-    above = float(np.mean((differences > 0) + 0.5 * (differences == 0)))
-    return {"gain": float(sign * (score - other)), "low": low, "high": high, "share_above_zero": above}
 
 
 def errors(preds: Array, target: Array, task: str) -> Array:
@@ -88,7 +44,9 @@ def effective_number(matrix: Array) -> float:
     return float(values.sum() ** 2 / np.square(values).sum())
 
 
-def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: float = 0.995) -> list[dict[str, Any]]:
+def near_duplicates(
+    preds: Array, names: Sequence[str], columns: Sequence[str], limit: float = 0.995
+) -> list[dict[str, Any]]:
     """Pairs of runs whose ranks correlate above `limit` in a column: near-identical, and counted twice by a mean."""
     cells = preds.reshape(*preds.shape[:2], -1)
     step = -(-cells.shape[1] * cells.shape[2] // 2_000_000)
@@ -111,7 +69,7 @@ def twins(preds: Array, names: Sequence[str], columns: Sequence[str], limit: flo
 
 
 def clusters(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(column, runs) that the pairs of `twins` chain together."""
+    """(column, runs) that the pairs of `near_duplicates` chain together."""
     found: list[tuple[str, set[str]]] = []
     for pair in pairs:
         column, runs = pair["column"], set(pair["runs"])
@@ -150,26 +108,11 @@ def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[
 
 
 def _told_apart(x: Array, label: Array, seed: int) -> float:
-    import lightgbm
-
-    from foldwise.metrics import auc_of
-
     part = np.random.default_rng(seed).permutation(label.size) % 3
-    out = np.empty(label.size)
-    settings = {
-        "objective": "binary",
-        "num_leaves": 4,
-        "learning_rate": 0.2,
-        "min_data_in_leaf": max(10, label.size // 50),
-        "num_threads": 1,
-        "verbose": -1,
-        "seed": seed,
-        "deterministic": True,
-    }
-    for k in range(3):
-        fit = lightgbm.train(settings, lightgbm.Dataset(x[part != k], label[part != k]), num_boost_round=20)
-        out[part == k] = fit.predict(x[part == k], num_threads=1)
-    return auc_of(out[~label], out[label])
+    # stumps of four leaves, few and fast: a run has few columns, and dozens of runs are asked
+    few = {"num_leaves": 4, "learning_rate": 0.2, "min_data_in_leaf": max(10, label.size // 50), "seed": seed}
+    pred, _ = stats.tell_apart(x, label, part, 20, **few)
+    return auc_of(pred[~label], pred[label])
 
 
 def fold_ranks(metric: Metric, target: Array, preds: Array, folds: Array) -> list[dict[str, float]]:
@@ -191,15 +134,3 @@ def fold_ranks(metric: Metric, target: Array, preds: Array, folds: Array) -> lis
             }
         )
     return out
-
-
-def reliability(target: Array, pred: Array, bins: int = 10) -> list[dict[str, float]]:
-    """Equally filled bins of (predicted, observed, rows) for 0/1 truth, pooled over columns."""
-    rows = known_rows(target.reshape(-1))
-    truth, value = target.reshape(-1)[rows], pred.reshape(-1)[rows]
-    order = np.argsort(value, kind="stable")
-    return [
-        {"predicted": float(value[part].mean()), "observed": float(truth[part].mean()), "rows": int(part.size)}
-        for part in np.array_split(order, bins)
-        if part.size
-    ]

@@ -140,3 +140,12 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.2 h'; a dash for NaN."""
+    if seconds != seconds:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -139,22 +139,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
 
 
-def write_voucher(path: Path, facts: dict[str, Any], *files: Path) -> None:
-    """`facts` as JSON, written last: it vouches for files beside it, whose digests it holds."""
-    write_json(path, {**facts, "vouches": {file.name: file_digest(file) for file in files}})
+def write_voucher(path: Path, meta: dict[str, Any], *files: Path) -> None:
+    """`meta` as JSON, written last: it vouches for files beside it, whose digests it holds."""
+    write_json(path, {**meta, "vouches": {file.name: file_digest(file) for file in files}})
 
 
 def read_voucher(path: Path) -> dict[str, Any] | None:
-    """What `write_voucher` wrote; None where it, or a file that it vouches for, is not there or no longer the same."""
+    """The `meta` of `write_voucher`; None where it, or a file that it vouches for, is gone or no longer the same."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if all(file_digest(path.parent / name) == digest for name, digest in facts["vouches"].items()):
-            return facts
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if all(file_digest(path.parent / name) == digest for name, digest in meta.pop("vouches").items()):
+            return meta
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, OSError):
         pass
-    print(f"warning: {path} or what it vouches for is damaged; it is made again", file=sys.stderr)
+    print(f"warning: {path} or a file that it vouches for is damaged or edited; it does not count", file=sys.stderr)
     return None
 
 

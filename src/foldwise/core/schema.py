@@ -57,6 +57,17 @@ def read_yaml(path: Path, as_written: bool = False) -> dict[str, Any]:
     return data
 
 
+def find_yaml(folder: Path, name_or_path: str, flag: str) -> Path:
+    """folder/NAME.yaml, or the path itself where it ends in .yaml or .yml; UserError names flag and nearest name."""
+    if name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path)
+    path = folder / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = nearest(name_or_path, (file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"{flag} {name_or_path}: no {path}{known}; or give the path of a .yaml file")
+    return path
+
+
 def validate(model: type[M], data: dict[str, Any], source: str) -> M:
     """`data` as a `model`; the first complaint becomes one UserError line that names `source` and the key."""
     try:

@@ -15,7 +15,6 @@ keeps, and `choose_margin` takes the smallest that keeps enough.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.core.cli import note
-from foldwise.core.files import digest, replacing, write_csv, write_json
+from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
 from foldwise.core.schema import nearest
 from foldwise.data import image
 from foldwise.data.competition import Competition
@@ -384,15 +383,15 @@ def choose_margin(asked: float | None, met: Recall | None) -> tuple[float, str]:
 # --- saved ------------------------------------------------------------------------------------------------
 
 
-def save(
-    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, made: Crops, facts: dict[str, Any]
+def save_boxes(
+    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, made: Crops, meta: dict[str, Any]
 ) -> None:
-    """boxes.csv and crop.json; the cache of crops is checked against the latter's key."""
+    """boxes.csv and crop.json, which vouches for it; the cache of crops is checked against the latter's key."""
     folder = competition.derived()
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "boxes.csv", boxes.round(dict.fromkeys([*XYXY, "score"], 4)))
     what = {"margin": made.margin, "square": made.square, "key": made.key, "files": files_digest(index)}
-    write_json(folder / "crop.json", {**facts, **what})
+    write_voucher(folder / "crop.json", {**meta, **what}, folder / "boxes.csv")
 
 
 def files_digest(index: pd.DataFrame) -> str:
@@ -400,10 +399,9 @@ def files_digest(index: pd.DataFrame) -> str:
     return digest(identity(index).to_numpy().tolist())
 
 
-def load_facts(competition: Competition) -> dict[str, Any] | None:
-    """crop.json, None where nothing was cropped."""
-    path = competition.derived() / "crop.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def load_crop_meta(competition: Competition) -> dict[str, Any] | None:
+    """crop.json; None where nothing was cropped, or boxes.csv was changed since."""
+    return read_voucher(competition.derived() / "crop.json")
 
 
 def load_boxes(competition: Competition) -> pd.DataFrame:

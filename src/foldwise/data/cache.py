@@ -4,7 +4,7 @@
     images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
                              zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
-    images_<size>_crop...    the same three for the windows of 01_preprocess.py --crop (foldwise.roi)
+    images_<size>_crop...    the same three for the windows of 08_crop.py
 
 Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
 A build that is killed leaves only *.part files, and the next one goes on from them.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import time
 import warnings
@@ -34,7 +35,7 @@ from foldwise.core.files import digest, read_voucher, write_csv, write_voucher
 from foldwise.core.parallel import parallel_map
 from foldwise.core.source import ReadWarning
 from foldwise.data import image, index
-from foldwise.data.boxes import Crops, load_facts
+from foldwise.data.boxes import Crops, load_crop_meta
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
 
@@ -111,30 +112,34 @@ class Cache:
         return numbers
 
 
-def load(competition: Competition, size: int, crop: bool = False, table: pd.DataFrame | None = None) -> Cache:
+def load_cache(competition: Competition, size: int, crop: bool = False, table: pd.DataFrame | None = None) -> Cache:
     """The finished cache of one size, of whole images or of crops; UserError says what to run where there is none.
 
     table: the index whose rows it must hold (default: the saved one).
     """
     path = competition.derived() / f"{_stem(size, crop)}.npy"
     how = f"run python src/01_preprocess.py --competition {competition.name} --sizes {size}"
-    how += " --crop ... (see its --help)" if crop else ""
+    if crop:
+        how = f"run python src/08_crop.py --competition {competition.name} --sizes {size} (see its --help)"
     known = read_voucher(path.with_suffix(".json"))
     if known is None or not path.exists():
-        stems = [
-            p.stem.removesuffix("_crop") for p in path.parent.glob("images_*.npy") if p.stem.endswith("_crop") == crop
-        ]
-        made = sorted(int(stem.split("_")[1]) for stem in stems)
-        has = f" (made so far: {', '.join(map(str, made))})" if made else ""
+        there = ", ".join(map(str, sizes(competition, crop)))
+        has = f" (made so far: {there})" if there else ""
         raise UserError(f"{path}: not there yet{has}; {how}")
     if known["image"] != _options_digest(competition.image):
         raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
-    facts = load_facts(competition) if crop else None
+    facts = load_crop_meta(competition) if crop else None
     if crop and (facts is None or facts["key"] != known.get("crop")):
         raise UserError(f"{path}: made from other boxes than boxes.csv and crop.json beside it hold now; {how} again")
     images = open_size(path.parent, size, crop)
-    _check_rows(images, index.load(competition) if table is None else table, how)
+    _check_rows(images, index.load_index(competition) if table is None else table, how)
     return images
+
+
+def sizes(competition: Competition, crop: bool = False) -> list[int]:
+    """Sides of the finished caches, ascending."""
+    stems = (path.stem for path in competition.derived().glob("images_*.npy"))
+    return sorted(int(part[1]) for stem in stems if (part := re.fullmatch(_stem(r"(\d+)", crop), stem)))
 
 
 def _check_rows(images: Cache, table: pd.DataFrame, how: str) -> None:
@@ -151,7 +156,7 @@ def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
     return Cache(path, size, ids)
 
 
-def _stem(size: int, crop: bool) -> str:
+def _stem(size: int | str, crop: bool) -> str:
     return f"images_{size}_crop" if crop else f"images_{size}"
 
 
@@ -161,26 +166,26 @@ def _ids_file(path: Path) -> Path:
 
 def temporary(
     raw: Path,
-    room: Path,
+    tmp_dir: Path,
     rows: pd.DataFrame,
     size: int,
     options: ImageOptions,
     workers: int | None = None,
     crops: Crops | None = None,
 ) -> tuple[Cache, np.ndarray, dict[str, str]]:
-    """A cache in the temporary folder `room` of new files: never a second path for images that come later.
+    """A cache in the temporary folder `tmp_dir` of new files: never a second path for images that come later.
 
     rows: an index's split, id, path (below `raw`), error, bytes. Back come the cache, the cache's row of each of
     them (int64, -1: unreadable), and {id: reason} of the unreadable ones.
     """
-    errors = build_size(raw, room, rows, size, options, workers, crops=crops)
-    images = open_size(room, size, crops is not None)
+    errors = build_size(raw, tmp_dir, rows, size, options, workers, crops=crops)
+    images = open_size(tmp_dir, size, crops is not None)
     ids = rows["id"].tolist()
     reasons = {row_id: str(reason) for row_id, reason in zip(ids, errors, strict=True) if isinstance(reason, str)}
     return images, images.rows("new", ids), reasons
 
 
-def build(
+def build_caches(
     competition: Competition,
     table: pd.DataFrame,
     sizes: Sequence[int],

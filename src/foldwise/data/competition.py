@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from foldwise import UserError, metrics
 from foldwise.core import paths
-from foldwise.core.schema import Strict, nearest, read_yaml, validate
+from foldwise.core.schema import Strict, find_yaml, read_yaml, validate
 from foldwise.data.image import ImageOptions
 
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -301,14 +301,9 @@ class Competition(Strict):
         return paths.output_root() / "submissions" / self.name
 
 
-def load(name_or_path: str) -> Competition:
+def load_competition(name_or_path: str) -> Competition:
     """The competition described by src/competitions/NAME.yaml, or by the file at that path."""
-    path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = paths.COMPETITIONS / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = nearest(name_or_path, (file.stem for file in paths.COMPETITIONS.glob("*.yaml")))
-            raise UserError(f"--competition {name_or_path}: no {path}{known}; or give the path of a .yaml file")
+    path = find_yaml(paths.COMPETITIONS, name_or_path, "--competition")
     competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
     return competition

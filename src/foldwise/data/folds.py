@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_json
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import differences
@@ -94,10 +94,10 @@ def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False)
     train = table[(table["split"] == "train") & table["error"].isna()]
     folder = competition.derived()
     if anew or not _saved(folder):
-        made = make(competition, train)
+        made = assign_folds(competition, train)
         check(competition, made, train)
-        save(made, competition)
-    saved = load(competition)
+        save_folds(made, competition)
+    saved = load_folds(competition)
     _same_rows(folder, saved, set(train["id"]))
     check(competition, saved, train)
     return saved
@@ -111,7 +111,7 @@ def check_saved(competition: Competition, table: pd.DataFrame) -> None:
     folder = competition.derived()
     if not _saved(folder):
         return
-    saved = load(competition)
+    saved = load_folds(competition)
     aside = folder / "unreadable.csv"
     broken = set(pd.read_csv(aside, dtype=str, keep_default_na=False)["id"]) if aside.exists() else set()
     train = table[(table["split"] == "train") & table["error"].isna()]
@@ -140,7 +140,7 @@ def choose(folds: pd.DataFrame, text: str) -> list[int]:
     return [int(text)]
 
 
-def make(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
+def assign_folds(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     """Columns id, group, fold for the readable training rows of an index; from `folds.file` where one is given."""
     if competition.folds.file is not None:
         return _from_file(competition, train)
@@ -167,12 +167,7 @@ def _too_few_groups(competition: Competition, train: pd.DataFrame) -> str:
 
 def strata_of(competition: Competition, train: pd.DataFrame) -> np.ndarray:
     """What the folds balance, float (N, S): classes one-hot, labels as they are, ten bins of a regression target."""
-    if competition.task == "multilabel":
-        return np.nan_to_num(train[competition.truth].to_numpy(dtype=float))
-    target = train["target"]
-    if competition.task == "regression":
-        target = pd.qcut(target.rank(method="first"), min(10, len(target)), labels=False)
-    return pd.get_dummies(target).to_numpy(dtype=float)
+    return stats.strata(train[competition.truth if competition.task == "multilabel" else "target"], competition.task)
 
 
 def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) -> list[str]:
@@ -231,7 +226,7 @@ def _saved(folder: Path) -> bool:
     return (folder / "folds.csv").exists() and (folder / "folds.json").exists()
 
 
-def save(folds: pd.DataFrame, competition: Competition) -> None:
+def save_folds(folds: pd.DataFrame, competition: Competition) -> None:
     """folds.csv and folds.json (hashes, rows, the keys of the competition file they rest on), each written whole."""
     folder = competition.derived()
     facts = {
@@ -246,7 +241,7 @@ def save(folds: pd.DataFrame, competition: Competition) -> None:
     write_json(folder / "folds.json", facts)  # last: it vouches for the other
 
 
-def load(competition: Competition) -> pd.DataFrame:
+def load_folds(competition: Competition) -> pd.DataFrame:
     """The saved folds (id str, group str, fold int); UserError where there are none or they changed since."""
     path = competition.derived() / "folds.csv"
     if not _saved(path.parent):

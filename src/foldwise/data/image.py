@@ -469,7 +469,7 @@ def _cut(image: Array, window: Sequence[int], path: Path) -> Array:
     if not (0 <= left < right <= columns and 0 <= top < bottom <= rows):
         raise ImageError(
             f"{path}: the crop {left}..{right} x {top}..{bottom} does not lie in its {columns} x {rows} pixels; "
-            "run 01_preprocess.py --crop again"
+            "run 08_crop.py again"
         )
     return np.ascontiguousarray(image[top:bottom, left:right])
 

@@ -44,7 +44,7 @@ from foldwise.dicom import parse
 FEW = 0.01  # share of a split's images that may be set aside without a warning
 
 
-def build(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
+def build_index(competition: Competition, workers: int | None = None, dask: str | None = None) -> pd.DataFrame:
     """The index of both splits, file headers read in parallel; nothing is written."""
     competition.scorer()  # named wrongly, it is said before anything is read
     frames = [_split(competition, "train", competition.train)]
@@ -79,10 +79,10 @@ def alone(competition: Competition) -> Iterator[None]:
         with locked(folder / ".lock", wait=False):
             yield
     except BlockingIOError:
-        raise UserError(f"{folder}: another 01_preprocess.py works on it; wait for it or stop it") from None
+        raise UserError(f"{folder}: another process (step 01 or 08) works on it; wait for it or stop it") from None
 
 
-def save(index: pd.DataFrame, competition: Competition) -> None:
+def save_index(index: pd.DataFrame, competition: Competition) -> None:
     """index.parquet, and unreadable.csv with the files set aside and the reason; each written whole."""
     folder = competition.derived()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def save(index: pd.DataFrame, competition: Competition) -> None:
     write_csv(folder / "unreadable.csv", index.loc[index["error"].notna(), ["split", "id", "path", "error"]])
 
 
-def load(competition: Competition) -> pd.DataFrame:
+def load_index(competition: Competition) -> pd.DataFrame:
     """The saved index; UserError says what to run where there is none."""
     path = competition.derived() / "index.parquet"
     if not path.exists():

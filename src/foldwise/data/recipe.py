@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from foldwise import UserError
 from foldwise.core import paths
-from foldwise.core.schema import Strict, nearest, read_yaml, submodel, validate
+from foldwise.core.schema import Strict, find_yaml, read_yaml, submodel, validate
 
 
 class Backbone(Strict):
@@ -197,7 +197,7 @@ class Recipe(Strict):
 
     base: str | None = Field(None, description="another recipe that this one starts from (default: these defaults)")
     image_size: int = Field(224, ge=16, description="side of the cached images, in pixels")
-    crop: bool = Field(False, description="train on the images that 01_preprocess.py --crop cut out")
+    crop: bool = Field(False, description="train on the images that 08_crop.py cut out")
     model: Model = Model()
     target: Target = Target()
     train: Train = Train()
@@ -209,7 +209,7 @@ class Recipe(Strict):
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """src/recipes/NAME.yaml or a file, over its bases, under `key=value` overrides such as `train.epochs=1`."""
     source = f"recipe {name_or_path}"
-    recipe = recipe_from(_with_bases(_find(name_or_path), ()), overrides or [], source)
+    recipe = recipe_from(_with_bases(find_yaml(paths.RECIPES, name_or_path, "--recipe"), ()), overrides or [], source)
     refuse_idle(recipe, source)
     return recipe
 
@@ -353,16 +353,6 @@ def _fields(model: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo
             yield f"{prefix}{name}", field
 
 
-def _find(name_or_path: str) -> Path:
-    if name_or_path.endswith((".yaml", ".yml")):
-        return Path(name_or_path)
-    path = paths.RECIPES / f"{name_or_path}.yaml"
-    if not path.exists():
-        known = nearest(name_or_path, (file.stem for file in paths.RECIPES.glob("*.yaml")))
-        raise UserError(f"--recipe {name_or_path}: no {path}{known}; or give the path of a .yaml file")
-    return path
-
-
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: recipes inherit in a circle: {' -> '.join(p.stem for p in (*seen, path))}")
@@ -371,7 +361,8 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return data
     beside = path.parent / f"{base}.yaml"
-    return merge(_with_bases(beside if beside.exists() else _find(str(base)), (*seen, path)), data)
+    under = beside if beside.exists() else find_yaml(paths.RECIPES, str(base), "--recipe")
+    return merge(_with_bases(under, (*seen, path)), data)
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

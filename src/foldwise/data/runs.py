@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foldwise import UserError, __version__
 from foldwise.core.files import is_locked, locked, write_json
@@ -23,6 +24,41 @@ from foldwise.data.oof import pred_columns, prediction_table, read_table, score,
 from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle
 
 
+class RunInfo(BaseModel):
+    """run.json: what made a run, and its scores. What else a step wrote (chosen settings, drift...) is kept beside.
+
+    config: the recipe, or another step's settings. folds: what each fold's training wrote down. image: the
+    competition's `image` options that the pixels were made with. fold_scores, score: None where undefined.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    run: str = ""
+    competition: str = ""
+    task: str = ""
+    metric: str = ""
+    config: dict[str, Any] = {}
+    folds: dict[str, dict[str, Any]] = {}
+    seconds: float | None = None
+    weights_of: str | None = None
+    folds_hash: str | None = None
+    image: dict[str, Any] | None = None
+    folds_done: list[int] = []
+    folds_wanted: list[int] = []
+    fold_scores: dict[str, float | None] = {}
+    score: float | None = None
+    fold_std: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every fold is done, and oof.csv written."""
+        return bool(self.folds_done) and self.folds_done == self.folds_wanted
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether there was a run.json."""
+        return bool(self.model_fields_set)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's predictions: `oof` (id, fold, target..., pred...), `test` (id, pred...), `info` (run.json)."""
@@ -31,7 +67,7 @@ class Run:
     folder: Path
     oof: pd.DataFrame
     test: pd.DataFrame
-    info: dict[str, Any] = field(default_factory=dict)
+    info: RunInfo = field(default_factory=RunInfo)
 
     @cached_property
     def pred_columns(self) -> list[str]:
@@ -65,19 +101,18 @@ def load_run(competition: Competition, name: str, tests: bool = True) -> Run:
     return Run(name, folder, oof, test, read_run_info(folder))
 
 
-def read_run_info(folder: Path) -> dict[str, Any]:
-    """run.json, or {} where there is none."""
+def read_run_info(folder: Path) -> RunInfo:
+    """run.json, or nothing but defaults where there is none; UserError where it is damaged."""
     path = folder / "run.json"
-    if not path.exists():
-        return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(info, dict) and isinstance(info.get("config", {}), dict):
-            return info
-        raise ValueError("no mapping")
-    except ValueError as error:
+        return RunInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return RunInfo()
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise UserError(
-            f"{path}: damaged ({error}); delete it and run the step that made the run again, with the same settings: "
+            f"{path}: damaged ({why}); delete it and run the step that made the run again, with the same settings: "
             "what is finished stays"
         ) from None
 
@@ -86,11 +121,10 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
     """The recipe a trained run was made with, under `predict.*` overrides."""
     folder = competition.runs() / run
     info = read_run_info(folder)
-    config = info.get("config")
     if not folder.is_dir():
         trained = sorted(path.parent.name for path in competition.runs().glob("*/fold*.safetensors"))
         raise UserError(f"{folder}: no such run{nearest(run, trained)}")
-    if config is None or "image_size" not in config:
+    if "image_size" not in info.config:
         raise UserError(f"{folder}: not a run of 02_train.py: run.json holds no recipe")
     changed = _other_pixels(info, competition)
     if changed:
@@ -101,7 +135,7 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
     other = [text for text in overrides if not text.startswith("predict.")]
     if other:
         raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
-    recipe = recipe_from(config, list(overrides), str(folder / "run.json"))
+    recipe = recipe_from(info.config, list(overrides), str(folder / "run.json"))
     if overrides:
         refuse_idle(recipe, f"run {run}", "predict.")
     return recipe
@@ -109,17 +143,17 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
 
 def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) -> None:
     """UserError where a run was trained on other folds than today's: it has seen rows that it would predict."""
-    made = read_run_info(competition.runs() / run).get("folds_hash")
-    if made != folds.digest(fold_table):
+    own = read_run_info(competition.runs() / run).folds_hash
+    if own != folds.digest(fold_table):
         raise UserError(
-            f"{competition.runs() / run}: trained on other folds ({made}) than folds.csv ({folds.digest(fold_table)}): "
+            f"{competition.runs() / run}: trained on other folds ({own}) than folds.csv ({folds.digest(fold_table)}): "
             "its models have seen rows that they would predict; train it anew"
         )
 
 
-def write_run_info(folder: Path, info: dict[str, Any]) -> None:
+def write_run_info(folder: Path, info: RunInfo) -> None:
     """run.json, written whole."""
-    write_json(folder / "run.json", info)
+    write_json(folder / "run.json", info.model_dump(exclude_unset=True))
 
 
 def open_run(
@@ -152,22 +186,21 @@ def _open(
             "it before --restart"
         )
     begun = bool(training) or any(folder.glob("fold*"))  # a run that never got anywhere binds nobody
-    if begun and ("image_size" in info.get("config", {})) != ("image_size" in config):
+    if begun and ("image_size" in info.config) != ("image_size" in config):
         raise UserError(f"{folder}: is a run of another step; give this one another name with --name")
     changed = _changed(info, competition, config, rests_on)
     if changed and begun:
         _refuse_change(folder, changed, restart, sorted({*finished_folds(folder), *training} - set(restart)))
     _clear(folder, restart, everything=bool(changed and begun))
-    if restart or changed or not info:
-        write_run_info(folder, {"run": folder.name, "competition": competition.name, "config": config, **rests_on})
+    if restart or changed or not info.says_anything:
+        begun_now = RunInfo(run=folder.name, competition=competition.name, config=config, **rests_on)
+        write_run_info(folder, begun_now)
 
 
-def _changed(
-    info: dict[str, Any], competition: Competition, config: dict[str, Any], rests_on: dict[str, Any]
-) -> list[str]:
-    changed = differences(info["config"], config) if "config" in info else []
-    if info.get("folds_hash") not in {None, rests_on["folds_hash"]}:
-        changed.append(f"folds: {info['folds_hash']} -> {rests_on['folds_hash']}")
+def _changed(info: RunInfo, competition: Competition, config: dict[str, Any], rests_on: dict[str, Any]) -> list[str]:
+    changed = differences(info.config, config) if "config" in info.model_fields_set else []
+    if info.folds_hash not in {None, rests_on["folds_hash"]}:
+        changed.append(f"folds: {info.folds_hash} -> {rests_on['folds_hash']}")
     return changed + (_other_pixels(info, competition) if "image" in rests_on else [])
 
 
@@ -204,12 +237,12 @@ def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.D
     }
 
 
-def _other_pixels(info: dict[str, Any], competition: Competition) -> list[str]:
+def _other_pixels(info: RunInfo, competition: Competition) -> list[str]:
     """What of the competition's `image` options has changed since the run was made."""
-    if info.get("image") is None:
+    if info.image is None:
         return []
-    made, now = type(competition.image)(**info["image"]), competition.image
-    return differences({"image": made.model_dump(mode="json")}, {"image": now.model_dump(mode="json")})
+    then, now = type(competition.image)(**info.image), competition.image
+    return differences({"image": then.model_dump(mode="json")}, {"image": now.model_dump(mode="json")})
 
 
 def write_run(
@@ -219,9 +252,9 @@ def write_run(
     fold_table: pd.DataFrame,
     table_index: pd.DataFrame,
     preds: dict[int, tuple[np.ndarray, np.ndarray]],
-    facts: dict[str, Any],
+    meta: dict[str, Any],
     anew: bool = True,
-) -> dict[str, Any]:
+) -> RunInfo:
     """A run that was computed as a whole: its folder opened, its tables written, its run.json, under one lock.
 
     preds: {fold: (valid, test)}, as write_folds takes them. anew: an older run of that name is cleared. Back comes
@@ -232,13 +265,13 @@ def write_run(
     with run_lock(folder):
         _open(folder, competition, config, fold_table, sorted(preds) if anew else ())
         write_folds(competition, folder, table_index, fold_table, preds)
-        kept = {} if anew else {"folds": read_run_info(folder).get("folds", {})}
-        return _gather(competition, folder, fold_table, table_index, {"config": config, **kept, **facts})
+        kept = {} if anew else {"folds": read_run_info(folder).folds}
+        return _gather(competition, folder, fold_table, table_index, {"config": config, **kept, **meta})
 
 
 def check_settings(folder: Path, config: dict[str, Any]) -> None:
     """UserError where another process has opened the run with other settings since this one did."""
-    changed = differences(read_run_info(folder).get("config", {}), config)
+    changed = differences(read_run_info(folder).config, config)
     if changed:
         raise UserError(f"{folder}: another process made it its own ({'; '.join(changed[:3])}); choose another --name")
 
@@ -255,30 +288,30 @@ def read_folds(folder: Path, wanted: Sequence[int]) -> pd.DataFrame:
 
 
 def finish_run(
-    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, facts: dict[str, Any]
-) -> dict[str, Any]:
+    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, meta: dict[str, Any]
+) -> RunInfo:
     """Gather the folds into oof.csv (all rows, in the order of folds.csv) and test.csv (the folds' mean); run.json.
 
-    With folds missing, only run.json is written, and says which. `facts` (config, hash, seconds...) join it.
+    With folds missing, only run.json is written, and says which. `meta` (config, seconds...) joins it.
     """
     with run_lock(folder):
-        return _gather(competition, folder, fold_table, table_index, facts)
+        return _gather(competition, folder, fold_table, table_index, meta)
 
 
 def _gather(
-    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, facts: dict[str, Any]
-) -> dict[str, Any]:
+    competition: Competition, folder: Path, fold_table: pd.DataFrame, table_index: pd.DataFrame, meta: dict[str, Any]
+) -> RunInfo:
     wanted = sorted(fold_table["fold"].unique().tolist())
     done = [fold for fold in finished_folds(folder) if fold in wanted]
     parts = [read_table(folder / f"fold{fold}.csv") for fold in done]
-    info: dict[str, Any] = {
+    known: dict[str, Any] = {
         "run": folder.name,
         "competition": competition.name,
         "task": competition.task,
         "metric": competition.metric,
         "folds": {str(fold): fold_meta(folder, fold) for fold in done},
-        **facts,
-        **_rests_on(competition, facts.get("config", {}), fold_table),
+        **meta,
+        **_rests_on(competition, meta.get("config", {}), fold_table),
         "folds_done": done,
         "folds_wanted": wanted,
         "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},
@@ -290,9 +323,10 @@ def _gather(
         test = mean_test(folder, done)
         if len(test):
             write_table(test, folder / "test.csv")
-        info["score"] = _json(score(competition, oof, table_index))
-        values = [value for value in info["fold_scores"].values() if value is not None]
-        info["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        known["score"] = _json(score(competition, oof, table_index))
+        values = [value for value in known["fold_scores"].values() if value is not None]
+        known["fold_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    info = RunInfo(**known)
     write_run_info(folder, info)
     return info
 
@@ -313,11 +347,11 @@ def mean_test(folder: Path, done: Sequence[int]) -> pd.DataFrame:
     tests = {fold: read_table(folder / f"fold{fold}_test.csv").set_index("id") for fold in done}
     first = tests[done[0]]
     for fold, test in tests.items():
-        astray = set(test.index) ^ set(first.index)
-        if astray:
+        mismatched = set(test.index) ^ set(first.index)
+        if mismatched:
             raise UserError(
-                f"{folder / f'fold{fold}_test.csv'}: other test rows than fold {done[0]}'s ({len(astray)} differ, such "
-                f"as id '{sorted(astray)[0]}'); predict again with 05_predict.py --run {folder.name}"
+                f"{folder / f'fold{fold}_test.csv'}: other test rows than fold {done[0]}'s ({len(mismatched)} differ, "
+                f"such as id '{sorted(mismatched)[0]}'); predict again with 05_predict.py --run {folder.name}"
             )
     columns = pred_columns(first)
     values = np.mean([test.loc[first.index, columns].to_numpy(dtype=float) for test in tests.values()], axis=0)
@@ -344,30 +378,17 @@ def write_folds(
         write_table(prediction_table(competition, names, rows, valid, fold), folder / f"fold{fold}.csv")
 
 
-def print_scores(info: dict[str, Any]) -> None:
-    """The run's score a fold and over all rows, and what is missing."""
-    scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info["fold_scores"].items())
-    print(f"{info['run']}: {info['metric']} by fold  {scores}")
-    if "score" in info:
-        spread = "" if info["fold_std"] is None else f", standard deviation over folds {info['fold_std']:.4f}"
-        score = "undefined" if info["score"] is None else f"{info['score']:.4f}"
-        print(f"{info['run']}: {info['metric']} out-of-fold {score}{spread}")
-    else:
-        missing = sorted(set(info["folds_wanted"]) - set(info["folds_done"]))
-        print(f"{info['run']}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
-
-
 def versions() -> dict[str, str]:
     """Versions of what made a run."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"foldwise": __version__, "python": platform.python_version()}
+    known = {"foldwise": __version__, "python": platform.python_version()}
     for name in ("torch", "timm", "numpy", "pandas", "scikit-learn", "lightgbm", "opencv-python", "pydicom"):
         try:
-            found[name] = version(name)
+            known[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            known[name] = "absent"
+    return known
 
 
 def _json(value: float) -> float | None:

@@ -19,7 +19,7 @@ from foldwise.data import index, oof
 from foldwise.data.competition import Competition
 
 
-def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
+def write_submission(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
     """submissions/<competition>/<name>.csv and .json from a test table (id, pred...), whose ids may come in any order.
 
     Where several images make a row, ids are either the images' (joined here) or the submission rows'.
@@ -27,7 +27,7 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     The file has the columns and the row order of the sample submission; nothing is written unless `validate` agrees.
     `made_by` goes into the JSON: runs, weights, scores.
     """
-    table_index = index.load(competition)
+    table_index = index.load_index(competition)
     sample = read_sample(competition, table_index, pred)
     rows = to_rows(competition, pred, table_index)
     frame = shape(competition, rows, sample, table_index)
@@ -35,13 +35,13 @@ def write(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict
     path = folder / f"{name}.csv"
     validate(competition, frame, sample, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
-    facts_path = path.with_suffix(".json")
+    meta = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
+    beside = path.with_suffix(".json")
     with locked(folder / f".{name}.lock"), replacing(path) as part:
         frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
         text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
         validate(competition, index.read_table(part, text), sample, str(path))  # what the host will read
-        write_json(facts_path, facts)  # before the CSV: a new CSV never stands beside old facts
+        write_json(beside, meta)  # before the CSV: a new CSV never stands beside an old JSON
     return path
 
 
@@ -283,19 +283,19 @@ def read_log(competition: Competition) -> pd.DataFrame:
     return log
 
 
-def log_submission(competition: Competition, name: str, facts: dict[str, Any]) -> None:
+def log_submission(competition: Competition, name: str, meta: dict[str, Any]) -> None:
     """A line for a submission just written; one of that name before it is replaced, as its file is."""
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "competition": competition.name,
         "name": name,
-        "method": f"{facts['method']}:{facts['space']}",
-        "runs": " ".join(row["run"] for row in facts["runs"]),
-        "metric": facts["metric"],
-        "in_sample": facts["in_sample_score"],
-        "nested": facts["nested_score"],
-        "low": facts["interval_95"][0],
-        "high": facts["interval_95"][1],
+        "method": f"{meta['method']}:{meta['space']}",
+        "runs": " ".join(row["run"] for row in meta["runs"]),
+        "metric": meta["metric"],
+        "in_sample": meta["in_sample_score"],
+        "nested": meta["nested_score"],
+        "low": meta["interval_95"][0],
+        "high": meta["interval_95"][1],
         "public": None,
         "private": None,
     }

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from foldwise import UserError, dicom
 from foldwise.core import parallel, paths
 from foldwise.core.cli import note
-from foldwise.core.files import digest, replacing, write_csv, write_json
+from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
 from foldwise.core.schema import nearest
 from foldwise.data.boxes import XYXY, full_image
 from foldwise.data.competition import Competition
@@ -40,7 +40,7 @@ from foldwise.model import checkpoint, weights
 
 BUILT_IN = {"resnet50": 1024, "mobilenet_320": 320}  # longer side in pixels that each sees
 SIZE = 320  # of a detector on a recipe's backbone
-MOST, FLOOR = 20, 0.05  # detections kept of an image, and their lowest score: what --crop-min-score can choose from
+MOST, FLOOR = 20, 0.05  # detections kept of an image, and their lowest score: what --min-score can choose from
 SAVE_SECONDS = 30.0
 HELD_OUT = 0.25  # of the images with boxes, where the number is not given
 EPOCHS, BATCH, RATE = 24, 8, 1e-3
@@ -94,10 +94,12 @@ def load(name: str, weights_path: str | None = None, size: int | None = None, do
             f"--detector {name}: neither {' nor '.join(BUILT_IN)} nor a folder with a fine-tuned detector{known} (a "
             "recipe's backbone knows no objects until --finetune-boxes teaches it)"
         )
-    facts = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-    network = _build(facts["detector"], facts["classes"], facts["size"], facts["backbone"])
+    saved = read_voucher(folder / "detector.json")
+    if saved is None:
+        raise UserError(f"{folder}: detector.json or detector.safetensors is damaged; give --finetune-boxes again")
+    network = _build(saved["detector"], saved["classes"], saved["size"], saved["backbone"])
     _load_state(network, weights.read_state(folder / "detector.safetensors"), folder / "detector.safetensors")
-    return Detector(_on_device(network), facts["classes"], facts["size"], facts)
+    return Detector(_on_device(network), saved["classes"], saved["size"], saved)
 
 
 def _on_device(network: nn.Module) -> nn.Module:
@@ -124,7 +126,7 @@ def _entry(name: str) -> tuple[Any, Any]:
 
 def _coco(name: str, size: int, path: str | None, download: bool) -> tuple[nn.Module, list[str], Path]:
     build, entry = _entry(name)
-    file = weights.named(path, "--crop-weights") if path else _coco_file(name, entry, download)
+    file = weights.named(path, "--weights") if path else _coco_file(name, entry, download)
     classes = entry.meta["categories"]
     network = build(weights=None, weights_backbone=None, num_classes=len(classes), min_size=size, max_size=size)
     _load_state(network, weights.read_state(file), file)
@@ -142,7 +144,7 @@ def _coco_file(name: str, entry: Any, download: bool) -> Path:
     if not download:
         raise UserError(
             f"--detector {name}: its COCO weights are not on this machine; put {stem}.pth (from {entry.url}) into "
-            f"{folder} (on Kaggle: attach a dataset that holds it), or name it by --crop-weights FILE, or let "
+            f"{folder} (on Kaggle: attach a dataset that holds it), or name it by --weights FILE, or let "
             "--download fetch it"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -396,7 +398,7 @@ def finetune(
     }
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "detector.json"
-    if done.exists() and json.loads(done.read_text(encoding="utf-8")) == facts:
+    if read_voucher(done) == facts:
         note(f"{folder}: fine-tuned already with these boxes and settings")
         return load(str(folder))
     done.unlink(missing_ok=True)  # it vouches for the weights beside it
@@ -411,13 +413,13 @@ def finetune(
         _start_backbone(network, backbone, weights_path)
     _train(network, competition, index, plan, folder, facts)
     weights.save(network, folder / "detector.safetensors")
-    write_json(done, facts)
+    write_voucher(done, facts, folder / "detector.safetensors")
     checkpoint.remove(folder / CHECKPOINT)
     return Detector(_on_device(network), plan.classes, size, facts)
 
 
 def _start_backbone(network: Any, settings: Model, path: str | None) -> None:
-    file = weights.named(path, "--crop-weights") if path else None
+    file = weights.named(path, "--weights") if path else None
     if file is None and settings.pretrained and settings.mode != "scratch":
         file = weights.of_backbone(settings)
     if file is None:

@@ -99,7 +99,7 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
         weights.check_classes(path, plan.learnt)
         load_weights(made, path)
         networks.append(way.lay_out(made.to(device)).eval())
-    fold_table = folds.load(competition)
+    fold_table = folds.load_folds(competition)
     others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
     prior = index.prior(competition, others, plan.names)
     return Trained(competition, recipe, fold, plan, networks, encoder, way, prior)
@@ -117,7 +117,7 @@ def predict_folds(
 ) -> Preds:
     """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
     check_folds(competition, run, fold_table)
-    images = cache.load(competition, recipe.image_size, recipe.crop)
+    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
     found: Preds = {}
     for fold in trained_folds(competition, run):
@@ -150,11 +150,11 @@ def predict_folder(
     rows = pd.DataFrame(
         {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in files]}
     )
-    table = index.load(competition)
+    table = index.load_index(competition)
     crops = crop_again(competition, folder, rows) if recipe.crop else None
-    with temporary_folder(paths.output_root(), "images.") as room:
+    with temporary_folder(paths.output_root(), "images.") as tmp_dir:
         images, where, broken = cache.temporary(
-            folder, room, rows, recipe.image_size, competition.image, workers, crops
+            folder, tmp_dir, rows, recipe.image_size, competition.image, workers, crops
         )
         if len(broken) > competition.unreadable * len(ids):
             first, reason = next(iter(broken.items()))

@@ -12,41 +12,42 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from foldwise.blend import Blend, trust
+from foldwise.blend import Blend
+from foldwise.blend.assess import Meta
 from foldwise.blend.run_set import RunSet
 from foldwise.data import submission
 from foldwise.data.competition import Competition
+from foldwise.report import figures
 
 Array = NDArray[Any]
-Facts = dict[str, Any]
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
 BLUE, ORANGE, GREEN, GREY = COLOURS[0], COLOURS[1], COLOURS[2], "#888888"
 
 
-def draw(competition: Competition, runs: RunSet, blend: Blend, facts: Facts) -> list[tuple[str, str, str]]:
+def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> list[tuple[str, str, str]]:
     """(title, caption, base64 PNG) of each figure that this blend has something to show in."""
     made: list[tuple[str, str, Figure | None]] = [
         (
             "Gain of the blend",
             "Nested score minus the other's, 95 % paired bootstrap interval, whole groups drawn.",
-            gains(facts),
+            gains(meta),
         ),
-        ("Weights", "By run, a colour for each model; the dashed line is an equal share.", weights(facts)),
-        ("Weights by model and image size", "Sums of the runs' weights.", weights_by_size(facts)),
+        ("Weights", "By run, a colour for each model; the dashed line is an equal share.", weights(meta)),
+        ("Weights by model and image size", "Sums of the runs' weights.", weights_by_size(meta)),
         (
             "What each run adds",
             "Nested score lost without the run; left of zero, the blend is better off without it.",
-            contributions(facts),
+            contributions(meta),
         ),
         (
             "Correlation of errors",
             "Of truth minus prediction (its noise is shared: high): the paler, the more to win.",
-            correlations(runs, facts),
+            correlations(runs, meta),
         ),
         (
             "Reliability",
             "Observed share against predicted, in ten equally filled bins of nested predictions.",
-            reliability(competition, runs, blend, facts),
+            reliability(competition, runs, blend, meta),
         ),
         (
             "Cross-validation against leaderboard",
@@ -71,17 +72,17 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def gains(facts: Facts) -> Figure | None:
+def gains(meta: Meta) -> Figure | None:
     """A forest plot of the two gains."""
-    if len(facts["runs"]) == 1:
+    if len(meta["runs"]) == 1:
         return None
     figure, axes = _axes(7.5, 1.9)
     labels = {
-        "over_best_single": f"over the best single\n({facts['best_single']})",
+        "over_best_single": f"over the best single\n({meta['best_single']})",
         "over_plain_mean": "over the plain mean",
     }
     for y, (key, label) in enumerate(reversed(labels.items())):
-        found = facts["gains"][key]
+        found = meta["gains"][key]
         axes.plot([found["low"], found["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
         axes.plot(found["gain"], y, "o", color=BLUE, ms=9)
         axes.annotate(
@@ -96,16 +97,16 @@ def gains(facts: Facts) -> Figure | None:
     axes.axvline(0, color="black", lw=1)
     axes.set_yticks(range(len(labels)), list(reversed(labels.values())))
     axes.set_ylim(-0.5, len(labels) - 0.3)
-    axes.set_xlabel(f"gain in {facts['metric']} (right of zero: the blend is better)")
+    axes.set_xlabel(f"gain in {meta['metric']} (right of zero: the blend is better)")
     return figure
 
 
-def weights(facts: Facts) -> Figure:
+def weights(meta: Meta) -> Figure:
     """Bars by run, at most the 40 largest."""
-    rows = sorted(facts["runs"], key=lambda row: row["weight"])
+    rows = sorted(meta["runs"], key=lambda row: row["weight"])
     rows = sorted(rows, key=lambda row: abs(row["weight"]))[-40:]
-    models = list(dict.fromkeys(row["model"] for row in facts["runs"]))
-    shared = len(models) < len(facts["runs"])  # a colour a model says something only where runs share models
+    models = list(dict.fromkeys(row["model"] for row in meta["runs"]))
+    shared = len(models) < len(meta["runs"])  # a colour a model says something only where runs share models
     figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
     for i, model in enumerate(models if shared else [None]):
         mine = [row["weight"] if model in {None, row["model"]} else 0.0 for row in rows]
@@ -113,10 +114,10 @@ def weights(facts: Facts) -> Figure:
     if shared:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     axes.axvline(0, color="black", lw=1)
-    axes.axvline(1 / len(facts["runs"]), color=GREY, lw=1, ls="--")
+    axes.axvline(1 / len(meta["runs"]), color=GREY, lw=1, ls="--")
     axes.annotate(
         "equal",
-        (1 / len(facts["runs"]), 1),
+        (1 / len(meta["runs"]), 1),
         (3, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
@@ -124,13 +125,13 @@ def weights(facts: Facts) -> Figure:
         fontsize=8,
         va="bottom",
     )
-    axes.set_xlabel("weight" + (" (coefficient)" if facts["method"] in {"stack", "ridge"} else ""))
+    axes.set_xlabel("weight" + (" (coefficient)" if meta["method"] in {"stack", "ridge"} else ""))
     return figure
 
 
-def weights_by_size(facts: Facts) -> Figure | None:
+def weights_by_size(meta: Meta) -> Figure | None:
     """A heat map, where runs differ in size."""
-    table = pd.DataFrame(facts["runs"])
+    table = pd.DataFrame(meta["runs"])
     table = table[table["image_size"] != ""]
     if table.empty or table["image_size"].nunique() < 2:
         return None
@@ -173,22 +174,22 @@ def _heat(
     return figure
 
 
-def contributions(facts: Facts) -> Figure | None:
+def contributions(meta: Meta) -> Figure | None:
     """Leave-one-run-out bars."""
-    if not facts["leave_one_out"]:
+    if not meta["leave_one_out"]:
         return None
-    rows = sorted(facts["leave_one_out"], key=lambda row: row["adds"] or 0)
+    rows = sorted(meta["leave_one_out"], key=lambda row: row["adds"] or 0)
     figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
     values = [row["adds"] or 0 for row in rows]
     axes.barh([row["run"] for row in rows], values, color=[BLUE if value >= 0 else COLOURS[5] for value in values])
     axes.axvline(0, color="black", lw=1)
-    axes.set_xlabel(f"gain in {facts['metric']} from having the run")
+    axes.set_xlabel(f"gain in {meta['metric']} from having the run")
     return figure
 
 
-def correlations(runs: RunSet, facts: Facts) -> Figure | None:
+def correlations(runs: RunSet, meta: Meta) -> Figure | None:
     """Runs in the order of a clustering, so that families stand together."""
-    matrix = np.array(facts["error_correlation"], dtype=float)
+    matrix = np.array(meta["error_correlation"], dtype=float)
     if len(matrix) < 2:
         return None
     from scipy.cluster.hierarchy import leaves_list, linkage
@@ -202,21 +203,19 @@ def correlations(runs: RunSet, facts: Facts) -> Figure | None:
     return _heat(matrix[np.ix_(order, order)], names, names, "correlation of errors", low=min(low, 0.9))
 
 
-def reliability(competition: Competition, runs: RunSet, blend: Blend, facts: Facts) -> Figure | None:
+def reliability(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> Figure | None:
     """Predicted against observed, blend and best single run, for probabilities."""
-    best = runs.preds[runs.names.index(facts["best_single"])]
+    best = runs.preds[runs.names.index(meta["best_single"])]
     if competition.task == "regression" or blend.nested.size > 50_000_000:
         return None
     target = np.eye(best.shape[1])[runs.target] if competition.task == "multiclass" else runs.target
     figure, axes = _axes(4.8, 4.2)
     series: list[tuple[str, Array, str, str]] = [("blend (nested)", blend.nested, BLUE, "o-")]
     if best.min() >= 0 and best.max() <= 1:
-        series.append((facts["best_single"], best, ORANGE, "s--"))
+        series.append((meta["best_single"], best, ORANGE, "s--"))
     top = 0.0
     for label, pred, colour, style in series:
-        bins = trust.reliability(target, pred)
-        x, y = [one["predicted"] for one in bins], [one["observed"] for one in bins]
-        error = [1.96 * np.sqrt(max(one["observed"] * (1 - one["observed"]), 1e-9) / one["rows"]) for one in bins]
+        x, y, error = figures.calibration_points(pred, target)
         axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=label, ms=5, lw=1.5, capsize=2)
         top = max(top, *x, *y)
     axes.plot([0, top], [0, top], color="black", lw=1, ls=":", label="perfect")

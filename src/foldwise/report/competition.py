@@ -36,7 +36,7 @@ def write_competition_report(
 
     What fails in one section is said in its place, and does not stop the others.
     """
-    facts = Survey(competition, table, fold_table, cache.load(competition, sizes[0]), sizes, audit)
+    facts = Survey(competition, table, fold_table, cache.load_cache(competition, sizes[0]), sizes, audit)
     sheet = Page(f"{competition.name}: before training")
     for heading, make in sections.SECTIONS:
         try:
@@ -53,19 +53,19 @@ def write_competition_report(
 
 
 def _headline(facts: Survey, sheet: Page) -> None:
-    about, table = facts.competition, facts.table
+    competition, table = facts.competition, facts.table
     test = int((table["split"] == "test").sum())
     unread = table["error"].notna()
     sheet.lead = page.text(
-        f"{about.task}, scored by {about.metric}. {len(facts.train):,} usable training images in "
+        f"{competition.task}, scored by {competition.metric}. {len(facts.train):,} usable training images in "
         f"{facts.fold_table['fold'].nunique()} folds, {test:,} test images."
     )
     sheet.tile(f"{len(facts.train):,}", "training images")
     sheet.tile(f"{test:,}" if test else "none", "test images")
-    if about.task == "binary":
+    if competition.task == "binary":
         sheet.tile(f"{facts.train['target'].mean():.1%}", "positive")
-    elif about.task != "regression":
-        sheet.tile(f"{len(facts.counts):,}", "labels" if about.task == "multilabel" else "classes")
+    elif competition.task != "regression":
+        sheet.tile(f"{len(facts.counts):,}", "labels" if competition.task == "multilabel" else "classes")
     sheet.tile(f"{facts.fold_table['group'].nunique():,}", "groups, each in one fold")
     sheet.tile(f"{int(unread.sum()):,}", "unreadable files", warn=bool(unread.any()))
     if facts.audit is not None:

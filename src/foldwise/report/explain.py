@@ -98,7 +98,7 @@ def write_explain_report(competition: Competition, recipe: Recipe, run: str, req
 
 
 def _material(competition: Competition, recipe: Recipe, run: str) -> tuple[Material, list[int]]:
-    table, fold_table = index.load(competition), folds.load(competition)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
     check_folds(competition, run, fold_table)
     folder = competition.runs() / run
     with_weights = fold_models.trained_folds(competition, run)
@@ -111,7 +111,7 @@ def _material(competition: Competition, recipe: Recipe, run: str) -> tuple[Mater
         row = int(np.argmax(today.to_numpy() != preds["fold"].to_numpy()))
         raise UserError(f"{folder}: id {preds['id'].iloc[row]} is not in the fold that folds.csv says; train it anew")
     rows = table[table["split"] == "train"].set_index("id", drop=False)
-    images = cache.load(competition, recipe.image_size, recipe.crop)
+    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     return Material(competition, recipe, run, rows, images, cases.answers(competition, preds)), trained
 
 
@@ -187,8 +187,8 @@ class FoldModel:
     @classmethod
     def load(cls, material: Material, fold: int) -> FoldModel:
         """The model of a fold, which did not train on that fold's rows."""
-        about, recipe = material.competition, material.recipe
-        trained = fold_models.load_fold(about, recipe, material.run, fold, material.table)
+        competition, recipe = material.competition, material.recipe
+        trained = fold_models.load_fold(competition, recipe, material.run, fold, material.table)
         return cls(trained, explain.subject_of(trained))
 
     @property

@@ -23,6 +23,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foldwise import stats
 from foldwise.core.files import replacing
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW = (
@@ -251,6 +252,14 @@ def wilson(successes: np.ndarray, rows: np.ndarray, z: float = 1.96) -> tuple[np
     centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def calibration_points(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predicted and observed share of ten equally filled bins, and how far Wilson's interval reaches (2, bins)."""
+    bins = stats.calibration_bins(pred, truth)
+    observed = bins["observed"].to_numpy()
+    low, high = wilson(bins["ones"].to_numpy(), bins["rows"].to_numpy())
+    return bins["predicted"].to_numpy(), observed, np.abs(np.vstack([observed - low, high - observed]))
 
 
 def by_value(values: pd.Series, truth: pd.DataFrame, most: int = 12) -> pd.DataFrame:

@@ -23,7 +23,7 @@ POINTS = 2000  # of a column in the figure, drawn at random
 COLOURS = "viridis"  # told apart by colour-blind readers; grey is free for missing
 
 
-def write(folder: Path, problem: Problem, folds: Sequence[Fold]) -> None:
+def write_importance(folder: Path, problem: Problem, folds: Sequence[Fold]) -> None:
     """importance.csv, contributions.csv and a figure of each, beside the run's tables."""
     shares, contributions = importance(problem, folds), contributed(problem, folds)
     write_csv(folder / "importance.csv", shares, "%.6g")

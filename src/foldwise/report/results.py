@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError, metrics
-from foldwise.blend import trust
+from foldwise import UserError, metrics, stats
 from foldwise.blend.run_set import RunSet, family, look
 from foldwise.core.cli import note
 from foldwise.core.schema import nearest
 from foldwise.data import folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, differences, merge, recipe_settings
-from foldwise.data.runs import Run, finished_folds, read_run_info
+from foldwise.data.runs import Run, RunInfo, finished_folds, read_run_info
 from foldwise.report import curves
 from foldwise.report.run import write_run_report
 
@@ -79,7 +78,7 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
             raise UserError(f"{competition.runs() / name}: no such run{nearest(name, known)}")
     if not known:
         raise UserError(f"{competition.runs()}: no runs; make one with python src/02_train.py")
-    wanted = folds.load(competition)["fold"].nunique()
+    wanted = folds.load_folds(competition)["fold"].nunique()
     metric = competition.scorer()
     found = [_result(competition, metric, name, wanted) for name in names or known]
     sign = 1 if metric.greater_is_better else -1
@@ -133,7 +132,7 @@ def _scores(metric: metrics.Metric, runs: RunSet) -> dict[str, Any]:
     pred = runs.preds[0]
     parts = {int(k): score(metric, runs.target[runs.folds == k], pred[runs.folds == k]) for k in np.unique(runs.folds)}
     values = [value for value in parts.values() if not np.isnan(value)]
-    low, high = trust.percentiles(_draws(metric, runs, [pred])[:, 0])
+    low, high = stats.percentiles(_draws(metric, runs, [pred])[:, 0])
     return {
         "rows": len(pred),
         "folds_done": len(parts),
@@ -156,23 +155,21 @@ def score(metric: metrics.Metric, target: NDArray[Any], pred: NDArray[Any]) -> f
 
 def _draws(metric: metrics.Metric, runs: RunSet, preds: list[NDArray[Any]]) -> NDArray[Any]:
     try:
-        return trust.bootstrap(metric, runs.target, preds, runs.groups, DRAWS)
+        return stats.bootstrap(metric, runs.target, preds, runs.groups, DRAWS)
     except metrics.Undefined:
         return np.full((1, len(preds)), NAN)
 
 
-def _note(info: dict[str, Any], metric: metrics.Metric, runs: RunSet) -> str:
+def _note(info: RunInfo, metric: metrics.Metric, runs: RunSet) -> str:
     """What run.json says otherwise than the tables do."""
-    gone = sorted(set(info.get("folds_done") or []) - set(np.unique(runs.folds).tolist()))
+    gone = sorted(set(info.folds_done) - set(np.unique(runs.folds).tolist()))
     if gone:
         return f"fold {', '.join(map(str, gone))} is missing, though run.json says that it was done"
     if runs.unchecked:
         return "its table has no fold column: on other folds, its models saw rows that they are judged by"
-    said = info.get("score")
-    if info.get("metric") == metric.name and isinstance(said, int | float):
-        found = score(metric, runs.target, runs.preds[0])
-        if abs(found - said) > 1e-6 * max(1, abs(said)):
-            return f"run.json says {said:.4f}, its tables {found:.4f}: they were changed since"
+    said, now = info.score, score(metric, runs.target, runs.preds[0])
+    if info.metric == metric.name and said is not None and abs(now - said) > 1e-6 * max(1, abs(said)):
+        return f"run.json says {said:.4f}, its tables {now:.4f}: they were changed since"
     return ""
 
 
@@ -187,16 +184,16 @@ def _compared(result: Result, best: Result | None, metric: metrics.Metric) -> Re
     preds = [mine.preds[0], other.preds[0][same]]
     draws = _draws(metric, mine, preds)
     values = [score(metric, mine.target, pred) for pred in preds]
-    found = trust.gain(draws, values[0], values[1], metric.greater_is_better)
+    found = stats.gain(draws, values[0], values[1], metric.greater_is_better)
     return replace(result, gain=found["gain"], gain_low=found["low"], gain_high=found["high"])
 
 
 # --- what made it -------------------------------------------------------------------------------------------
 
 
-def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
+def _facts(name: str, info: RunInfo) -> dict[str, Any]:
     model, size = family(Run(name, Path(), pd.DataFrame(), pd.DataFrame(), info))
-    settings = info.get("config") or {}
+    settings = info.config
     if "embed" in settings:
         base = settings["embed"]
         model = f"{settings.get('head', 'head')} on {base if isinstance(base, str) else 'embeddings'}"
@@ -207,11 +204,10 @@ def _facts(name: str, info: dict[str, Any]) -> dict[str, Any]:
     return {"model": model, "image_size": size, "seconds": _seconds(info), "differs": differs(settings)}
 
 
-def _seconds(info: dict[str, Any]) -> float:
-    if isinstance(info.get("seconds"), int | float):
-        return float(info["seconds"])
-    each = [fold for fold in (info.get("folds") or {}).values() if isinstance(fold, dict)]
-    known = [fold for fold in each if isinstance(fold.get("seconds"), int | float)]
+def _seconds(info: RunInfo) -> float:
+    if info.seconds is not None:
+        return info.seconds
+    known = [fold for fold in info.folds.values() if isinstance(fold.get("seconds"), int | float)]
     return _wall(known) if known else NAN
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foldwise import UserError, __version__
+from foldwise.core.cli import duration
 from foldwise.core.files import write_csv, write_text
 from foldwise.data.competition import Competition
 from foldwise.report import curves, figures, page, results
@@ -65,16 +66,16 @@ addEventListener("hashchange", open); open();
 }</script>"""
 
 
-def write(competition: Competition, found: list[Result]) -> Path:
+def write_results(competition: Competition, found: list[Result]) -> Path:
     """results.html and results.csv in oof/<competition>/; returns the page's path."""
     folder = competition.runs()
     write_csv(folder / "results.csv", results.table(found), "%.6g")
     path = folder / "results.html"
-    write_text(path, make(competition, found).html())
+    write_text(path, draw_page(competition, found).html())
     return path
 
 
-def make(competition: Competition, found: list[Result]) -> Page:
+def draw_page(competition: Competition, found: list[Result]) -> Page:
     """The page of those runs (results.gather)."""
     scored, broken = [one for one in found if not one.reason], [one for one in found if one.reason]
     up = competition.scorer().greater_is_better
@@ -118,15 +119,6 @@ def number(value: float, decimals: int = 4) -> str:
     if np.isnan(value):
         return "–"
     return f"{value:.{decimals}f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3.2 h'; a dash for NaN."""
-    if np.isnan(seconds):
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 # --- the figure ---------------------------------------------------------------------------------------------

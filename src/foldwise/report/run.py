@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_text
 from foldwise.data import cache, oof
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
-from foldwise.data.runs import read_run_info
+from foldwise.data.runs import RunInfo, read_run_info
 from foldwise.report import cases, figures, page, run_figures
 from foldwise.report.cases import Answers, Sheet
 from foldwise.report.page import Page
@@ -53,10 +53,10 @@ def write_run_report(competition: Competition, run: str) -> Path:
 
 
 def write_table(
-    competition: Competition, table: pd.DataFrame, place: Path, title: str, info: dict[str, Any] | None = None
+    competition: Competition, table: pd.DataFrame, place: Path, title: str, info: RunInfo | None = None
 ) -> Path:
     """The same report of any out-of-fold table (id, fold, target..., pred...), such as a blend's, in folder `place`."""
-    info = info or {}
+    info = info or RunInfo()
     made = Page(f"{title} on {competition.name}", _lead(info))
     place.mkdir(parents=True, exist_ok=True)
     found = cases.answers(competition, table)
@@ -72,26 +72,34 @@ def write_table(
     return place / "report.html"
 
 
-def report_after_training(competition: Competition, info: dict[str, Any]) -> None:
-    """What a step calls at its end with what oof.finish_run returned: the report, where all folds are done."""
-    if "score" in info:
-        print(f"{info['run']}: report {write_run_report(competition, info['run'])}")
+def report_run(competition: Competition, info: RunInfo) -> None:
+    """How a step ends: the run's score a fold and over all rows, what is missing, and the report of a whole run."""
+    scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info.fold_scores.items())
+    print(f"{info.run}: {info.metric} by fold  {scores}")
+    if not info.is_whole:
+        missing = sorted(set(info.folds_wanted) - set(info.folds_done))
+        print(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
+        return
+    spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
+    score = "undefined" if info.score is None else f"{info.score:.4f}"
+    print(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
+    print(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
-def _lead(info: dict[str, Any]) -> str:
-    config = info.get("config") or {}
+def _lead(info: RunInfo) -> str:
+    config = info.config
     parts = [str(config["head"])] if "head" in config else []
     parts += [str(config["model"]["name"])] if isinstance(config.get("model"), dict) else []
     parts += [f"{config['image_size']} pixels"] if "image_size" in config else []
-    parts += [f"{info['seconds']:.0f} s"] if isinstance(info.get("seconds"), int | float) else []
+    parts += [f"{info.seconds:.0f} s"] if info.seconds is not None else []
     return page.text(" · ".join(parts), soft=True) if parts else ""
 
 
-def _tiles(made: Page, competition: Competition, table: pd.DataFrame, info: dict[str, Any]) -> None:
+def _tiles(made: Page, competition: Competition, table: pd.DataFrame, info: RunInfo) -> None:
     score = oof.score(competition, table)
     made.tile("–" if np.isnan(score) else f"{score:.4f}", f"{competition.metric}, out-of-fold")
-    if isinstance(info.get("fold_std"), int | float):
-        made.tile(f"{info['fold_std']:.4f}", "its standard deviation over folds")
+    if info.fold_std is not None:
+        made.tile(f"{info.fold_std:.4f}", "its standard deviation over folds")
     made.tile(f"{len(table):,}", "rows")
 
 
@@ -258,7 +266,7 @@ def _calibration(made: Page, place: Path, found: Answers) -> None:
 
 def expected_error(p: np.ndarray, happened: np.ndarray) -> float:
     """Expected calibration error: mean gap of predicted and observed over ten equally filled bins, by rows."""
-    table = run_figures.bins(p, happened)
+    table = stats.calibration_bins(p, happened)
     return float(np.average(np.abs(table["predicted"] - table["observed"]), weights=table["rows"]))
 
 
@@ -271,7 +279,7 @@ def _regression(made: Page, place: Path, found: Answers) -> list[Sheet]:
     made.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error, all rows")
     made.tile(f"{np.abs(error).mean():.4g}", "mean absolute error, all rows")
     made.tile(f"{1 - np.sum(error**2) / max(np.sum((truth - truth.mean()) ** 2), 1e-300):.3f}", "R²")
-    parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(run_figures.BINS, len(pred))) if len(k)]
+    parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(stats.BINS, len(pred))) if len(k)]
     rows = [
         (len(k), pred[k].min(), pred[k].max(), truth[k].mean(), error[k].mean(), np.abs(error[k]).mean()) for k in parts
     ]
@@ -296,14 +304,12 @@ def _both(made: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     return made.figure(figure, alt)
 
 
-def _images(competition: Competition, info: dict[str, Any]) -> Cache | None:
+def _images(competition: Competition, info: RunInfo) -> Cache | None:
     """The cached images, in the run's size where there is one, else the smallest of 128 pixels on, else any."""
-    sizes = sorted(
-        int(path.stem.split("_")[1]) for path in competition.derived().glob("images_*.json") if path.stem[7:].isdigit()
-    )
+    sizes = cache.sizes(competition)
     if not sizes:
         return None
-    own = (info.get("config") or {}).get("image_size")
+    own = info.config.get("image_size")
     size = own if own in sizes else next((size for size in sizes if size >= 128), sizes[-1])
     return cache.open_size(competition.derived(), size)
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from foldwise import stats
 from foldwise.report import figures
-from foldwise.report.figures import BLUE, INK, PALETTE, SKY, VERMILLION, panels, short, styled, wilson
+from foldwise.report.figures import BLUE, INK, PALETTE, SKY, VERMILLION, panels, short, styled
 
 SHOWN = 40  # classes in a confusion matrix, the most confused first to stay
-BINS = 10
 EDGES = [k / 25 for k in range(26)]
 
 
@@ -71,21 +71,10 @@ def calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]], words: tuple[s
     figure, (curve, spread) = panels(2, 3.9)
     curve.plot([0, 1], [0, 1], color=INK, alpha=0.45, linestyle="--", linewidth=1)
     for (name, (p, happened)), colour in zip(curves.items(), PALETTE, strict=False):
-        table = bins(p, happened)
-        low, high = wilson(table["ones"].to_numpy(), table["rows"].to_numpy())
-        observed = table["observed"].to_numpy()
-        error = np.abs(np.vstack([observed - low, high - observed]))
+        predicted, observed, error = figures.calibration_points(p, happened)
         label = short(name, 24) if len(curves) > 1 else None
         curve.errorbar(
-            table["predicted"],
-            observed,
-            error,
-            color=colour,
-            marker="o",
-            markersize=4,
-            elinewidth=1,
-            linewidth=1.3,
-            label=label,
+            predicted, observed, error, color=colour, marker="o", markersize=4, elinewidth=1, linewidth=1.3, label=label
         )
         if len(curves) > 1:
             spread.hist(p, bins=EDGES, histtype="step", color=colour, linewidth=1.4)
@@ -106,14 +95,6 @@ def calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]], words: tuple[s
     return figure
 
 
-def bins(p: np.ndarray, happened: np.ndarray) -> pd.DataFrame:
-    """Ten equally filled bins of a probability: rows, ones, predicted (mean), observed (share)."""
-    order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
-    rows = [(len(k), float(happened[k].sum()), float(p[k].mean()), float(happened[k].mean())) for k in parts]
-    return pd.DataFrame(rows, columns=["rows", "ones", "predicted", "observed"])
-
-
 @styled
 def residuals(truth: np.ndarray, pred: np.ndarray, name: str) -> Figure:
     """Prediction against truth, residual against prediction, and the residuals' histogram."""
@@ -127,7 +108,7 @@ def residuals(truth: np.ndarray, pred: np.ndarray, name: str) -> Figure:
     spread.axhline(0, color=INK, alpha=0.45, linestyle="--", linewidth=1)
     spread.plot(pred[some], error[some], ".", color=BLUE, alpha=0.5, markersize=4)
     order = np.argsort(pred, kind="stable")
-    parts = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
+    parts = [part for part in np.array_split(order, min(stats.BINS, len(order))) if len(part)]
     spread.plot([pred[k].mean() for k in parts], [error[k].mean() for k in parts], color=VERMILLION, label="mean")
     spread.legend(fontsize=8)
     spread.set(xlabel=f"predicted {short(name)}", ylabel="predicted minus true", title="Residuals")

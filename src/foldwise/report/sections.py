@@ -12,7 +12,7 @@ import pandas as pd
 from foldwise.audit import drift, label_noise
 from foldwise.audit.duplicates import SIZE
 from foldwise.data import cache, image, index
-from foldwise.data.boxes import contact_sheet, crops, load_boxes, load_facts
+from foldwise.data.boxes import contact_sheet, crops, load_boxes, load_crop_meta
 from foldwise.data.image import ImageOptions
 from foldwise.report import figures, page
 from foldwise.report.page import Page, counted
@@ -33,9 +33,9 @@ COLUMNS = 16  # metadata columns drawn against the target
 
 
 def _target(facts: Survey, sheet: Page) -> str:
-    about = facts.competition
-    if about.task == "regression":
-        name = str(about.target)
+    competition = facts.competition
+    if competition.task == "regression":
+        name = str(competition.target)
         return sheet.figure(figures.target_histogram(facts.train["target"], name), "histogram of the target")
     counts = facts.counts
     body = sheet.figure(figures.class_balance(counts, len(facts.train)), "training images by class")
@@ -45,7 +45,7 @@ def _target(facts: Survey, sheet: Page) -> str:
     if len(rare):
         words = counted(len(rare), "class", "classes")
         body += page.text(f"{words} with fewer images than there are folds, such as {rare.index[0]}.")
-    if about.task == "multilabel":
+    if competition.task == "multilabel":
         labels = facts.truth.sum(axis=1)
         body += page.text(f"{(labels == 0).sum():,} images carry no label; on average {labels.mean():.2f} an image.")
         body += sheet.figure(figures.together(facts.truth), "labels that come together")
@@ -100,13 +100,13 @@ def _before_after(facts: Survey, sheet: Page) -> str:
 
 
 def _crops(facts: Survey, sheet: Page) -> str:
-    """Boxes of 01_preprocess.py --crop: how many, what became of the others, what the margin keeps, and pictures."""
-    made = load_facts(facts.competition)
+    """Boxes of 08_crop.py: how many, what became of the others, what the margin keeps, and pictures."""
+    made = load_crop_meta(facts.competition)
     if made is None:
         return ""
     boxes = load_boxes(facts.competition)
     if boxes["id"].tolist() != facts.table["id"].tolist():
-        return page.text("The crops were made for other images than there are now: run 01_preprocess.py --crop again.")
+        return page.text("The crops were made for other images than there are now: run 08_crop.py again.")
     by = f"from {made['boxes']}" if made["method"] == "boxes" else f"by detector {made['detector']}"
     by += f", fine-tuned on {counted(made['trained_on'], 'image')}" if "trained_on" in made else ""
     shape = ", square" if made["square"] else ""
@@ -135,7 +135,7 @@ def _crop_recall(made: dict[str, Any], sheet: Page) -> str:
     if met is None:
         return page.text(
             "How much of the object the crops keep is not known: there are no true boxes to measure it by "
-            "(--crop-truth, or --finetune-boxes).",
+            "(--truth, or --finetune-boxes).",
             soft=True,
         )
     words = (

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from foldwise import UserError, metrics
+from foldwise import UserError, metrics, stats
 from foldwise.core import parallel
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Encoder, Rows
+from foldwise.data.runs import RunInfo
 from foldwise.tabular import learners
 from foldwise.tabular.features import Inputs
 from foldwise.tabular.learners import Data, Fitted, Learner, Settings
@@ -187,8 +188,8 @@ def _encoded(
 
 
 def _stratified(problem: Problem, learn: np.ndarray, n: int, seed: int) -> np.ndarray:
-    strata = problem.wide[learn] if problem.competition.task != "regression" else np.ones((len(learn), 1))
-    return folds.stratify(strata, problem.groups[learn], n, seed)
+    task = "regression" if problem.competition.task == "regression" else "multilabel"
+    return folds.stratify(stats.strata(problem.wide[learn], task), problem.groups[learn], n, seed)
 
 
 def _fit(
@@ -395,13 +396,13 @@ def facts(found: Sequence[Fold]) -> dict[str, Any]:
     return {"folds": made}
 
 
-def tuning_line(info: dict[str, Any], found: Sequence[Fold]) -> str:
+def tuning_line(info: RunInfo, found: Sequence[Fold]) -> str:
     """The score that the search saw beside the honest one."""
     inner = [part.inner_score for part in found if part.inner_score is not None and np.isfinite(part.inner_score)]
-    honest = [value for value in info["fold_scores"].values() if value is not None]
+    honest = [value for value in info.fold_scores.values() if value is not None]
     trials = f"{min(part.trials for part in found)} to {max(part.trials for part in found)} trials a fold"
     return (
-        f"{info['run']}: {info['metric']} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
+        f"{info.run}: {info.metric} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
         f"the choice), on the folds that the search did not see {_mean(honest)}, means over folds; {trials}"
     )
 

@@ -4,13 +4,12 @@
     oof/<competition>/<run>/fold<K>_embeddings.npy          --run: by the network of fold K, for the head of fold K
 
 float32 (rows, D): the training rows in the order of folds.csv, then the test rows in the order of the index; zeros
-where an image could not be read. embeddings.json beside them holds the key of what made each. A killed run leaves
+where an image could not be read. A JSON of the same name vouches for each, and says what made it. A killed run leaves
 *.part files, and the next one goes on from them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from foldwise import UserError
 from foldwise.core.cli import note
-from foldwise.core.files import digest, write_json
+from foldwise.core.files import digest, file_digest, read_voucher, write_json, write_voucher
 from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
@@ -61,7 +60,7 @@ class Rows:
     @classmethod
     def of(cls, competition: Competition, recipe: Recipe, table: pd.DataFrame, fold_table: pd.DataFrame) -> Rows:
         """The rows and their images in the recipe's size; UserError where the cache is missing."""
-        images = cache.load(competition, recipe.image_size, recipe.crop)
+        images = cache.load_cache(competition, recipe.image_size, recipe.crop)
         train = folds.rows(table, fold_table)
         both = pd.concat([train, table[table["split"] == "test"]])
         return cls(both, images.rows_of(both), images, fold_table)
@@ -75,8 +74,8 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
     if run:
         return competition.runs() / run
     name = run_name(source)
-    own = _facts(recipe)
-    changed = own != _facts(load_recipe(source))
+    own = _made_of(recipe)
+    changed = own != _made_of(load_recipe(source))
     return competition.runs() / (f"{name}-{digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 
@@ -99,12 +98,13 @@ def each_fold(
     check_folds(competition, run, fold_table)
     for fold in fold_models.trained_folds(competition, run):
         file = sorted([*place.glob(f"fold{fold}_snapshot*.safetensors"), place / f"fold{fold}.safetensors"])[-1]
-        facts = {**_facts(recipe), "run": run, "fold": fold, "weights": _file_digest(file)}
+        made_by = {"run": run, "fold": fold, "weights": file_digest(file), "folds_hash": folds.digest(fold_table)}
+        meta = {**_made_of(recipe), **made_by}
         embed = _trained(partial(fold_models.load_fold, competition, recipe, run, fold, table))
-        yield fold, _stored(place, f"fold{fold}_embeddings", rows, embed, facts, competition), rows
+        yield fold, _stored(place, f"fold{fold}_embeddings", rows, embed, meta, competition), rows
 
 
-def _facts(recipe: Recipe) -> dict[str, Any]:
+def _made_of(recipe: Recipe) -> dict[str, Any]:
     settings = recipe_settings(recipe)
     views = {key: value for key, value in settings["predict"].items() if key not in {"batch_size", "average"}}
     return {"image_size": recipe.image_size, "crop": recipe.crop, "model": settings["model"], "views": views}
@@ -137,33 +137,21 @@ def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
         return create_network(bare, 2).to(pick_device(bare))
 
     files = [weights.of_backbone(backbone) for backbone in backbones]
-    facts = {**_facts(bare), "weights": [_file_digest(file) if file else "timm" for file in files]}
-    return lambda images, where, _, label: embed_rows(network(), images, where, bare, label), facts
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def _known(place: Path) -> dict[str, Any]:
-    path = place / "embeddings.json"
-    return json.loads(path.read_text(encoding="utf-8"))["files"] if path.exists() else {}
+    meta = {**_made_of(bare), "weights": [file_digest(file) if file else "timm" for file in files]}
+    return lambda images, where, _, label: embed_rows(network(), images, where, bare, label), meta
 
 
 def _stored(
-    place: Path, stem: str, rows: Rows, embed: Embed, facts: dict[str, Any], competition: Competition
+    place: Path, stem: str, rows: Rows, embed: Embed, meta: dict[str, Any], competition: Competition
 ) -> np.ndarray:
-    """The array on disk if the same facts made it, else made now."""
+    """The array on disk if the same made it, else made now."""
     images = json.loads(rows.images.path.with_suffix(".json").read_text(encoding="utf-8"))["key"]
-    facts = {"format": FORMAT, **facts, "images": images, "rows": digest(rows.table["id"].tolist())}
-    key, path = digest(facts), place / f"{stem}.npy"
-    known = _known(place)
-    if not (path.exists() and known.get(path.name, {}).get("key") == key):
+    meta = {"format": FORMAT, **meta, "images": images, "rows": digest(rows.table["id"].tolist())}
+    path = place / f"{stem}.npy"
+    if read_voucher(path.with_suffix(".json")) != meta:
         place.mkdir(parents=True, exist_ok=True)
-        _make(path, key, rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
-        files = {**_known(place), path.name: {"key": key, **facts}}
-        write_json(place / "embeddings.json", {"folds_hash": folds.digest(rows.folds), "files": files})
+        _make(path, digest(meta), rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
+        write_voucher(path.with_suffix(".json"), meta, path)
         note(f"{path}: {len(rows.table):,} rows embedded")
     return np.load(path, mmap_mode="r")
 

@@ -6,7 +6,6 @@ other runs predict is taken fold by fold, so that no row is described by a model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.audit import drift
-from foldwise.core.files import digest
+from foldwise.core.files import digest, read_voucher
 from foldwise.core.schema import nearest
 from foldwise.data import folds, index, oof
 from foldwise.data.competition import Competition
@@ -231,7 +230,7 @@ def _finite(values: pd.Series) -> dict[str, float | None]:
 def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
     ids = table.loc[table["split"] == "test", "id"]
     run = load_run(competition, name, tests=len(ids) > 0)
-    if run.info:
+    if run.info.says_anything:
         check_folds(competition, name, fold_table)
     columns = [f"pred_{each}" for each in index.classes(competition, table)] or ["pred"]
     if set(run.pred_columns) != set(columns):
@@ -280,30 +279,29 @@ def _embedding(competition: Competition, given: str, ids: list[str], fold_table:
     folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
     alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
     if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
-        made = sorted(file.parent.name for file in competition.runs().glob("*/embeddings.json"))
+        made = sorted(file.parent.name for file in competition.runs().glob("*/*embeddings.npy"))
         raise UserError(f"{folder}: no embeddings{nearest(given, made)}; make them with 04_embed.py")
     files: dict[int | None, Path] = {None: alone}
     if path.suffix != ".npy" and not alone.exists():
         files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in sorted(fold_table["fold"].unique().tolist())}
-    _check_origin(folder / "embeddings.json", [file.name for file in files.values()], ids, fold_table)
+    for file in files.values():
+        _check_origin(file, ids, fold_table)
     name = path.stem if path.suffix == ".npy" and path.stem != "embeddings" else folder.name
     return Embedding(f"embeddings {name}", {fold: _read_array(file, len(ids)) for fold, file in files.items()})
 
 
-def _check_origin(path: Path, names: list[str], ids: list[str], fold_table: pd.DataFrame) -> None:
-    """UserError where the embeddings were made on other folds, or of other rows."""
-    if not path.exists():
+def _check_origin(file: Path, ids: list[str], fold_table: pd.DataFrame) -> None:
+    """UserError where embeddings of 04_embed.py are damaged, or made on other folds or of other rows."""
+    path = file.with_suffix(".json")
+    if not (file.exists() and path.exists()):  # somebody's own
         return
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        hashed, rows = made["folds_hash"], {made["files"][name]["rows"] for name in names if name in made["files"]}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; make the embeddings anew with 04_embed.py") from None
-    if hashed != folds.digest(fold_table):
-        raise UserError(
-            f"{path}: made on other folds ({hashed}) than folds.csv ({folds.digest(fold_table)}); make them anew"
-        )
-    if rows - {digest(ids)}:
+    meta = read_voucher(path)
+    if meta is None:
+        raise UserError(f"{path}: damaged, or {file.name} is; make the embeddings anew with 04_embed.py")
+    own, now = meta.get("folds_hash"), folds.digest(fold_table)
+    if own not in {None, now}:  # None: a network that never saw this data
+        raise UserError(f"{path}: made on other folds ({own}) than folds.csv ({now}); make them anew")
+    if meta["rows"] != digest(ids):
         raise UserError(f"{path}: made of other rows than today's; make the embeddings anew with 04_embed.py")
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from foldwise import UserError
+from foldwise import UserError, stats
 from foldwise.core import parallel
 from foldwise.core.cli import note
 from foldwise.data import folds
@@ -204,7 +205,7 @@ class Chunked:
         mapped = self._map(settings[0])
         for setting in settings:
             target = _signs(y, self.classes)
-            weights = np.column_stack([self._newton(mapped, fit, column, setting) for column in target.T])
+            weights = np.column_stack([self._fit(mapped, fit, column, setting) for column in target.T])
             made.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
         return made
 
@@ -224,68 +225,38 @@ class Chunked:
         landmarks = self.landmarks
         return lambda rows: ones(np.exp(-gamma * np.concatenate(list(pairs.blocks(rows, landmarks)))) @ root)
 
-    def _newton(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
+    def _fit(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
         penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
-        weights: Array = np.zeros(0)
         share = float(np.mean(target > 0))
-        for _ in range(1 if self.loss == "ridge" else 25):
-            gram: Array = np.zeros(0)
-            pull: Array = np.zeros(0)
+
+        def loss(w: Array) -> tuple[float, Array, Array]:
+            pull = np.append(np.full(len(w) - 1, penalty), 1e-9)  # the last one, the intercept, is free
+            value, gradient, hessian = float(pull @ np.square(w)) / 2, pull * w, np.diag(pull)
             for part, t in zip(_chunks(fit), _chunks(target), strict=True):
                 x = mapped(part)
-                if not len(weights):
-                    weights = np.zeros(x.shape[1])
-                if not len(gram):
-                    gram, pull = np.zeros((x.shape[1], x.shape[1])), np.zeros(x.shape[1])
-                curve, aim = self._curve(x @ weights, t, share)
-                gram += (x * curve[:, None]).T @ x
-                pull += x.T @ (curve * aim)
-            gram.flat[: -1 : len(gram) + 1] += penalty  # the last one, the intercept, is free
-            gram.flat[-1] += 1e-9
-            new = np.linalg.solve(gram, pull)
-            done = np.abs(new - weights).max() <= 1e-6 * max(1.0, float(np.abs(new).max()))
-            weights = new
-            if done:
-                break
-        return weights
+                losses, slope, curve = self._curve(x @ w, t, share)
+                value, gradient = value + float(losses.sum()), gradient + slope @ x
+                hessian += (x * curve[:, None]).T @ x
+            return value / len(fit), gradient / len(fit), hessian / len(fit)
 
-    def _curve(self, score: Array, target: Array, share: float) -> tuple[Array, Array]:
-        """Weights and targets of the ridge that a Newton step solves."""
+        start = np.zeros(mapped(fit[:1]).shape[1])
+        if self.loss == "ridge":  # a parabola: the first step is the answer
+            _, gradient, hessian = loss(start)
+            return -np.linalg.solve(hessian, gradient)
+        return stats.newton(loss, start, 1e-13)  # weights to about six digits, as scikit-learn's solvers have them
+
+    def _curve(self, score: Array, target: Array, share: float) -> tuple[Array, Array, Array]:
+        """Each row's loss, and its first and second derivative by the score."""
         if self.loss == "ridge":
-            return np.ones(len(score)), target
-        if self.loss == "hinge":
-            return (target * score < 1) / np.where(target > 0, 2 * share, 2 - 2 * share), target
-        p = 1 / (1 + np.exp(-np.clip(score, -30, 30)))
-        curve = np.maximum(p * (1 - p), 1e-9)
-        return curve, score + ((target + 1) / 2 - p) / curve
+            return np.square(score - target) / 2, score - target, np.ones(len(score))
+        if self.loss == "hinge":  # squared, classes weighed evenly
+            curve = (target * score < 1) / np.where(target > 0, 2 * share, 2 - 2 * share)
+            return curve * np.square(score - target) / 2, curve * (score - target), curve
+        p = expit(score)
+        return np.logaddexp(0, -target * score), p - (target + 1) / 2, np.maximum(p * (1 - p), 1e-9)
 
 
 # --- calibration ------------------------------------------------------------------------------------------
-
-
-def sigmoid(scores: Array, positive: Array) -> tuple[float, float]:
-    """(slope, offset) of Platt's sigmoid 1 / (1 + exp(-(slope f + offset))), with his smoothed targets (Platt 1999).
-
-    What CalibratedClassifierCV(ensemble=False) fits to out-of-fold scores, but the slope is never below 0: scores
-    that rank those rows the wrong way round say nothing of others (out of fold, where there is no signal, they tend
-    to). All rows then get the share of positives.
-    """
-    from scipy.optimize import minimize
-
-    ones, zeros = float(positive.sum()), float((~positive).sum())
-    target = np.where(positive, (ones + 1) / (ones + 2), 1 / (zeros + 2))
-    width = float(np.abs(scores).max()) or 1.0
-    f = scores / width
-
-    def loss(ab: Array) -> tuple[float, Array]:
-        z = ab[0] * f + ab[1]
-        error = 1 / (1 + np.exp(-np.clip(z, -500, 500))) - target
-        return float((np.logaddexp(0, z) - target * z).sum()), np.array([error @ f, error.sum()])
-
-    start = np.array([0.0, np.log((ones + 1) / (zeros + 1))])
-    bounds, options = [(0, None), (None, None)], {"gtol": 1e-9, "ftol": 1e-15}
-    slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return float(slope / width), float(offset)
 
 
 @dataclass(frozen=True)
@@ -300,7 +271,7 @@ class Link:
         """Learnt from out-of-fold scores."""
         if method.calibrated or not classes:
             return cls(classes, [])
-        return cls(classes, [sigmoid(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)])
+        return cls(classes, [stats.platt(column, y == (1 if classes == 2 else c)) for c, column in enumerate(scores.T)])
 
     @property
     def is_flat(self) -> bool:
@@ -472,7 +443,7 @@ def _choose(
     method: Method, settings: list[Setting], fit: Array, y: Array, groups: Array, classes: int, seed: int
 ) -> tuple[Setting, Link]:
     """The setting of least inner loss, and the link (calibration) learnt from its inner out-of-fold scores."""
-    strata = _strata(y, classes)
+    strata = stats.strata(y, "multiclass" if classes else "regression")
     part = np.arange(len(fit))
     if len(fit) > TUNE_ROWS:
         part = np.flatnonzero(folds.stratify(strata, groups, -(-len(fit) // TUNE_ROWS), seed) == 0)
@@ -486,13 +457,6 @@ def _choose(
         return settings[best], links[best]
     whole = _out_of_fold(method, [settings[best]], fit, y, strata, groups, seed)
     return settings[best], Link.of(method, whole[0], y, classes)
-
-
-def _strata(y: Array, classes: int) -> Array:
-    if classes:
-        return np.eye(classes)[y]
-    bins = np.argsort(np.argsort(y, kind="stable"), kind="stable") * 10 // len(y)
-    return np.eye(10)[bins]
 
 
 def _out_of_fold(

@@ -69,7 +69,7 @@ class FoldData:
 
 def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame) -> FoldData:
     """The rows of one fold; UserError where a piece is missing."""
-    table = index.load(competition)
+    table = index.load_index(competition)
     plan = targets.plan(competition, recipe, table)
     train = folds.rows(table, fold_table)
     inside = (fold_table["fold"] == fold).to_numpy()
@@ -77,7 +77,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
         raise UserError(f"--fold {fold}: the folds are {', '.join(map(str, sorted(fold_table['fold'].unique())))}")
     fit, valid, test = train[~inside], train[inside], table[table["split"] == "test"]
     prior = index.prior(competition, fit, plan.names)
-    images = cache.load(competition, recipe.image_size, recipe.crop)
+    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     if plan.column is None:
         fit = pd.concat([fit, _extra(table, valid, plan.names)])
     fit = fit[images.rows_of(fit) >= 0]

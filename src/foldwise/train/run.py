@@ -23,7 +23,7 @@ from foldwise.core.ranks import joined_ranks, wait_for_ranks
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, recipe_settings
-from foldwise.data.runs import check_settings, finish_run, finished_folds, open_run
+from foldwise.data.runs import RunInfo, check_settings, finish_run, finished_folds, open_run
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
@@ -46,14 +46,14 @@ def in_turn(
     wanted: Sequence[int],
     restart: bool = False,
     deadline: float | None = None,
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, list[RunInfo]]:
     """Train one run after the other in this process: (exit status, the runs' run.json; none on torchrun's others)."""
-    infos: list[dict[str, Any]] = []
+    infos: list[RunInfo] = []
     for run, (_, recipe) in recipes.items():
         info = train_folds(competition, recipe, run, wanted, restart, deadline)
         if info is None:
             return OUT_OF_TIME, infos
-        infos += [info] if info else []
+        infos += [info] if info.run else []
     return 0, infos
 
 
@@ -64,12 +64,12 @@ def train_folds(
     wanted: Sequence[int],
     restart: bool = False,
     deadline: float | None = None,
-) -> dict[str, Any] | None:
+) -> RunInfo | None:
     """Train the wanted folds here, in turn; the run's run.json, or None where the hours ended first.
 
     Under torchrun all ranks call this, and train one fold together.
     """
-    table, fold_table = index.load(competition), folds.load(competition)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
     parallel.tune_allocator()
     from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
     from foldwise.train.trainer import OutOfTime, Trainer, rehearse
@@ -101,7 +101,7 @@ def train_folds(
             wait_for_ranks()
             if not rank and fold != wanted[-1]:
                 finish_run(competition, folder, fold_table, table, facts)
-        return finish_run(competition, folder, fold_table, table, facts) if not rank else {}
+        return finish_run(competition, folder, fold_table, table, facts) if not rank else RunInfo()
 
 
 @contextmanager
@@ -130,12 +130,12 @@ def spread(
     dask: str | None = None,
     devices: int = 1,
     gpus: bool = False,
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, list[RunInfo]]:
     """Train recipes x folds, each in a process of its own: (exit status, the runs' run.json).
 
     recipes: {run: (recipe's name, recipe)}. script: this script with its competition, as a cluster's workers call it.
     """
-    table, fold_table = index.load(competition), folds.load(competition)
+    table, fold_table = index.load_index(competition), folds.load_folds(competition)
     jobs = []
     for run, (source, recipe) in recipes.items():
         folder = open_run(competition, run, recipe_settings(recipe), fold_table, wanted if restart else ())

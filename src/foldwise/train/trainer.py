@@ -405,7 +405,8 @@ class Trainer:
         if size == self.size:
             return
         self.size = size
-        images = self.data.images if size == recipe.image_size else cache.load(self.competition, size, recipe.crop)
+        own = size == recipe.image_size
+        images = self.data.images if own else cache.load_cache(self.competition, size, recipe.crop)
         ops = augment.train_ops(a.preset, size, a.flips, a.randaugment)
         where = images.rows_of(self.data.train)
         self.loader = Batches(

@@ -9,15 +9,16 @@ import streamlit as st
 
 from app import charts, frame
 from foldwise import UserError
+from foldwise.core.cli import duration
 from foldwise.report import results
-from foldwise.report.results_page import duration
 
 
 def show() -> None:
     """The page."""
-    about = frame.about()
-    st.title(f"Results of {about.name}")
-    st.caption(frame.plain(f"{about.task}, {about.metric}, out-of-fold: no row was predicted by a model that saw it."))
+    competition = frame.competition()
+    st.title(f"Results of {competition.name}")
+    what = f"{competition.task}, {competition.metric}"
+    st.caption(frame.plain(f"{what}, out-of-fold: no row was predicted by a model that saw it."))
     runs, blends = st.tabs(["Runs and folds", "Blends"])
     with runs:
         try:
@@ -29,15 +30,16 @@ def show() -> None:
 
 
 def _runs() -> None:
-    about = frame.about()
-    table = _gathered(str(about.file), frame.stamp(*about.runs().glob("*/*.csv"), *about.runs().glob("*/run.json")))
+    competition = frame.competition()
+    marks = [path for pattern in ("*/*.csv", "*/run.json") for path in competition.runs().glob(pattern)]
+    table = _gathered(str(competition.file), frame.stamp(*marks))
     good, bad = table[table["reason"] == ""], table[table["reason"] != ""]
     if len(good):
-        st.altair_chart(charts.forest(good, about.metric), width="stretch")
+        st.altair_chart(charts.forest(good, competition.metric), width="stretch")
         st.caption("Dot: all rows. Line: its 95 % interval, groups drawn whole. Diamonds: single folds.")
         folds = [name for name in good if name.startswith("fold") and name[4:].isdigit()]
         shown = good.assign(
-            took=good["seconds"].map(duration), weights=[_megabytes(about.runs() / run) for run in good["run"]]
+            took=good["seconds"].map(duration), weights=[_megabytes(competition.runs() / run) for run in good["run"]]
         )
         columns = ["run", "model", "image_size", "score", "fold_std", "took", "weights", "differs", "note"]
         st.dataframe(shown[columns], hide_index=True, width="stretch", column_config=_COLUMNS)
@@ -61,7 +63,7 @@ _COLUMNS = {
 
 @st.cache_data(show_spinner="Reading the runs ...", max_entries=8)
 def _gathered(competition_file: str, made: str) -> pd.DataFrame:
-    return results.table(results.gather(frame.about()))
+    return results.table(results.gather(frame.competition()))
 
 
 def _megabytes(folder: Path) -> str:
@@ -75,24 +77,24 @@ def _blends() -> None:
         st.info("No blend yet; make one with 06_blend.py.")
         return
     name = st.selectbox("Submission", list(found))
-    facts = found[name]
-    st.markdown(f"**{frame.plain(str(facts.get('verdict', '')))}**")
-    low, high = (facts.get("interval_95") or [None, None])[:2]
+    meta = found[name]
+    st.markdown(f"**{frame.plain(str(meta.get('verdict', '')))}**")
+    low, high = (meta.get("interval_95") or [None, None])[:2]
     places = st.columns(4)
     for place, (label, value) in zip(
         places,
         [
-            (f"nested {facts['metric']}", facts.get("nested_score")),
+            (f"nested {meta['metric']}", meta.get("nested_score")),
             ("95 % interval from", low),
             ("to", high),
-            ("best single run", facts.get("best_single_score")),
+            ("best single run", meta.get("best_single_score")),
         ],
         strict=True,
     ):
         place.metric(label, "–" if value is None else f"{value:.4f}")
-    st.caption(frame.plain(f"method {facts['method']}, averaged as {facts['space']}; {facts.get('rows', '?')} rows"))
-    st.altair_chart(charts.weights(pd.DataFrame(facts["runs"])), width="stretch")
-    for line in facts.get("warnings", []):
+    st.caption(frame.plain(f"method {meta['method']}, averaged as {meta['space']}; {meta.get('rows', '?')} rows"))
+    st.altair_chart(charts.weights(pd.DataFrame(meta["runs"])), width="stretch")
+    for line in meta.get("warnings", []):
         st.warning(frame.plain(line))
     with st.expander(f"{name}.json"):
-        st.json(facts, expanded=1)
+        st.json(meta, expanded=1)

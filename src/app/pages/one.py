@@ -66,7 +66,7 @@ def _drawing() -> Upload | None:
     return Upload("sketch.png", drawn.image_bytes)  # as it came: it is decoded where every upload is
 
 
-def _examine(received: uploads.Intake, image_key: str, runs: list[str], blend: str | None) -> None:
+def _examine(received: uploads.Uploads, image_key: str, runs: list[str], blend: str | None) -> None:
     service = frame.service()
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -99,9 +99,9 @@ def _remembered(what: str, key: str, make: Any) -> Any:
 # --- what the models see ------------------------------------------------------------------------------------
 
 
-def _window(received: uploads.Intake) -> tuple[ImageOptions | None, ImageOptions]:
+def _window(received: uploads.Uploads) -> tuple[ImageOptions | None, ImageOptions]:
     """(options for the models, None: the competition's own; options for the eye): sliders where there are 16 bits."""
-    own = frame.about().image
+    own = frame.competition().image
     found = uploads.apart(uploads.depth, received.path(), received.bounded(own))
     if found is None or found.high <= found.low:
         return None, own
@@ -122,10 +122,10 @@ def _window(received: uploads.Intake) -> tuple[ImageOptions | None, ImageOptions
     return (made if also else None), made
 
 
-def _metadata(received: uploads.Intake, image_key: str) -> dict[str, Any]:
+def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
     """What the visitor says of the image; header fields of a DICOM file are filled in."""
     service = frame.service()
-    known = uploads.fields(received.path(), frame.about().dicom_tags)
+    known = uploads.fields(received.path(), frame.competition().dicom_tags)
     said: dict[str, Any] = {}
     with st.expander("Metadata: a chosen run looks at them too", expanded=True):
         places = st.columns(2)
@@ -198,7 +198,7 @@ def _model(key: str, service: Any, runs: list[str]) -> tuple[str, int]:
 
 def _neighbours(
     service: Any,
-    received: uploads.Intake,
+    received: uploads.Uploads,
     asked: str,
     runs: list[str],
     metadata: dict[str, Any] | None,

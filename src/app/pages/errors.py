@@ -9,6 +9,7 @@ import streamlit as st
 
 from app import frame
 from foldwise import UserError
+from foldwise.data import cache
 from foldwise.data.runs import recipe_of
 
 PER_PAGE = 24
@@ -17,15 +18,15 @@ PER_PAGE = 24
 def show() -> None:
     """The page."""
     st.title("Errors")
-    about = frame.about()
-    folder = about.runs()
+    competition = frame.competition()
+    folder = competition.runs()
     runs = sorted({path.parent.name for path in folder.glob("*/oof.csv")} | set(frame.service().runs()))
     if not runs:
         raise UserError(f"{folder}: no runs; make one with 02_train.py")
     run = st.sidebar.selectbox("Run", runs)
-    table = _errors(frame.service(), str(about.file), run, frame.stamp(*(folder / run).glob("*.csv")))
-    table = _filtered(table, about.task)
-    what = "absolute error" if about.task == "regression" else "1 − probability of the truth"
+    table = _errors(frame.service(), str(competition.file), run, frame.stamp(*(folder / run).glob("*.csv")))
+    table = _filtered(table, competition.task)
+    what = "absolute error" if competition.task == "regression" else "1 − probability of the truth"
     st.caption(frame.plain(f"{len(table):,} out-of-fold rows of {run}, worst first ({what})."))
     if not len(table):
         return
@@ -51,7 +52,7 @@ def _filtered(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def _gallery(run: str, rows: pd.DataFrame) -> None:
-    service, about = frame.service(), frame.about()
+    service, competition = frame.service(), frame.competition()
     size, crop = _size(run)
     images = None if size is None else service.pictures(rows["id"].tolist(), size, crop)
     places = st.columns(6)
@@ -61,18 +62,16 @@ def _gallery(run: str, rows: pd.DataFrame) -> None:
                 st.image(images[k], width="stretch")
             lines = [f"{row.wrong:.3f}, fold {row.fold}", f"truth: {row.truth}", f"said: {row.answer} ({row.sure:.2f})"]
             st.caption("  \n".join(map(frame.plain, [*lines, row.id])))
-    st.caption(
-        frame.plain(f"Images as the models see them, {size} x {size}." if size else f"{about.name}: no image cache.")
-    )
+    words = f"Images as the models see them, {size} x {size}." if size else f"{competition.name}: no image cache."
+    st.caption(frame.plain(words))
 
 
 def _size(run: str) -> tuple[int | None, bool]:
     """The size that the run looks at; for a run without images, the smallest cache there is."""
-    about = frame.about()
+    competition = frame.competition()
     try:
-        recipe = recipe_of(about, run)
+        recipe = recipe_of(competition, run)
         return recipe.image_size, recipe.crop
     except UserError:
-        made = [path.stem.split("_")[1:] for path in about.derived().glob("images_*.npy")]
-        sizes = sorted(int(parts[0]) for parts in made if len(parts) == 1)
+        sizes = cache.sizes(competition)
         return (sizes[0], False) if sizes else (None, False)

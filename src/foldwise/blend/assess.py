@@ -1,0 +1,170 @@
+"""What a blend is worth, in plain numbers: the score to believe, gains with their intervals, what to warn of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from foldwise import metrics, stats
+from foldwise.blend import trust
+from foldwise.blend.fit import Blend, fit_weights
+from foldwise.blend.methods import METHODS
+from foldwise.blend.run_set import RunSet
+from foldwise.blend.spaces import Scaling
+from foldwise.data.competition import Competition
+
+Array = NDArray[Any]
+Meta = dict[str, Any]  # what stands in the submission's JSON
+
+
+def test_table(runs: RunSet, blend: Blend) -> pd.DataFrame:
+    """The blend of the test predictions: id, pred..."""
+    pred = blend.predict(runs.tests).reshape(len(runs.test_ids), -1)
+    return pd.DataFrame({"id": runs.test_ids, **dict(zip(runs.columns, pred.T, strict=True))})
+
+
+def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0) -> Meta:
+    """Everything that the JSON and the page say, as plain numbers and lists."""
+    metric = competition.scorer()
+    preds = Scaling.of(runs.preds, competition.task)(runs.preds)
+    singles = [float(metric.function(runs.target, run, None)) for run in preds]
+    best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
+    plain = preds.mean(axis=0)
+    draws = stats.bootstrap(metric, runs.target, [blend.nested, preds[best], plain], runs.groups, seed=seed)
+    scores = [blend.nested_score, singles[best], float(metric.function(runs.target, plain, None))]
+    gains = {
+        name: stats.gain(draws[:, [0, at]], scores[0], scores[at], metric.greater_is_better)
+        for name, at in (("over_best_single", 1), ("over_plain_mean", 2))
+    }
+    matrix = trust.correlation(trust.errors(preds, runs.target, competition.task))
+    meta = {
+        "method": blend.method,
+        "space": blend.space,
+        "says": METHODS[blend.method].says,
+        "note": blend.note,
+        "metric": metric.name,
+        "greater_is_better": metric.greater_is_better,
+        "nested_score": blend.nested_score,
+        "interval_95": list(blend.interval),
+        "draws": len(draws),
+        "draws_undefined": int(np.isnan(draws).any(axis=1).sum()),
+        "in_sample_score": blend.score,
+        "best_single": runs.names[best],
+        "best_single_score": singles[best],
+        "plain_mean_score": scores[2],
+        "gains": gains,
+        "rows": int(runs.target.shape[0]),
+        "rows_of_all_folds": runs.rows_all,
+        "patients_or_groups": int(np.unique(runs.groups).size),
+        "runs": _runs(runs, blend, preds, metric),
+        "coverage": runs.coverage,
+        "unchecked_folds": list(runs.unchecked),
+        "leave_one_out": _leave_one_out(runs, blend, metric, seed),
+        "leave_one_out_by": " in ".join(dict.fromkeys(_leave_one_out_method(runs, blend))),
+        "methods": blend.table,
+        "error_correlation": np.round(matrix, 4).tolist(),
+        "effective_number_of_runs": trust.effective_number(matrix),
+        "near_identical": trust.near_duplicates(
+            preds, runs.names, [c.removeprefix("pred_") or "pred" for c in runs.columns]
+        ),
+        "oof_against_test": trust.drift(runs.preds, _tests_like_oof(runs), runs.names, seed),
+    }
+    meta["verdict"] = verdict(meta)
+    meta["warnings"] = warnings(meta)
+    return plain_json(meta)
+
+
+def _tests_like_oof(runs: RunSet) -> Array:
+    return runs.tests if runs.tests_by_one is None else runs.tests_by_one
+
+
+def _runs(runs: RunSet, blend: Blend, preds: Array, metric: metrics.Metric) -> list[Meta]:
+    by_fold = trust.fold_ranks(metric, runs.target, preds, runs.folds)
+    weights = blend.weights if blend.weights.ndim == 1 else blend.weights.mean(axis=1)
+    return [
+        {"run": name, "model": family[0], "image_size": family[1], "weight": float(weight), **scores}
+        for name, family, weight, scores in zip(runs.names, runs.families, weights, by_fold, strict=True)
+    ]
+
+
+def _leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int) -> list[Meta]:
+    """With the blend's own method, or by the plain mean where that would take minutes."""
+    m = len(runs.names)
+    if m == 1:
+        return []
+    method, space = _leave_one_out_method(runs, blend)
+
+    def nested_score(keep: Array) -> float:
+        families = [runs.families[i] for i in keep]
+        rows: Any = {"folds": runs.folds, "groups": runs.groups, "families": families}
+        return fit_weights(
+            runs.preds[keep], runs.target, metric, method, seed, space=space, draws=0, **rows
+        ).nested_score
+
+    everything = np.arange(m)
+    whole = nested_score(everything)
+    sign = 1 if metric.greater_is_better else -1
+    return trust.leave_one_out(runs.names, whole, lambda i: nested_score(np.delete(everything, i)), sign)
+
+
+def _leave_one_out_method(runs: RunSet, blend: Blend) -> tuple[str, str]:
+    heavy = len(runs.names) > 20 or runs.preds.size > 20_000_000
+    return ("mean", "prob") if heavy else (blend.method, blend.space)
+
+
+def verdict(meta: Meta) -> str:
+    """One sentence, never from an in-sample score."""
+    gain = meta["gains"]["over_best_single"]
+    interval = f"(95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
+    name = meta["best_single"]
+    if len(meta["runs"]) == 1:
+        return "One run only: nothing to blend."
+    if gain["low"] > 0:
+        return f"The blend beats the best single run, {name}, by {gain['gain']:.4f} {interval}."
+    if gain["high"] < 0:
+        return f"The blend is worse than the best single run, {name}, by {-gain['gain']:.4f} {interval}."
+    return f"The blend does not demonstrably beat the best single run, {name}: {gain['gain']:+.4f} {interval}."
+
+
+def warnings(meta: Meta) -> list[str]:
+    """What a careful reader would want pointed out."""
+    lines = [
+        f"{', '.join(runs)} are near-identical in {column}: together they count as one opinion"
+        for column, runs in trust.clusters(meta["near_identical"])
+    ]
+    for name in meta["oof_against_test"]["named"]:
+        auc = meta["oof_against_test"]["auc_by_run"][name]
+        lines.append(f"{name}: its test predictions look unlike its out-of-fold ones (told apart with AUC {auc:.2f})")
+    wanted = {fold for counts in meta["coverage"].values() for fold in counts}
+    for name, counts in meta["coverage"].items():
+        if set(counts) != wanted:
+            lines.append(f"{name} lacks fold {', '.join(sorted(wanted - set(counts)))}")
+    if meta["rows"] < meta["rows_of_all_folds"]:
+        lines.append(f"fitted and judged on {meta['rows']} of {meta['rows_of_all_folds']} rows, those all runs cover")
+    lines += [
+        f"{name} has no fold column: if it was made on other folds than these, its models saw rows that they are "
+        "judged by, and its score and weight are too good"
+        for name in meta["unchecked_folds"]
+    ]
+    if meta["draws_undefined"]:
+        share = f"{meta['draws_undefined']} of {meta['draws']}"
+        lines.append(f"{share} bootstrap draws are left out of the intervals: {meta['metric']} has no value on them")
+    apart = abs(meta["in_sample_score"] - meta["nested_score"])
+    width = meta["interval_95"][1] - meta["interval_95"][0]
+    if apart > width / 2:
+        lines.append(f"the weights overfit: in-sample {meta['in_sample_score']:.4f}, nested {meta['nested_score']:.4f}")
+    return lines
+
+
+def plain_json(value: Any) -> Any:
+    """Numpy scalars as numbers, NaN as null."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
