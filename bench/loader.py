@@ -147,7 +147,7 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
     torch.manual_seed(0)
     network = create_network(recipe, 1).to(device).train()
     way = precision.choose(network, recipe, device)
-    way.lay_out(network)
+    way.to_memory_format(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     threads = 4 if device.type == "cuda" else None
     cache = cached(folder, paths, size)

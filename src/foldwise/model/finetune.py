@@ -41,7 +41,7 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
                 layer.bias.copy_(torch.from_numpy(bias).float())  # type: ignore[operator]
 
 
-def start_from(network: Network, path: Path) -> None:
+def init_from(network: Network, path: Path) -> None:
     """Fill the network from another run's fold<K>.safetensors: its layers of the same name and shape.
 
     What stays with this run: normalisation and units. UserError where the file lacks part of the first backbone, whose
@@ -74,7 +74,7 @@ def load_weights(network: Network, path: Path) -> None:
         ) from error
 
 
-def thaw(network: Network, recipe: Recipe, epoch: int) -> bool:
+def unfreeze(network: Network, recipe: Recipe, epoch: int) -> bool:
     """Gradual unfreezing (Howard 2018, arXiv:1801.06146): what learns in this epoch; True where that has changed.
 
     For `model.thaw_epochs` epochs the head alone, then one more of timm's stages from the top every so many. Call it

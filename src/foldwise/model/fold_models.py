@@ -89,7 +89,8 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
     encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
     files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
     device = pick_device(recipe)
-    way = precision.named(str(fold_meta(stem.parent, fold).get("step", "")), recipe, device)
+    meta = fold_meta(stem.parent, fold)
+    how = precision.named(str(meta.get("precision", meta.get("step", ""))), recipe, device)  # step: as it was called
     networks = []
     for path in files:
         if not path.exists():
@@ -98,11 +99,11 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
         made = create_network(recipe, plan.outputs, features, plan.learnt, pretrained=False)
         weights.check_classes(path, plan.learnt)
         load_weights(made, path)
-        networks.append(way.lay_out(made.to(device)).eval())
+        networks.append(how.to_memory_format(made.to(device)).eval())
     fold_table = folds.load(competition)
     others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
     prior = index.prior(competition, others, plan.names)
-    return Trained(competition, recipe, fold, plan, networks, encoder, way, prior)
+    return Trained(competition, recipe, fold, plan, networks, encoder, how, prior)
 
 
 def _encoder(path: Path) -> Numbers:

@@ -39,7 +39,7 @@ class Precision:
         """The context in which the network runs forward."""
         return torch.autocast(device.type, dtype=self.half, enabled=self.half is not None)
 
-    def lay_out(self, network: N) -> N:
+    def to_memory_format(self, network: N) -> N:
         """The network's weights in this layout."""
         return network.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
@@ -103,7 +103,7 @@ def probe(
     for turn in range(rounds + 1):
         for name, (half, channels_last) in STEPS.items():
             way = Precision(name, half, channels_last)
-            way.lay_out(network)
+            way.to_memory_format(network)
             start = time.perf_counter()
             with way.autocast(torch.device("cpu")):
                 logits = network(images, None if metadata is None else metadata[:batch])

@@ -66,6 +66,8 @@ class Targets:
 
 def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targets:
     """Targets of a recipe; `table` is the index. UserError where recipe and competition don't go together."""
+    if recipe.model.mode == "as_is" and competition.task in {"multilabel", "regression"}:
+        raise UserError(f"model.mode=as_is: a pretrained head tells classes apart; task {competition.task} needs other")
     names = index.classes(competition, table)
     kind = competition.task if recipe.target.column is None else "multiclass"
     loss = recipe.train.loss

@@ -21,7 +21,7 @@ class Schedule:
     settings: Train
     steps: int  # of an epoch
 
-    def share(self, step: int, drops: int = 0) -> float:
+    def factor(self, step: int, drops: int = 0) -> float:
         """Share of the peak rate at `step`, numbered from 0 over the whole training."""
         t = self.settings
         total = self.steps * t.epochs

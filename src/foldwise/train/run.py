@@ -72,11 +72,11 @@ def train_folds(
     table, fold_table = index.load(competition), folds.load(competition)
     parallel.tune_allocator()
     from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
-    from foldwise.train.trainer import OutOfTime, Trainer, rehearse
+    from foldwise.train.trainer import OutOfTime, Trainer, dry_run
 
     with joined_ranks() as rank:
         if restart:
-            rehearse(competition, recipe, wanted[0], fold_table)
+            dry_run(competition, recipe, wanted[0], fold_table)
         settings, folder = recipe_settings(recipe), competition.runs() / name
         if not rank:
             open_run(competition, name, settings, fold_table, wanted if restart else ())
