@@ -116,7 +116,7 @@ def main() -> None:
             "train.averaging=ema",
             "train.threads=1",
             "train.batch_size=8",
-            "train.cpu_step=plain",
+            "train.precision=plain",
         ],
     )
     draw = random.Random(int(sys.argv[3]))

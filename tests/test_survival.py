@@ -234,7 +234,7 @@ def test_two_processes_never_train_one_fold(about: competition.Competition, tmp_
 def test_folds_side_by_side_are_those_trained_in_turn(about: competition.Competition, place: Workplace) -> None:
     """--devices 2: two processes at once, their lines told apart, the same tables as one after the other."""
     quick = about.file.with_name("quick.yaml")
-    fixed = ("train.threads=1", "train.cpu_step=plain")
+    fixed = ("train.threads=1", "train.precision=plain")
     one = place.run("02_train.py", "--recipe", quick, "--name", "one", "--devices", 1, *fixed)
     two = place.run("02_train.py", "--recipe", quick, "--name", "two", "--devices", 2, *fixed)
     assert "two 0 | fold 0  epoch   1/2" in two.stderr
@@ -264,7 +264,7 @@ def test_folds_side_by_side_end_with_the_process_that_started_them(
 ) -> None:
     """kill -9 of the command; its children let go of their folds, and the same command writes the undisturbed bytes."""
     quick = about.file.with_name("quick.yaml")
-    fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.cpu_step=plain", "train.epochs=4")
+    fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.precision=plain", "train.epochs=4")
     place.run("02_train.py", *fixed, "--name", "whole")
     line = [
         sys.executable,
@@ -367,7 +367,7 @@ def test_torchrun_trains_one_fold_as_one_process_does(about: competition.Competi
         "augment.preset=none",
         "augment.flips=none",
         "train.threads=1",
-        "train.cpu_step=plain",
+        "train.precision=plain",
         "train.optimizer=sgd",
         "train.lr=0.05",
     ]

@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     table["dx"] = np.where(table["sick"] == 1, np.where(np.arange(len(table)) % 2, "mel", "bcc"), "nevus")
     table.to_csv(made.raw / "train.csv", index=False)
     made.run("01_preprocess.py", "--sizes", 32, 48)
-    made.run("02_train.py", "--recipe", "quick.yaml", "--name", "teacher", "train.cpu_step=plain")
+    made.run("02_train.py", "--recipe", "quick.yaml", "--name", "teacher", "train.precision=plain")
     return made
 
 
@@ -214,7 +214,7 @@ def test_snapshots_keep_their_own_tables_and_are_averaged(
         "train.snapshots=true",
         "train.cycles=2",
         "train.epochs=4",
-        "train.cpu_step=plain",
+        "train.precision=plain",
     )
     folder = place.runs / "snaps"
     parts = [oof.read_table(folder / "snapshots" / f"fold0_{k}.csv").set_index("id")["pred"] for k in (1, 2)]
@@ -341,7 +341,7 @@ def test_fusion_is_encoded_by_training_rows_alone_and_predicts_again(place: Work
         "--fold",
         0,
         "model.metadata=true",
-        "train.cpu_step=plain",
+        "train.precision=plain",
     )
     first = (place.runs / "fused" / "fold0.csv").read_bytes()
     assert (place.runs / "fused" / "fold0_metadata.json").exists()
@@ -365,7 +365,7 @@ def test_tensorboard_holds_the_epochs(about: competition.Competition, tmp_path: 
 def test_half_precision_that_overflows_is_computed_again_in_full(
     about: competition.Competition, tmp_path: Path
 ) -> None:
-    made = Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load(about), tmp_path)
+    made = Trainer(about, recipe(about, "train.precision=bf16"), 0, folds.load(about), tmp_path)
     made.start()
     forward, calls = made.state.network.forward, []
 

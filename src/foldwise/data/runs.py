@@ -20,7 +20,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
-from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle
+from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle, renamed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_run_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(info, dict) and isinstance(info.get("config", {}), dict):
-            return info
+            return {**info, "config": renamed(info["config"])} if "config" in info else info
         raise ValueError("no mapping")
     except ValueError as error:
         raise UserError(

@@ -214,7 +214,7 @@ def _by_detector(
         _table(competition, index, path, args.crop_units) for path in (args.finetune_boxes, args.crop_truth) if path
     ]
     if args.finetune_boxes:
-        plan = detector.lesson(truths[0], index, args.finetune_holdout, args.finetune_seed)
+        plan = detector.box_split(truths[0], index, args.finetune_holdout, args.finetune_seed)
         made = detector.finetune(
             competition,
             index,

@@ -15,6 +15,7 @@ from foldwise import UserError
 from foldwise.core import paths
 from foldwise.core.files import temporary_folder
 from foldwise.data import cache, folds, image, index, oof
+from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
 from foldwise.data.recipe import Recipe
@@ -44,7 +45,7 @@ class Trained:
     targets: Targets
     networks: list[Network]
     encoder: Numbers | None
-    way: Precision
+    precision: Precision
     prior: np.ndarray
 
     @property
@@ -65,15 +66,16 @@ class Trained:
             raise UserError("this run fuses metadata with the image: its columns are needed")
         return self.encoder.transform(rows)
 
-    def predict(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
-        """float32 (N, C) probabilities of index rows that lie in the cache at `where` (-1: unreadable)."""
+    def predict(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
+        """float32 (N, C) probabilities of index rows that lie in the cache at `cache_rows` (-1: unreadable)."""
+        beside, how = self.metadata(rows), self.precision
         return predict_rows(
-            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way, self.prior
+            self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how, self.prior
         )
 
-    def embed(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
+    def embed(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
         """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
-        return embed_rows(self.network, images, where, self.recipe, label, self.metadata(rows))
+        return embed_rows(self.network, images, cache_rows, self.recipe, label, self.metadata(rows))
 
     def logits_of(self, images: np.ndarray | Tensor, rows: pd.DataFrame | None = None) -> Tensor:
         """float32 (B, outputs) logits of uint8 (B, S, S, 3) images, of the last snapshot; gradients flow."""
@@ -154,7 +156,7 @@ def predict_folder(
     table = index.load(competition)
     crops = crop_again(competition, folder, rows) if recipe.crop else None
     with temporary_folder(paths.output_root(), "images.") as room:
-        images, where, broken = cache.temporary(
+        images, cache_rows, broken = cache.temporary(
             folder, room, rows, recipe.image_size, competition.image, workers, crops
         )
         if len(broken) > competition.unreadable * len(ids):
@@ -163,9 +165,9 @@ def predict_folder(
                 f"--images {folder}: {len(broken)} of {len(ids)} files can't be read; the first: {first}: {reason}; "
                 f"mend them, or allow more than `unreadable: {competition.unreadable:g}` in {competition.file}"
             )
-        say_unreadable(f"--images {folder}", ids, where >= 0)
+        say_unreadable(f"--images {folder}", ids, cache_rows >= 0)
         preds = [
-            load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
+            load_fold(competition, recipe, run, fold, table).predict(images, cache_rows, rows, f"fold {fold}")
             for fold in trained_folds(competition, run)
         ]
     return oof.prediction_table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken

@@ -20,8 +20,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def make_loss(settings: Train, targets: Targets, weights: Tensor | None = None, unit: float = 1.0) -> Loss:
     """The recipe's loss.
 
-    Targets are float (B, C): shares of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or values.
-    Of several labels, cells of NaN are not known and have no part in it.
+    Targets are float (B, C): fractions of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or
+    values. Of several labels, cells of NaN are not known and have no part in it.
     weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
     """
     if targets.task == "regression":
@@ -47,20 +47,20 @@ def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tens
     """
     if settings.class_weights == "none" or targets.task == "regression":
         return None
-    share = _shares(targets, target)
+    frequency = _frequencies(targets, target)
     if isinstance(settings.class_weights, list):
         weight = np.asarray(settings.class_weights, float)
-        if len(weight) != len(share):
-            raise UserError(f"train.class_weights: {len(weight)} weights for {len(share)} classes")
+        if len(weight) != len(frequency):
+            raise UserError(f"train.class_weights: {len(weight)} weights for {len(frequency)} classes")
         if weight.min() < 0 or not weight.any():
             raise UserError(f"train.class_weights={settings.class_weights}: 0 or more each, and not 0 for all")
-        weight = np.repeat(weight[:, None], share.shape[1], 1) if share.ndim == 2 else weight
+        weight = np.repeat(weight[:, None], frequency.shape[1], 1) if frequency.ndim == 2 else weight
     else:
-        weight = share ** (-1.0 if settings.class_weights == "balanced" else -0.5)
-    return torch.from_numpy(weight / (weight * share).sum(axis=0)).float()
+        weight = frequency ** (-1.0 if settings.class_weights == "balanced" else -0.5)
+    return torch.from_numpy(weight / (weight * frequency).sum(axis=0)).float()
 
 
-def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
+def _frequencies(targets: Targets, target: np.ndarray) -> np.ndarray:
     if targets.task == "multiclass":
         count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
         return np.maximum(count, 1) / len(target)
@@ -80,7 +80,7 @@ def valid_loss(task: str, target: np.ndarray, pred: np.ndarray) -> float:
 
 
 def above(target: Tensor) -> Tensor:
-    """Shares of classes (B, C) -> shares above each class (B, C - 1)."""
+    """Fractions of classes (B, C) -> fractions above each class (B, C - 1)."""
     return (1 - target.cumsum(dim=1))[:, :-1].clamp(0, 1)
 
 

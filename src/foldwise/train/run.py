@@ -162,13 +162,13 @@ def side_by_side(
     """
     odd = len(jobs) % devices if len(jobs) > devices and not gpus else 0
     free: list[int | None] = [*range(devices), *[None] * odd]
-    share = str(max(1, parallel.cores() // devices))
+    cores_each = str(max(1, parallel.cores() // devices))
     parallel.tune_allocator()  # here too: a server of forks loads torch in this environment
     waiting, statuses = list(jobs), list[int]()
     running: dict[Any, Child] = {}
     while running or (waiting and not any(statuses)):
         while waiting and free and not any(statuses):
-            child = _start(competition, waiting.pop(0), free.pop(0), share, gpus, deadline)
+            child = _start(competition, waiting.pop(0), free.pop(0), cores_each, gpus, deadline)
             running[child.said] = child
         for said in wait(running):
             child = running[said]

@@ -69,7 +69,7 @@ class Trainer:
         self.data = fold_data.gather(competition, recipe, fold, fold_table)
         self.device = pick_device(recipe)
         torch.manual_seed(seed(recipe, fold))
-        other = recipe.model.start_from
+        other = recipe.model.init_from
         if other:
             check_folds(competition, other, fold_table)
         beginning = competition.runs() / other / f"fold{fold}.safetensors" if other else None
