@@ -146,8 +146,8 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
     device = pick_device(recipe)
     torch.manual_seed(0)
     network = create_network(recipe, 1).to(device).train()
-    way = precision.choose(network, recipe, device)
-    way.lay_out(network)
+    chosen = precision.choose(network, recipe, device)
+    chosen.to_memory_format(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     threads = 4 if device.type == "cuda" else None
     cache = cached(folder, paths, size)
@@ -162,7 +162,7 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
         start = time.perf_counter()
         for _ in range(steps):
             images = to_device(next(taken).images, device)
-            with way.autocast(device):
+            with chosen.autocast(device):
                 logits = network(images)
             F.binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits.float())).backward()
             optimizer.step()
@@ -182,8 +182,8 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
     real_rate, synthetic_rate = (statistics.median(side) for side in zip(*pairs, strict=True))
     shares = sorted(a / b for a, b in pairs)
     print(
-        f"  {name} at {size}, batch {batch}, {device.type} {way.name}: {real_rate:.0f} of {synthetic_rate:.0f} img/s, "
-        f"efficiency {statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
+        f"  {name} at {size}, batch {batch}, {device.type} {chosen.name}: {real_rate:.0f} of {synthetic_rate:.0f} "
+        f"img/s, efficiency {statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
     )
 
 

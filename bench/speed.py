@@ -5,7 +5,7 @@
 The same JPEGs (skin1500), folds, MobileNetV2 with the same ImageNet weights, input size, batch of 32, epochs, AdamW,
 peak learning rate, cosine, flips; the last epoch predicts. The sides take turns within each seed, in another order
 for each. What a user waits for is counted: every process from its start, imports, image caches, the probe of
-train.cpu_step=auto (once a machine: in the first seed), validation, predictions. Ours also looks for duplicates,
+train.precision=auto (once a machine: in the first seed), validation, predictions. Ours also looks for duplicates,
 writes its reports and predicts the test rows. Score: ROC AUC of all rows.
 
 timm's train.py is not in its package: take the file from https://github.com/huggingface/pytorch-image-models at the
@@ -119,7 +119,7 @@ def ours(task: Task) -> pd.DataFrame:
         "train.weight_decay": DECAY,
         "train.checkpoint": "last",
     }
-    abreast = [] if task.gpu or len(task.folds) == 1 else ["--devices", parallel.cores()]
+    n_parallel = [] if task.gpu or len(task.folds) == 1 else ["--devices", parallel.cores()]
     call(
         [
             sys.executable,
@@ -130,7 +130,7 @@ def ours(task: Task) -> pd.DataFrame:
             "mobilenetv2",
             "--fold",
             fold,
-            *abreast,
+            *n_parallel,
             *(f"{key}={value}" for key, value in knobs.items()),
         ],
         task,

@@ -23,7 +23,7 @@ import pandas as pd
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
-COMMON = ["train.batch_size=32", "train.cpu_step=channels_last", "train.threads=1", "augment.preset=light"]
+COMMON = ["train.batch_size=32", "train.precision=channels_last", "train.threads=1", "augment.preset=light"]
 EPOCHS = {"skin1500": 4, "hymenoptera": 5}
 SIZES = {"skin1500": 96, "hymenoptera": 128}
 GENTLY = [  # a new head on old features: it may move, they should not be thrown away

@@ -88,9 +88,9 @@ def main() -> None:
             gpus=gpus > 0,
         )
     else:
-        abreast = min(parallel.cores(), len(recipes) * len(wanted))
-        if args.devices is None and not gpus and abreast > 1 and current_ranks().size == 1:
-            cli.note(f"no GPU: --devices {abreast} trains {abreast} folds side by side, and faster on most CPUs")
+        n_parallel = min(parallel.cores(), len(recipes) * len(wanted))
+        if args.devices is None and not gpus and n_parallel > 1 and current_ranks().size == 1:
+            cli.note(f"no GPU: --devices {n_parallel} trains {n_parallel} folds side by side, and faster on most CPUs")
         status, infos = in_turn(competition, recipes, wanted, args.restart, deadline)
     from foldwise.report import curves  # matplotlib: after the training, not before
     from foldwise.report.run import report_run

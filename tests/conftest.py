@@ -187,7 +187,9 @@ def about(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Competition:
 
 def quick_recipe(about: Competition, *overrides: str) -> Recipe:
     """QUICK on one thread, with nothing probed."""
-    return load_recipe(str(about.file.with_name("quick.yaml")), ["train.cpu_step=plain", "train.threads=1", *overrides])
+    return load_recipe(
+        str(about.file.with_name("quick.yaml")), ["train.precision=plain", "train.threads=1", *overrides]
+    )
 
 
 def shared(*parts: str) -> Path:

@@ -26,6 +26,8 @@ from foldwise.data.competition import load_competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model import checkpoint, predict
 from foldwise.train.run import train_folds
+from foldwise.train.state import State
+from foldwise.train.step import Stepper
 from foldwise.train.trainer import Trainer
 
 
@@ -34,8 +36,8 @@ def always(*_: object) -> bool:
 
 
 PLACES: dict[str, tuple[object, str, Callable[..., bool], int]] = {  # what dies when called: owner, name, if, among
-    "start": (Trainer, "_resume", always, 1),
-    "inside an epoch": (Trainer, "_backward", always, 8),
+    "start": (State, "resume", always, 1),
+    "inside an epoch": (Stepper, "backward", always, 8),
     "while saving": (checkpoint.torch, "save", always, 3),
     "between the renames": (Path, "replace", lambda path, _: path.name.endswith(".ckpt.part"), 3),
     "at validation": (predict, "_in_pieces", always, 3),
@@ -109,7 +111,14 @@ def digest(folder: Path) -> str:
 def main() -> None:
     about = load_competition(sys.argv[1])
     recipe = load_recipe(
-        sys.argv[2], ["train.save_minutes=0", "train.averaging=ema", "train.threads=1", "train.batch_size=8"]
+        sys.argv[2],
+        [
+            "train.save_minutes=0",
+            "train.averaging=ema",
+            "train.threads=1",
+            "train.batch_size=8",
+            "train.precision=plain",
+        ],
     )
     draw = random.Random(int(sys.argv[3]))
     moments, trials = list(PLACES), int(sys.argv[4])

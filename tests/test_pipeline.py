@@ -179,7 +179,7 @@ def test_without_a_readable_test_image_the_training_prior_is_predicted_and_said(
     tiny.run("01_preprocess.py", "--sizes", 32)
     fold_of = pd.read_csv(tiny.derived / "folds.csv").set_index("id")["fold"]
     sick = pd.read_csv(tiny.raw / "train.csv").set_index("image_id")["sick"].reindex(fold_of.index)
-    quick = ("--recipe", "quick.yaml", "--fold", 0, "train.epochs=1", "train.threads=1", "train.cpu_step=plain")
+    quick = ("--recipe", "quick.yaml", "--fold", 0, "train.epochs=1", "train.threads=1", "train.precision=plain")
     steps = {
         "quick": ("02_train.py", *quick),
         "quick_svm": ("04_embed.py", "--run", "quick", "--head", "svm"),

@@ -415,10 +415,10 @@ def test_crops_are_the_corners_and_the_centre() -> None:
     image[0, 18:22, 18:22, 0] = 255
     seen = [
         set(np.unique(view(image)[0, ..., 1])) & {50, 100, 150, 200}
-        for view in tta_views(Predict(crops=5, crop_share=0.75))
+        for view in tta_views(Predict(crops=5, crop_fraction=0.75))
     ]
     assert seen == [{50}, {100}, {150}, {200}, set()]
-    assert all(view(image)[..., 0].max() == 255 for view in tta_views(Predict(crops=5, crop_share=0.75)))
+    assert all(view(image)[..., 0].max() == 255 for view in tta_views(Predict(crops=5, crop_fraction=0.75)))
     assert tta_views(Predict(crops=5), 64)[0](image).shape == (1, 64, 64, 3)
 
 

@@ -39,7 +39,7 @@ def test_a_killed_worker_s_fold_is_taken_up_from_its_checkpoint(
 ) -> None:
     place = make_tiny(tmp_path / "place")
     place.run("01_preprocess.py", "--sizes", 32)
-    train = {**QUICK["train"], "epochs": 12, "save_minutes": 0.0, "threads": 1, "cpu_step": "plain"}  # type: ignore[dict-item]
+    train = {**QUICK["train"], "epochs": 12, "save_minutes": 0.0, "threads": 1, "precision": "plain"}  # type: ignore[dict-item]
     for name, seed in (("red", 1), ("blue", 2), ("red_here", 1), ("blue_here", 2)):
         (place.root / f"{name}.yaml").write_text(yaml.safe_dump({**QUICK, "train": train, "seed": seed}))
     command = [sys.executable, str(REPOSITORY / "src" / "02_train.py"), "--competition", str(place.competition)]

@@ -25,7 +25,7 @@ from foldwise.data.competition import load_competition
 from foldwise.data.runs import load_run, write_run
 from foldwise.model import weights
 
-QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.cpu_step=plain", "train.epochs=1")
+QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.precision=plain", "train.epochs=1")
 
 
 @pytest.fixture

@@ -397,7 +397,7 @@ def test_a_detector_tuned_on_boxes_continues_where_it_was_killed(
     from foldwise.model import detector
 
     _, about, rows, boxes, recipe = small_place(tmp_path)
-    plan = detector.lesson(boxes, rows, 6, seed=0)
+    plan = detector.box_split(boxes, rows, 6, seed=0)
     groups = rows["group"].to_numpy()
     assert not set(groups[plan.train]) & set(groups[plan.held_out]) and len(plan.held_out) >= 6
     settings: dict[str, Any] = {"name": str(recipe), "size": 64, "epochs": 2, "seed": 3}
@@ -474,7 +474,7 @@ def test_tuning_on_forty_raccoons_beats_the_mean_box(tmp_path: Path) -> None:
     object.__setattr__(about, "derived", lambda: tmp_path)
     rows = index.build_index(about).iloc[:55].reset_index(drop=True)
     boxes = on_index(read_boxes(labels), rows, labels)
-    plan = detector.lesson(boxes, rows, 15, seed=0)
+    plan = detector.box_split(boxes, rows, 15, seed=0)
     made = detector.finetune(about, rows, plan, tmp_path / "detector", "mobilenetv2", size=224, epochs=5)
     found = one_each(detector.detect(made, about.raw(), about.image, rows), rows, "detector", min_score=0.3)
     truth = boxes[boxes["row"].isin(plan.held_out)]

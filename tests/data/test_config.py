@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from foldwise.core import paths
 from foldwise.core.files import digest
 from foldwise.data.competition import load_competition
 from foldwise.data.recipe import NEEDS, differences, help_recipe, load_recipe, recipe_settings
+from foldwise.data.runs import read_run_info
 
 pytestmark = pytest.mark.smoke
 
@@ -127,7 +129,7 @@ def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
     ("idle", "needs"),
     [
         (["model.weights=w.pth", "model.mode=scratch"], "model.mode"),
-        (["model.weights=w.pth", "model.start_from=other"], "model.start_from=null"),
+        (["model.weights=w.pth", "model.init_from=other"], "model.init_from=null"),
         (["model.unfreeze_from=layer4"], "model.mode=partial"),
         (["model.labels=names.txt"], "model.mode=as_is"),
         (["model.label_map={a: [b]}"], "model.mode=as_is"),
@@ -155,7 +157,7 @@ def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
         (["augment.cutmix=0.5", "train.batch_size=1"], "train.batch_size of two"),
         (["augment.mixup_alpha=0.1"], "augment.mixup above 0"),
         (["augment.cutmix_alpha=0.1"], "augment.cutmix above 0"),
-        (["predict.crop_share=0.5"], "predict.crops=5 or 10"),
+        (["predict.crop_fraction=0.5"], "predict.crops=5 or 10"),
         (["predict.average=logit"], "several views"),
     ],
 )
@@ -196,3 +198,21 @@ def test_settings_and_digest_do_not_depend_on_how_a_recipe_was_written(tmp_path:
     assert digest(a) == digest(b)
     changed = recipe_settings(load_recipe(str(tmp_path / "a.yaml"), ["train.epochs=4"]))
     assert differences(a, changed) == ["train.epochs: 3 -> 4"]
+
+
+def test_older_keys_are_read_under_their_new_names(tmp_path: Path) -> None:
+    """In recipes and their bases, on the command line, and in the run.json of a run that was made before."""
+    (tmp_path / "base.yaml").write_text("train: {cpu_step: bf16}\nmodel: {thaw_epochs: 2}\n")
+    (tmp_path / "new.yaml").write_text("base: base\ntrain: {precision: plain}\n")
+    made = load_recipe(
+        str(tmp_path / "new.yaml"), ["model.start_from=run", "predict.crops=5", "predict.crop_share=0.5"]
+    )
+    assert (made.train.precision, made.model.unfreeze_epochs, made.model.init_from) == ("plain", 2, "run")
+    assert made.predict.crop_fraction == 0.5
+    assert load_recipe(str(tmp_path / "base.yaml")).train.precision == "bf16"
+    with pytest.raises(UserError, match=r"unknown key 'train\.cpu_steps'"):
+        load_recipe(str(tmp_path / "new.yaml"), ["train.cpu_steps=plain"])
+    config = recipe_settings(made)
+    config["train"]["cpu_step"] = config["train"].pop("precision")
+    (tmp_path / "run.json").write_text(json.dumps({"run": "old", "config": config}))
+    assert read_run_info(tmp_path)["config"] == recipe_settings(made)

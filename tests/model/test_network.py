@@ -19,11 +19,11 @@ from foldwise.data.recipe import Fusion, Head, load_recipe
 from foldwise.model import heads, weights
 from foldwise.model.finetune import (
     count_parameters,
+    init_from,
     load_weights,
     parameter_groups,
     start_at_base_rate,
-    start_from,
-    thaw,
+    unfreeze,
 )
 from foldwise.model.network import Network, create_network
 
@@ -106,6 +106,20 @@ def test_weights_by_path_fill_the_backbone(tmp_path: Path, ending: str) -> None:
     network = create_network(recipe, 2)
     assert torch.equal(network.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
     assert network.backbone.get_classifier().out_features == 2
+
+
+@pytest.mark.smoke
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors writes several entries of metadata in an order of chance: one run in two differed from its twin."""
+    layer, path = nn.Linear(2, 2), tmp_path / "w.safetensors"
+    written = set()
+    for _ in range(20):
+        weights.save(layer, path, ["a", "b"])
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    weights.check_classes(path, ["a", "b"])
+    with pytest.raises(UserError, match="trained on other classes"):
+        weights.check_classes(path, ["b", "a"])
 
 
 @pytest.mark.smoke
@@ -372,8 +386,8 @@ def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
     trained = made()
     weights.save(trained, tmp_path / "fold0.safetensors")
     fusion = "model.fusion={hidden: [256, 256], activation: relu, dropout: 0.4, joint: 1024, feature_drop: 0.1}"
-    network = made("model.metadata=true", "model.mode=frozen", "model.start_from=cnn", fusion, metadata=7)
-    start_from(network, tmp_path / "fold0.safetensors")
+    network = made("model.metadata=true", "model.mode=frozen", "model.init_from=cnn", fusion, metadata=7)
+    init_from(network, tmp_path / "fold0.safetensors")
     assert "new: " in capsys.readouterr().err
     assert all(torch.equal(v, trained.state_dict()[f"backbone.{k}"]) for k, v in network.backbone.state_dict().items())
     kinds = [type(layer).__name__ for layer in network.fusion.layers]
@@ -395,12 +409,12 @@ def test_metadata_features_are_dropped_so_often_and_only_in_training() -> None:
     assert seen[1].all()
 
 
-def test_start_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
+def test_init_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
     weights.save(made("model.name=test_efficientnet"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="it is of another model"):
-        start_from(made("model.start_from=x"), tmp_path / "fold0.safetensors")
+        init_from(made("model.init_from=x"), tmp_path / "fold0.safetensors")
     with pytest.raises(UserError, match="train that run's fold first"):
-        start_from(made("model.start_from=x"), tmp_path / "fold1.safetensors")
+        init_from(made("model.init_from=x"), tmp_path / "fold1.safetensors")
 
 
 # --- as_is ----------------------------------------------------------------------------------------------------
@@ -505,13 +519,13 @@ def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) 
 
 
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"]])
-def test_stages_thaw_from_the_top(extra: list[str]) -> None:
-    recipe = load_recipe("baseline", [*TINY, *extra, "model.thaw_epochs=2"])
+def test_stages_unfreeze_from_the_top(extra: list[str]) -> None:
+    recipe = load_recipe("baseline", [*TINY, *extra, "model.unfreeze_epochs=2"])
     network = create_network(recipe, 3)
     everything = sum(len(group["params"]) for group in parameter_groups(network, recipe))
     learning = []
     for epoch in range(14):
-        changed = thaw(network.train(), recipe, epoch)
+        changed = unfreeze(network.train(), recipe, epoch)
         assert changed == (epoch % 2 == 0 and (not learning or len(learning[-1]) < everything))
         learning.append({name for name, p in network.named_parameters() if p.requires_grad})
         for module in network.backbone.modules():
@@ -523,7 +537,7 @@ def test_stages_thaw_from_the_top(extra: list[str]) -> None:
     assert all(before <= after for before, after in pairwise(learning))
     assert len(learning[-1]) == everything
     with pytest.raises(UserError, match="the head alone learns"):
-        made("model.mode=frozen", "model.thaw_epochs=1")
+        made("model.mode=frozen", "model.unfreeze_epochs=1")
 
 
 def test_half_precision_leaves_the_last_digits_of_a_logit() -> None:

@@ -29,7 +29,8 @@ from foldwise.data.runs import finish_run, read_run_info
 from foldwise.model import checkpoint
 from foldwise.train import run as train_run
 from foldwise.train.run import Child, Job, side_by_side, spread
-from foldwise.train.trainer import STUMBLES, OutOfTime, Trainer
+from foldwise.train.step import MAX_BAD_STEPS
+from foldwise.train.trainer import OutOfTime, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         path.unlink()
     second = trainer(about, made, tmp_path / "a")
     second.start()
-    assert second.state.epoch == 1, "the checkpoint before the damaged one is of epoch 1"
+    assert second.progress.epoch == 1, "the checkpoint before the damaged one is of epoch 1"
     assert damage == "gone" or "fold0.ckpt is damaged" in capsys.readouterr().err
     while not second.done:
         second.run_epoch()
@@ -95,7 +96,7 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
     (tmp_path / "fold0.ckpt.before").write_bytes(b"")
     made = trainer(about, recipe(about), tmp_path)
     made.start()
-    assert made.state.epoch == 0
+    assert made.progress.epoch == 0
     assert "no whole checkpoint is left" in capsys.readouterr().err
 
 
@@ -116,20 +117,20 @@ def test_hours_end_inside_an_epoch_and_the_same_command_continues(
     made = recipe(about, "train.epochs=2", "train.batch_size=4", *overrides)
     slow = trainer(about, made, tmp_path / "a", deadline=time.monotonic() + 1000)
     slow.start()
-    step = slow._step
+    step = slow.stepper.step
 
     def late(*args: object) -> None:
         step(*args)  # type: ignore[arg-type]
-        if slow.state.step == over:
+        if slow.progress.step == over:
             slow.deadline = time.monotonic()
 
-    slow._step = late  # type: ignore[method-assign, assignment]
+    slow.stepper.step = late  # type: ignore[method-assign, assignment]
     with pytest.raises(OutOfTime, match=f"0 of 2 epochs and {stops} of 10 steps of the next are done and saved"):
         slow.run_epoch()
     for name in ("a", "b"):
         again = trainer(about, made, tmp_path / name)
         again.start()
-        assert again.state.step == (stops if name == "a" else 0)
+        assert again.progress.step == (stops if name == "a" else 0)
         while not again.done:
             again.run_epoch()
         again.finish()
@@ -144,7 +145,7 @@ def test_no_time_left_for_the_test_rows_saves_instead(about: Competition, tmp_pa
     made.deadline = time.monotonic()
     with pytest.raises(OutOfTime):
         made.finish()
-    assert checkpoint.load(tmp_path / "fold0.ckpt")["state"]["epoch"] == 1  # type: ignore[index]
+    assert checkpoint.load(tmp_path / "fold0.ckpt")["progress"]["epoch"] == 1  # type: ignore[index]
     assert not (tmp_path / "fold0.csv").exists()
 
 
@@ -153,33 +154,33 @@ def test_a_loss_that_is_no_number_is_skipped_and_the_rate_halved(
 ) -> None:
     made = trainer(about, recipe(about, "train.batch_size=8"), tmp_path)
     made.start()
-    loss, calls = made.loss, [0]
+    loss, calls = made.stepper.loss, [0]
 
     def sometimes(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
         return loss(logits, target) * (float("nan") if calls[0] == 2 else 1.0)
 
-    made.loss = sometimes
+    made.stepper.loss = sometimes
     made.run_epoch()
-    assert (made.state.stumbles, made.state.lr_scale) == (1, 0.5)
+    assert (made.progress.bad_steps, made.progress.lr_scale) == (1, 0.5)
     assert "the step is skipped and the learning rate halved" in capsys.readouterr().err
-    assert all(torch.isfinite(value).all() for value in made.network.state_dict().values())
-    assert np.isfinite(made.state.log[0]["train_loss"])
-    assert made.optimizer.param_groups[0]["lr"] <= 0.5 * made.recipe.train.lr
+    assert all(torch.isfinite(value).all() for value in made.state.network.state_dict().values())
+    assert np.isfinite(made.progress.log[0]["train_loss"])
+    assert made.state.optimizer.param_groups[0]["lr"] <= 0.5 * made.recipe.train.lr
 
 
 def test_numbers_that_stay_bad_end_with_advice(about: Competition, tmp_path: Path) -> None:
     made = trainer(about, recipe(about, "train.batch_size=4", "train.epochs=4"), tmp_path)
     made.start()
     made.run_epoch()
-    good = {key: value.clone() for key, value in made.best_weights.items()}
+    good = {key: value.clone() for key, value in made.state.best_weights.items()}
     with torch.no_grad():
-        next(made.network.parameters()).fill_(float("inf"))
-    made.average.ema = None
-    for _ in range(STUMBLES):
-        made._stumble(float("nan"))
-    assert all(torch.equal(value, good[key]) for key, value in made.network.state_dict().items())
-    made.loss = lambda logits, target: logits.sum() * float("nan")
+        next(made.state.network.parameters()).fill_(float("inf"))
+    made.state.average.ema = None
+    for _ in range(MAX_BAD_STEPS):
+        made.stepper.skip_bad_step(float("nan"))
+    assert all(torch.equal(value, good[key]) for key, value in made.state.network.state_dict().items())
+    made.stepper.loss = lambda logits, target: logits.sum() * float("nan")
     with pytest.raises(UserError, match=r"gave no finite loss; lower train.lr \(now 0.003\)"):
         made.run_epoch()
 
@@ -193,18 +194,18 @@ def test_out_of_gpu_memory_halves_the_batch_and_sums_the_gradients(
     for limit in (1000, 5):
         made = trainer(about, recipe(about, *options), tmp_path / str(limit))
         made.start()
-        forward = made.network.forward
+        forward = made.state.network.forward
 
         def tight(images: torch.Tensor, *rest: object, limit: int = limit, forward=forward) -> torch.Tensor:  # type: ignore[no-untyped-def]
             if len(images) > limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return forward(images, *rest)
 
-        made.network.forward = tight  # type: ignore[method-assign, assignment]
+        made.state.network.forward = tight  # type: ignore[method-assign, assignment]
         made.run_epoch()
-        weights.append({key: value.clone() for key, value in made.network.state_dict().items()})
-    assert made.state.pieces == 4
-    assert "a batch of 16 is computed in 4 pieces" in capsys.readouterr().err
+        weights.append({key: value.clone() for key, value in made.state.network.state_dict().items()})
+    assert made.progress.micro_batches == 4
+    assert "a batch of 16 is computed in 4 micro-batches" in capsys.readouterr().err
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=2e-4) for key in weights[0])
 
 
@@ -215,7 +216,7 @@ def test_memory_that_holds_no_two_images_is_said(about: Competition, tmp_path: P
     def never(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    made.network.forward = never  # type: ignore[method-assign, assignment]
+    made.state.network.forward = never  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match=r"out of GPU memory at train\.batch_size=16; lower it"):
         made.run_epoch()
 
@@ -234,7 +235,7 @@ def test_two_processes_never_train_one_fold(about: Competition, tmp_path: Path) 
 def test_folds_side_by_side_are_those_trained_in_turn(about: Competition, place: Workplace) -> None:
     """--devices 2: two processes at once, their lines told apart, the same tables as one after the other."""
     quick = about.file.with_name("quick.yaml")
-    fixed = ("train.threads=1", "train.cpu_step=plain")
+    fixed = ("train.threads=1", "train.precision=plain")
     one = place.run("02_train.py", "--recipe", quick, "--name", "one", "--devices", 1, *fixed)
     two = place.run("02_train.py", "--recipe", quick, "--name", "two", "--devices", 2, *fixed)
     assert "two 0 | fold 0  epoch   1/2" in two.stderr
@@ -260,7 +261,7 @@ def test_folds_that_end_together_take_turns_at_the_tables_of_the_run(about: Comp
 def test_folds_side_by_side_end_with_the_process_that_started_them(about: Competition, place: Workplace) -> None:
     """kill -9 of the command; its children let go of their folds, and the same command writes the undisturbed bytes."""
     quick = about.file.with_name("quick.yaml")
-    fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.cpu_step=plain", "train.epochs=4")
+    fixed = ("--recipe", quick, "--devices", 3, "train.threads=1", "train.precision=plain", "train.epochs=4")
     place.run("02_train.py", *fixed, "--name", "whole")
     line = [
         sys.executable,
@@ -363,7 +364,7 @@ def test_torchrun_trains_one_fold_as_one_process_does(about: Competition, place:
         "augment.preset=none",
         "augment.flips=none",
         "train.threads=1",
-        "train.cpu_step=plain",
+        "train.precision=plain",
         "train.optimizer=sgd",
         "train.lr=0.05",
     ]

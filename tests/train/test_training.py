@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     table["dx"] = np.where(table["sick"] == 1, np.where(np.arange(len(table)) % 2, "mel", "bcc"), "nevus")
     table.to_csv(made.raw / "train.csv", index=False)
     made.run("01_preprocess.py", "--sizes", 32, 48)
-    made.run("02_train.py", "--recipe", "quick.yaml", "--name", "teacher", "train.cpu_step=plain")
+    made.run("02_train.py", "--recipe", "quick.yaml", "--name", "teacher", "train.precision=plain")
     return made
 
 
@@ -129,7 +129,7 @@ def test_a_loss_that_does_not_fit_the_task_is_refused(about: Competition, tmp_pa
 
 def rates(epochs: int = 10, steps: int = 20, **values: object) -> np.ndarray:
     made = make_schedule(settings(epochs=epochs, **values), steps)
-    return np.array([made.share(step) for step in range(epochs * steps)])
+    return np.array([made.factor(step) for step in range(epochs * steps)])
 
 
 @pytest.mark.smoke
@@ -144,12 +144,12 @@ def test_schedules_rise_and_fall_as_named() -> None:
     one = rates(schedule="onecycle", warmup=0.3)
     assert one.argmax() == 60 and (np.diff(one[60:]) < 0).all() and one[-1] < 0.01
     made = make_schedule(settings(schedule="plateau", warmup=0.0), 20)
-    assert [made.share(5, drops) for drops in (0, 1)] == pytest.approx([1, 0.1])
+    assert [made.factor(5, drops) for drops in (0, 1)] == pytest.approx([1, 0.1])
 
 
 def test_warm_restarts_begin_anew_and_end_with_an_epoch() -> None:
     made = make_schedule(settings(epochs=9, cycles=3, warmup=0.0, final_lr=0.0), 10)
-    share = np.array([made.share(step) for step in range(90)])
+    share = np.array([made.factor(step) for step in range(90)])
     assert np.flatnonzero(np.diff(share) > 0.5).tolist() == [29, 59]
     assert [epoch for epoch in range(9) if made.cycle_ends(epoch)] == [2, 5, 8]
 
@@ -188,16 +188,16 @@ def test_every_way_of_training_learns_the_disc(about: Competition, tmp_path: Pat
     }
     for name, overrides in ways.items():
         made = train(about, tmp_path / name, "train.epochs=4", *overrides)
-        assert made.state.best > 0.9, f"{name}: {made.state.best}"
+        assert made.progress.best > 0.9, f"{name}: {made.progress.best}"
 
 
 def test_the_average_predicts_not_the_raw_weights(about: Competition, tmp_path: Path) -> None:
     made = train(about, tmp_path, "train.averaging=ema", "train.ema_decay=0.95", "train.checkpoint=last")
-    raw, kept = made.network.state_dict(), made.best_weights
-    average = made.average.current.state_dict()
+    raw, kept = made.state.network.state_dict(), made.state.best_weights
+    average = made.state.average.current.state_dict()
     assert all(torch.equal(kept[key], average[key]) for key in kept)
     fresh = Trainer(about, made.recipe, 0, folds.load_folds(about), tmp_path)
-    assert any(not torch.equal(kept[key], fresh.network.state_dict()[key]) for key in kept)
+    assert any(not torch.equal(kept[key], fresh.state.network.state_dict()[key]) for key in kept)
     assert set(raw) == set(kept)
 
 
@@ -213,7 +213,7 @@ def test_snapshots_keep_their_own_tables_and_are_averaged(about: Competition, pl
         "train.snapshots=true",
         "train.cycles=2",
         "train.epochs=4",
-        "train.cpu_step=plain",
+        "train.precision=plain",
     )
     folder = place.runs / "snaps"
     parts = [oof.read_table(folder / "snapshots" / f"fold0_{k}.csv").set_index("id")["pred"] for k in (1, 2)]
@@ -233,18 +233,21 @@ def test_early_stopping_stops_and_says_so(
     made = train(
         about, tmp_path, "train.epochs=30", "train.early_stopping=2", "train.schedule=constant", "train.lr=1e-5"
     )
-    assert made.state.epoch < 30 and made.state.stale == 2
+    assert made.progress.epoch < 30 and made.progress.epochs_without_improvement == 2
     assert "stops early, 2 epochs without gain" in capsys.readouterr().err
 
 
 def test_layers_learn_at_their_own_rates(about: Competition, tmp_path: Path) -> None:
-    ours = recipe(about, "train.layer_decay=0.5", "train.warmup=0.0")
-    made = Trainer(about, ours, 0, folds.load_folds(about), tmp_path)
-    made._set_lr(0, 0)
-    found = sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.optimizer.param_groups})
+    made = Trainer(
+        about, recipe(about, "train.layer_decay=0.5", "train.warmup=0.0"), 0, folds.load_folds(about), tmp_path
+    )
+    made.stepper.set_lr(0)
+    found = sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.state.optimizer.param_groups})
     assert len(found) >= 3 and found[-1] == 1 and all(b / a == pytest.approx(2) for a, b in pairwise(found))
-    made._set_lr(0, 0)  # setting it twice does not compound
-    assert found == sorted({round(group["lr"] / made.recipe.train.lr, 6) for group in made.optimizer.param_groups})
+    made.stepper.set_lr(0)  # setting it twice does not compound
+    assert found == sorted(
+        {round(group["lr"] / made.recipe.train.lr, 6) for group in made.state.optimizer.param_groups}
+    )
 
 
 def test_balanced_sampling_draws_rare_classes_as_often(about: Competition, tmp_path: Path) -> None:
@@ -262,8 +265,8 @@ def test_an_auxiliary_target_is_learnt_and_folded_back(about: Competition, tmp_p
     made = train(about, tmp_path, *options)
     assert made.data.targets.learnt == ["bcc", "mel", "nevus"]
     table = oof.read_table(tmp_path / "fold0.csv")
-    assert list(table) == ["id", "fold", "target", "pred"] and made.state.best > 0.9
-    three = activate(made.network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), made.data.targets)
+    assert list(table) == ["id", "fold", "target", "pred"] and made.progress.best > 0.9
+    three = activate(made.state.network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), made.data.targets)
     assert three.shape == (2, 1) and ((three > 0) & (three < 1)).all()
 
 
@@ -297,7 +300,7 @@ def test_distillation_mixes_labels_with_out_of_fold_predictions(about: Competiti
     rows = torch.arange(len(made.data.train))
     said = load_run(about, "teacher").oof.set_index("id")["pred"].reindex(made.data.train["id"]).to_numpy()
     expected = 0.75 * made.data.train_target + 0.25 * said
-    np.testing.assert_allclose(made._soft_target(rows)[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(made.stepper.soft_target(rows)[:, 0], expected, atol=1e-6)
 
 
 def test_pseudo_labels_come_from_the_same_fold_s_model(about: Competition, tmp_path: Path) -> None:
@@ -306,10 +309,10 @@ def test_pseudo_labels_come_from_the_same_fold_s_model(about: Competition, tmp_p
     data = fold_data.gather(about, made, 1, folds.load_folds(about))
     joined = data.train["split"].to_numpy() == "test"
     readable = 11
-    assert joined.sum() == round(0.5 * readable) and data.teacher is not None and data.trust is not None
+    assert joined.sum() == round(0.5 * readable) and data.teacher_target is not None and data.teacher_weight is not None
     said = oof.read_table(about.runs() / "teacher" / "fold1_test.csv").set_index("id")["pred"]
-    np.testing.assert_allclose(data.teacher[joined, 0], said[data.train["id"][joined]], atol=1e-6)
-    assert (data.trust[joined] == 1).all() and (data.trust[~joined] == 0).all()
+    np.testing.assert_allclose(data.teacher_target[joined, 0], said[data.train["id"][joined]], atol=1e-6)
+    assert (data.teacher_weight[joined] == 1).all() and (data.teacher_weight[~joined] == 0).all()
     sure = (said - 0.5).abs()
     left = set(data.test["id"]) - set(data.train["id"][joined]) - {"te0003"}
     assert sure[data.train["id"][joined]].min() >= sure[sorted(left)].max()
@@ -339,7 +342,7 @@ def test_fusion_is_encoded_by_training_rows_alone_and_predicts_again(place: Work
         "--fold",
         0,
         "model.metadata=true",
-        "train.cpu_step=plain",
+        "train.precision=plain",
     )
     first = (place.runs / "fused" / "fold0.csv").read_bytes()
     assert (place.runs / "fused" / "fold0_metadata.json").exists()
@@ -361,15 +364,15 @@ def test_tensorboard_holds_the_epochs(about: Competition, tmp_path: Path) -> Non
 
 
 def test_half_precision_that_overflows_is_computed_again_in_full(about: Competition, tmp_path: Path) -> None:
-    made = Trainer(about, recipe(about, "train.cpu_step=bf16"), 0, folds.load_folds(about), tmp_path)
+    made = Trainer(about, recipe(about, "train.precision=bf16"), 0, folds.load_folds(about), tmp_path)
     made.start()
-    forward, calls = made.network.forward, []
+    forward, calls = made.state.network.forward, []
 
     def overflowing(images: torch.Tensor, metadata: torch.Tensor | None = None) -> torch.Tensor:
         half = torch.is_autocast_enabled("cpu")
         calls.append(half)
         return forward(images, metadata) * (float("inf") if half else 1.0)
 
-    made.network.forward = overflowing  # type: ignore[method-assign, assignment]
+    made.state.network.forward = overflowing  # type: ignore[method-assign, assignment]
     assert np.isfinite(made._predict("valid")).all()
     assert calls == [True, False]

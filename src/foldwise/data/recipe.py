@@ -67,7 +67,7 @@ class Model(Backbone):
         "only the head learns; partial: from `unfreeze_from` on; finetune: everything learns",
     )
     unfreeze_from: str | None = Field(None, description="mode partial: first layer that learns, by timm module name")
-    thaw_epochs: int | None = Field(
+    unfreeze_epochs: int | None = Field(
         None, ge=1, description="gradual unfreezing: the head alone first, then one more stage every so many epochs"
     )
     labels: str | None = Field(None, description="mode as_is: file with the pretrained head's class names, one a line")
@@ -78,7 +78,7 @@ class Model(Backbone):
     second: Backbone | None = Field(None, description="another backbone whose features are concatenated: {name: ...}")
     metadata: bool = Field(False, description="fuse the metadata columns with the image features (`model.fusion`)")
     fusion: Fusion = Fusion()
-    start_from: str | None = Field(
+    init_from: str | None = Field(
         None, description="a run whose fold models this one starts from (its layers of the same name and shape)"
     )
 
@@ -143,8 +143,8 @@ class Train(Strict):
     pseudo_keep: float = Field(0.5, gt=0, le=1, description="share of the test rows kept, the most certain first")
     pseudo_hard: bool = Field(False, description="pseudo-labels as the likeliest class instead of probabilities")
     amp: bool = Field(True, description="mixed precision where there is a GPU (bf16 if native, else fp16)")
-    cpu_step: Literal["auto", "plain", "channels_last", "bf16"] = Field(
-        "auto", description="how a CPU computes; auto: the fastest by a short probe, remembered for this machine"
+    precision: Literal["auto", "plain", "channels_last", "bf16"] = Field(
+        "auto", description="of a CPU (a GPU: amp); auto: the fastest by a short probe, remembered for this machine"
     )
     channels_last: bool = Field(True, description="NHWC memory format on a GPU")
     compile: bool = Field(False, description="torch.compile: a minute to start, then faster steps")
@@ -186,7 +186,7 @@ class Predict(Strict):
     crops: Literal[1, 5, 10] = Field(
         1, description="crops of each view: 1 (whole), 5 (corners and centre) or 10 (mirrored too)"
     )
-    crop_share: float = Field(0.875, gt=0, le=1, description="side of those crops, of the image's side")
+    crop_fraction: float = Field(0.875, gt=0, le=1, description="side of those crops, of the image's side")
     scales: list[float] = Field([1.0], min_length=1, description="sizes of each view, relative: [1.0, 1.25]")
     average: Literal["probability", "logit"] = Field("probability", description="what is averaged over the views")
     batch_size: int = Field(64, ge=1, description="images a step")
@@ -216,11 +216,25 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
     """Plain data under `key=value` overrides as a checked recipe; complaints name `source`."""
+    data = renamed(data)
     for text in overrides:
-        data = merge(data, _override(text))
+        data = merge(data, renamed(_override(text)))
     recipe = validate(Recipe, data, source)
     _consistent(recipe, source)
     return recipe
+
+
+RENAMED = {  # by section: keys of older recipes and run.json, and what they are called now
+    "model": {"thaw_epochs": "unfreeze_epochs", "start_from": "init_from"},
+    "train": {"cpu_step": "precision"},
+    "predict": {"crop_share": "crop_fraction"},
+}
+
+
+def renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data with today's keys for those it has by an older name."""
+    parts = {section: data[section] for section in RENAMED if isinstance(data.get(section), dict)}
+    return data | {name: {RENAMED[name].get(key, key): part[key] for key in part} for name, part in parts.items()}
 
 
 def _consistent(recipe: Recipe, source: str) -> None:
@@ -246,16 +260,16 @@ OF_TRAINING = (  # what changes what is learnt; how fast, a base recipe says for
 # (settings or whole sections, what they need to have an effect, whether a recipe has that)
 NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
     ("model.weights model.second.weights", "another model.mode than scratch", lambda r: r.model.mode != "scratch"),
-    ("model.weights", "model.start_from=null, whose weights it would give way to", lambda r: not r.model.start_from),
+    ("model.weights", "model.init_from=null, whose weights it would give way to", lambda r: not r.model.init_from),
     ("model.unfreeze_from", "model.mode=partial", lambda r: r.model.mode == "partial"),
     ("model.labels model.label_map", "model.mode=as_is", lambda r: r.model.mode == "as_is"),
     (
-        f"model.head model.second model.metadata model.thaw_epochs {OF_TRAINING}",
+        f"model.head model.second model.metadata model.unfreeze_epochs {OF_TRAINING}",
         "another model.mode than as_is, where nothing learns",
         lambda r: r.model.mode != "as_is",
     ),
     (
-        "model.thaw_epochs train.layer_decay train.head_lr",
+        "model.unfreeze_epochs train.layer_decay train.head_lr",
         "another model.mode than frozen, where the head alone learns",
         lambda r: r.model.mode != "frozen",
     ),
@@ -288,7 +302,7 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
     ("augment.mixup augment.cutmix", "train.batch_size of two or more", lambda r: r.train.batch_size > 1),
     ("augment.mixup_alpha", "augment.mixup above 0", lambda r: r.augment.mixup > 0),
     ("augment.cutmix_alpha", "augment.cutmix above 0", lambda r: r.augment.cutmix > 0),
-    ("predict.crop_share", "predict.crops=5 or 10", lambda r: r.predict.crops > 1),
+    ("predict.crop_fraction", "predict.crops=5 or 10", lambda r: r.predict.crops > 1),
     (
         "predict.average",
         "several views (predict.tta, crops or scales) or train.snapshots",
@@ -356,7 +370,7 @@ def _fields(model: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: recipes inherit in a circle: {' -> '.join(p.stem for p in (*seen, path))}")
-    data = read_yaml(path)
+    data = renamed(read_yaml(path))
     base = data.get("base")
     if base is None:
         return data

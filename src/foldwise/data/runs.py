@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
 from foldwise.core.files import is_locked, locked, write_json
@@ -21,7 +21,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
-from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle
+from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle, renamed
 
 
 class RunInfo(BaseModel):
@@ -47,6 +47,11 @@ class RunInfo(BaseModel):
     fold_scores: dict[str, float | None] = {}
     score: float | None = None
     fold_std: float | None = None
+
+    @field_validator("config")
+    @classmethod
+    def _of_old_names(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return renamed(config)
 
     @property
     def is_whole(self) -> bool:

@@ -132,7 +132,7 @@ def _by_detector(
         _table(competition, index, path, options.units) for path in (options.finetune_boxes, options.truth) if path
     ]
     if options.finetune_boxes:
-        plan = detector.lesson(truths[0], index, options.holdout, options.seed)
+        plan = detector.box_split(truths[0], index, options.holdout, options.seed)
         made = detector.finetune(
             competition,
             index,

@@ -329,7 +329,7 @@ def _save(path: Path, key: str, index: pd.DataFrame, parts: list[pd.DataFrame]) 
 
 
 @dataclass(frozen=True)
-class Lesson:
+class BoxSplit:
     """What a detector is tuned on: true boxes on the index, and the rows held out."""
 
     boxes: pd.DataFrame
@@ -338,7 +338,7 @@ class Lesson:
     classes: list[str]
 
 
-def lesson(boxes: pd.DataFrame, index: pd.DataFrame, held_out: int | None, seed: int) -> Lesson:
+def box_split(boxes: pd.DataFrame, index: pd.DataFrame, held_out: int | None, seed: int) -> BoxSplit:
     """Split the images with usable boxes (`roi.on_index`) by group, so that copies of one patient or scene stay on
     one side; a quarter of them is held out, or `held_out` images or the next more that whole groups make.
     """
@@ -355,18 +355,18 @@ def lesson(boxes: pd.DataFrame, index: pd.DataFrame, held_out: int | None, seed:
     if out.all():
         raise UserError("--finetune-boxes: all images with boxes share one group; nothing is left to hold out")
     classes = ["__background__", *sorted({name or "object" for name in good["class"]})]
-    return Lesson(good, rows[~out], rows[out], classes)
+    return BoxSplit(good, rows[~out], rows[out], classes)
 
 
 def names(index: pd.DataFrame) -> pd.Series:
-    """'train/<id>' of every row, as detector.json names the images of its lesson."""
+    """'train/<id>' of every row, as detector.json names the images of its split."""
     return index["split"].astype(str) + "/" + index["id"].astype(str)
 
 
 def finetune(
     competition: Competition,
     index: pd.DataFrame,
-    plan: Lesson,
+    plan: BoxSplit,
     folder: Path,
     name: str = "mobilenet_320",
     weights_path: str | None = None,
@@ -439,7 +439,12 @@ def _start_backbone(network: Any, settings: Model, path: str | None) -> None:
 
 
 def _train(
-    network: nn.Module, competition: Competition, index: pd.DataFrame, plan: Lesson, folder: Path, facts: dict[str, Any]
+    network: nn.Module,
+    competition: Competition,
+    index: pd.DataFrame,
+    plan: BoxSplit,
+    folder: Path,
+    facts: dict[str, Any],
 ) -> None:
     """All epochs, from the checkpoint if one of the same facts is there. AdamW, warm-up, cosine to zero."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -460,9 +465,9 @@ def _train(
             started, losses = time.monotonic(), []
             torch.manual_seed(1_000_003 * facts["seed"] + epoch)
             for step, (images, targets) in enumerate(_batches(competition, index, plan, facts["size"])):
-                share = (epoch * steps + step + 1) / (facts["epochs"] * steps)
+                fraction = (epoch * steps + step + 1) / (facts["epochs"] * steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = facts["rate"] * group["scale"] * _schedule(share)
+                    group["lr"] = facts["rate"] * group["scale"] * _schedule(fraction)
                 targets = [{key: value.to(device) for key, value in one.items()} for one in targets]
                 loss = sum(network([image.to(device) for image in images], targets).values())
                 assert isinstance(loss, Tensor)
@@ -488,9 +493,9 @@ def _train(
     network.eval()
 
 
-def _schedule(share: float) -> float:
-    """Learning rate by share of the training done: a tenth of it warms up, then a cosine falls to zero."""
-    return min(share / 0.1, 0.5 * (1 + float(np.cos(np.pi * max(0.0, share - 0.1) / 0.9))))
+def _schedule(fraction: float) -> float:
+    """Learning rate by fraction of the training done: a tenth of it warms up, then a cosine falls to zero."""
+    return min(fraction / 0.1, 0.5 * (1 + float(np.cos(np.pi * max(0.0, fraction - 0.1) / 0.9))))
 
 
 def _resume(
@@ -507,7 +512,7 @@ def _resume(
 
 
 def _batches(
-    competition: Competition, index: pd.DataFrame, plan: Lesson, size: int
+    competition: Competition, index: pd.DataFrame, plan: BoxSplit, size: int
 ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
     """An epoch's shuffled, augmented batches: float images 0..1 and their boxes and labels."""
     from torchvision import tv_tensors

@@ -28,12 +28,12 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
     if network.groups is not None:
         return
     if target.dtype.kind == "i":
-        share = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
-        bias = np.log(share)
+        fraction = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
+        bias = np.log(fraction)
     else:
         cells = target.reshape(len(target), -1)
-        share = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)
-        bias = np.log(share / (1 - share))
+        fraction = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)
+        bias = np.log(fraction / (1 - fraction))
     last = [network.head.classifier] if network.head is not None else _classifiers(network.backbone)
     with torch.no_grad():
         for layer in last:
@@ -41,14 +41,14 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
                 layer.bias.copy_(torch.from_numpy(bias).float())  # type: ignore[operator]
 
 
-def start_from(network: Network, path: Path) -> None:
+def init_from(network: Network, path: Path) -> None:
     """Fill the network from another run's fold<K>.safetensors: its layers of the same name and shape.
 
     What stays with this run: normalisation and units. UserError where the file lacks part of the first backbone, whose
     pretrained weights were not looked for; new heads, sub-networks and second backbones start afresh, and it is said.
     """
     if not path.is_file():
-        raise UserError(f"model.start_from: no {path}; train that run's fold first")
+        raise UserError(f"model.init_from: no {path}; train that run's fold first")
     state, own = weights.read_state(path), network.state_dict()
     wanted = [key for key in own if "." in key]  # without mean, std, scale, shift
     fits = {key: state[key] for key in wanted if key in state and state[key].shape == own[key].shape}
@@ -74,14 +74,14 @@ def load_weights(network: Network, path: Path) -> None:
         ) from error
 
 
-def thaw(network: Network, recipe: Recipe, epoch: int) -> bool:
+def unfreeze(network: Network, recipe: Recipe, epoch: int) -> bool:
     """Gradual unfreezing (Howard 2018, arXiv:1801.06146): what learns in this epoch; True where that has changed.
 
-    For `model.thaw_epochs` epochs the head alone, then one more of timm's stages from the top every so many. Call it
-    before each epoch and after `parameter_groups`, which lists all that will ever learn; parameters without a
+    For `model.unfreeze_epochs` epochs the head alone, then one more of timm's stages from the top every so many. Call
+    it before each epoch and after `parameter_groups`, which lists all that will ever learn; parameters without a
     gradient are left alone by the optimizer.
     """
-    every = recipe.model.thaw_epochs
+    every = recipe.model.unfreeze_epochs
     if not every:
         return False
     depth = {**_depths("backbone", network.backbone), **_depths("second", network.second)}

@@ -15,6 +15,7 @@ from foldwise import UserError
 from foldwise.core import paths
 from foldwise.core.files import temporary_folder
 from foldwise.data import cache, folds, image, index, oof
+from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
 from foldwise.data.recipe import Recipe
@@ -44,7 +45,7 @@ class Trained:
     targets: Targets
     networks: list[Network]
     encoder: Numbers | None
-    way: Precision
+    precision: Precision
     prior: np.ndarray
 
     @property
@@ -65,15 +66,16 @@ class Trained:
             raise UserError("this run fuses metadata with the image: its columns are needed")
         return self.encoder.transform(rows)
 
-    def predict(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
-        """float32 (N, C) probabilities of index rows that lie in the cache at `where` (-1: unreadable)."""
+    def predict(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "predict") -> np.ndarray:
+        """float32 (N, C) probabilities of index rows that lie in the cache at `cache_rows` (-1: unreadable)."""
+        beside, how = self.metadata(rows), self.precision
         return predict_rows(
-            self.networks, images, where, self.targets, self.recipe, label, self.metadata(rows), self.way, self.prior
+            self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how, self.prior
         )
 
-    def embed(self, images: cache.Cache, where: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
+    def embed(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
         """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
-        return embed_rows(self.network, images, where, self.recipe, label, self.metadata(rows))
+        return embed_rows(self.network, images, cache_rows, self.recipe, label, self.metadata(rows))
 
     def logits_of(self, images: np.ndarray | Tensor, rows: pd.DataFrame | None = None) -> Tensor:
         """float32 (B, outputs) logits of uint8 (B, S, S, 3) images, of the last snapshot; gradients flow."""
@@ -89,7 +91,8 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
     encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
     files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
     device = pick_device(recipe)
-    way = precision.named(str(fold_meta(stem.parent, fold).get("step", "")), recipe, device)
+    meta = fold_meta(stem.parent, fold)
+    how = precision.named(str(meta.get("precision", meta.get("step", ""))), recipe, device)  # step: as it was called
     networks = []
     for path in files:
         if not path.exists():
@@ -98,11 +101,11 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
         made = create_network(recipe, plan.outputs, features, plan.learnt, pretrained=False)
         weights.check_classes(path, plan.learnt)
         load_weights(made, path)
-        networks.append(way.lay_out(made.to(device)).eval())
+        networks.append(how.to_memory_format(made.to(device)).eval())
     fold_table = folds.load_folds(competition)
     others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
     prior = index.prior(competition, others, plan.names)
-    return Trained(competition, recipe, fold, plan, networks, encoder, way, prior)
+    return Trained(competition, recipe, fold, plan, networks, encoder, how, prior)
 
 
 def _encoder(path: Path) -> Numbers:
@@ -153,7 +156,7 @@ def predict_folder(
     table = index.load_index(competition)
     crops = crop_again(competition, folder, rows) if recipe.crop else None
     with temporary_folder(paths.output_root(), "images.") as tmp_dir:
-        images, where, broken = cache.temporary(
+        images, cache_rows, broken = cache.temporary(
             folder, tmp_dir, rows, recipe.image_size, competition.image, workers, crops
         )
         if len(broken) > competition.unreadable * len(ids):
@@ -162,9 +165,9 @@ def predict_folder(
                 f"--images {folder}: {len(broken)} of {len(ids)} files can't be read; the first: {first}: {reason}; "
                 f"mend them, or allow more than `unreadable: {competition.unreadable:g}` in {competition.file}"
             )
-        say_unreadable(f"--images {folder}", ids, where >= 0)
+        say_unreadable(f"--images {folder}", ids, cache_rows >= 0)
         preds = [
-            load_fold(competition, recipe, run, fold, table).predict(images, where, rows, f"fold {fold}")
+            load_fold(competition, recipe, run, fold, table).predict(images, cache_rows, rows, f"fold {fold}")
             for fold in trained_folds(competition, run)
         ]
     return oof.prediction_table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken

@@ -133,7 +133,7 @@ class Head(nn.Module):
         return self.classifier(x)
 
 
-class Groups(nn.Module):
+class ClassGroups(nn.Module):
     """A pretrained head's logits (B, P) as the competition's: softmax over all P, summed within each class.
 
     As logits: one class's is the log of its sum of exponentials, so that a softmax over the classes is those sums,

@@ -46,8 +46,8 @@ class Network(nn.Module):
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
         self.head: heads.Head | None = None
-        self.groups: heads.Groups | None = None
-        self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage thaws
+        self.groups: heads.ClassGroups | None = None
+        self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
@@ -261,14 +261,14 @@ def _mean_std(settings: Backbone, backbone: nn.Module, key: str) -> list[list[fl
 def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str) -> nn.Module:
     """A timm model with `outputs` logits (None: those of its weights; 0: none), pretrained where the recipe says so.
 
-    With `start_from` the first backbone's weights come from that run, so none are looked for.
+    With `init_from` the first backbone's weights come from that run, so none are looked for.
     """
     kwargs: dict[str, Any] = {**_input_size(settings, recipe), **settings.kwargs}
     if kwargs.get("in_chans", 3) not in {1, 3}:
         raise UserError(f"{key}.kwargs: in_chans={kwargs['in_chans']}: the images are RGB; 3, or 1 for grey")
     if outputs is not None:
         kwargs = {"num_classes": outputs, **kwargs}
-    replaced = recipe.model.start_from is not None and key == "model"
+    replaced = recipe.model.init_from is not None and key == "model"
     if recipe.model.mode == "scratch" or not settings.has_weights or replaced:
         return _create(settings.name, kwargs, key)
     file = weights.of_backbone(settings, key)
@@ -357,12 +357,12 @@ def _create(name: str, kwargs: dict[str, Any], key: str, file: Path | None = Non
         raise UserError(f"{key}.name={name}: could not be made: {' '.join(str(error).split())[:300]}") from error
 
 
-def _groups(settings: Model, backbone: nn.Module, outputs: int, names: Sequence[str]) -> heads.Groups:
+def _groups(settings: Model, backbone: nn.Module, outputs: int, names: Sequence[str]) -> heads.ClassGroups:
     count = int(backbone.num_classes)  # type: ignore[arg-type]
     known = weights.read_labels(weights.named(str(settings.labels), "model.labels"), count)
     if names:
         found = weights.match_labels(list(names), known, settings.label_map)
-        return heads.Groups([found[name] for name in names], binary=False)
+        return heads.ClassGroups([found[name] for name in names], binary=False)
     if outputs != 1 or "1" not in settings.label_map:
         raise UserError('model.mode=as_is in a binary competition needs model.label_map={"1": [NAME, ...]}')
     stated: list[str] = [label for label in ("0", "1") if label in settings.label_map]
@@ -371,7 +371,7 @@ def _groups(settings: Model, backbone: nn.Module, outputs: int, names: Sequence[
         raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: 0, 1")
     found = weights.match_labels(stated, known, settings.label_map)
     rest = sorted(set(range(count)) - set(found["1"]))
-    return heads.Groups([found.get("0", rest), found["1"]], binary=True)
+    return heads.ClassGroups([found.get("0", rest), found["1"]], binary=True)
 
 
 def _classifiers(backbone: nn.Module) -> list[nn.Module]:

@@ -23,7 +23,7 @@ from foldwise.model.network import Network
 
 N = TypeVar("N", bound=nn.Module)
 
-MARGIN = 1.15  # another way has to be this much faster than plain: a probe on a busy machine errs
+MARGIN = 1.15  # another precision has to be this much faster than plain: a probe on a busy machine errs
 STEPS = {"plain": (None, False), "channels_last": (None, True), "bf16": (torch.bfloat16, True)}
 
 
@@ -39,7 +39,7 @@ class Precision:
         """The context in which the network runs forward."""
         return torch.autocast(device.type, dtype=self.half, enabled=self.half is not None)
 
-    def lay_out(self, network: N) -> N:
+    def to_memory_format(self, network: N) -> N:
         """The network's weights in this layout."""
         return network.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
@@ -47,32 +47,32 @@ class Precision:
 def of_device(recipe: Recipe, device: torch.device) -> Precision:
     """On a GPU bf16 where it is native, else fp16 (a T4 'supports' bf16 only by emulation); on a CPU as named.
 
-    `train.cpu_step: auto` gives plain here; `choose` probes.
+    `train.precision: auto` gives plain here; `choose` probes.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         half = (torch.bfloat16 if native else torch.float16) if recipe.train.amp else None
         name = "fp32" if half is None else str(half).removeprefix("torch.")
         return Precision(name, half, recipe.train.channels_last)
-    name = "plain" if recipe.train.cpu_step == "auto" else recipe.train.cpu_step
+    name = "plain" if recipe.train.precision == "auto" else recipe.train.precision
     return Precision(name, *STEPS[name])
 
 
 def named(name: str, recipe: Recipe, device: torch.device) -> Precision:
-    """The way of that name, as a run's record has it, where this device knows it; else of_device."""
+    """The precision of that name, as a run's record has it, where this device knows it; else of_device."""
     return Precision(name, *STEPS[name]) if device.type == "cpu" and name in STEPS else of_device(recipe, device)
 
 
 def choose(network: Network, recipe: Recipe, device: torch.device, metadata: Tensor | None = None) -> Precision:
-    """of_device, and on a CPU by `train.cpu_step: auto` the fastest step as a probe of this machine found it.
+    """of_device, and on a CPU by `train.precision: auto` the fastest step as a probe of this machine found it.
 
     The finding is remembered in ~/.cache/foldwise ($XDG_CACHE_HOME), so that the same machine computes the same bits
     every time. The network is left as it was.
     """
-    if device.type == "cuda" or recipe.train.cpu_step != "auto":
+    if device.type == "cuda" or recipe.train.precision != "auto":
         return of_device(recipe, device)
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldwise" / "steps.json"
-    model = recipe.model.model_dump(mode="json", exclude={"weights", "pretrained", "start_from"})
+    model = recipe.model.model_dump(mode="json", exclude={"weights", "pretrained", "init_from"})
     size = {"image_size": recipe.image_size, "threads": torch.get_num_threads()}
     key = digest({**size, "model": model, "torch": torch.__version__, "cpu": _cpu()})
     known = _read(path)
@@ -91,7 +91,7 @@ def choose(network: Network, recipe: Recipe, device: torch.device, metadata: Ten
 def probe(
     network: Network, image_size: int, metadata: Tensor | None = None, batch: int = 8, rounds: int = 3
 ) -> dict[str, float]:
-    """{way: least seconds of a training step} on made images; the ways take turns. The network is left as it was.
+    """{precision: least seconds of a training step} on made images; they take turns. The network is left as it was.
 
     metadata: some rows, float32 (at least `batch`, F), for a fusion network.
     """
@@ -102,10 +102,10 @@ def probe(
     network.train()
     for turn in range(rounds + 1):
         for name, (half, channels_last) in STEPS.items():
-            way = Precision(name, half, channels_last)
-            way.lay_out(network)
+            precision = Precision(name, half, channels_last)
+            precision.to_memory_format(network)
             start = time.perf_counter()
-            with way.autocast(torch.device("cpu")):
+            with precision.autocast(torch.device("cpu")):
                 logits = network(images, None if metadata is None else metadata[:batch])
             F.mse_loss(logits.float(), torch.zeros_like(logits, dtype=torch.float32)).backward()
             if turn:  # the first of each warms up

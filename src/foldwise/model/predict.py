@@ -52,7 +52,7 @@ def _probabilities(logits: Tensor, activation: str) -> Tensor:
     if activation == "identity":
         return logits
     p = logits.sigmoid()
-    if activation == "sigmoid_share":
+    if activation == "normalised":
         return p / p.sum(dim=1, keepdim=True).clamp_min(1e-12)
     if activation == "ordinal":  # P(above k) can't rise with k: each at most the one before
         edge = torch.ones_like(p[:, :1])
@@ -64,33 +64,33 @@ def _probabilities(logits: Tensor, activation: str) -> Tensor:
 def predict_rows(
     network: Network | Sequence[Network],
     cache: Cache,
-    where: np.ndarray,
+    cache_rows: np.ndarray,
     targets: Targets,
     recipe: Recipe,
     label: str = "predict",
     metadata: np.ndarray | None = None,
-    way: Precision | None = None,
+    how: Precision | None = None,
     prior: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32 (N, C) probabilities for the cache rows `where` (int64 (N,), -1: the file could not be read).
+    """float32 (N, C) probabilities for the cache rows `cache_rows` (int64 (N,), -1: the file could not be read).
 
     metadata: float32 (N, F) of a fusion network. Several networks (snapshots): their mean. A row without an image
     gets the mean prediction of the rows that have one: it moves nobody else's rank much, and never is another
     image's prediction. Where no row has one, all get `prior`, (C,).
     """
-    if prior is not None and not (where >= 0).any():
-        return np.tile(prior, (len(where), 1))
+    if prior is not None and not (cache_rows >= 0).any():
+        return np.tile(prior, (len(cache_rows), 1))
     logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
     networks = network if isinstance(network, Sequence) else [network]
 
     def output(one: Network) -> Function:
         return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
-    each = [_over_rows(one, cache, where, output(one), recipe, label, metadata, way) for one in networks]
+    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how) for one in networks]
     made = np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
-    return with_fallback(made, where >= 0, prior)
+    return with_fallback(made, cache_rows >= 0, prior)
 
 
 def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
@@ -113,35 +113,35 @@ def say_unreadable(label: str, ids: Sequence[str], readable: np.ndarray) -> list
 def embed_rows(
     network: Network,
     cache: Cache,
-    where: np.ndarray,
+    cache_rows: np.ndarray,
     recipe: Recipe,
     label: str = "embed",
     metadata: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32 (N, D) features before the classifier for the cache rows `where`; zeros where there is no image."""
-    return _over_rows(network, cache, where, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
+    """float32 (N, D) features before the classifier for the cache rows `cache_rows`; zeros where there is no image."""
+    return _over_rows(network, cache, cache_rows, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
 
 
 @torch.inference_mode()
 def _over_rows(
     network: Network,
     cache: Cache,
-    where: np.ndarray,
+    cache_rows: np.ndarray,
     function: Function,
     recipe: Recipe,
     label: str,
     metadata: np.ndarray | None = None,
-    way: Precision | None = None,
+    how: Precision | None = None,
 ) -> np.ndarray:
-    """Rows of `function`'s outputs; under torchrun each rank makes its share, and every rank gets all of them."""
+    """Rows of `function`'s outputs; under torchrun each rank makes its part, and every rank gets all of them."""
     network.eval()
     device = next(network.parameters()).device
-    way = way or precision.of_device(recipe, device)
+    how = how or precision.of_device(recipe, device)
     views = tta_views(recipe.predict, recipe.image_size)
     ranks = current_ranks()
-    readable = np.flatnonzero(where >= 0)
+    readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
-    batches = Batches(cache, where[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
+    batches = Batches(cache, cache_rows[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
     parts: list[np.ndarray] = []
     quiet = True if ranks.rank else None
     for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
@@ -149,19 +149,19 @@ def _over_rows(
         total: Tensor | None = None
         for view in views:
             images = to_device(view(batch.images), device)
-            with way.autocast(device):
+            with how.autocast(device):
                 out = _in_pieces(function, images, beside).float()
             total = out if total is None else total + out
         assert total is not None
         parts.append((total / len(views)).cpu().numpy())
     values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    shares: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
+    by_rank: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
     if ranks.size > 1:
-        shares = [shares[0]] * ranks.size
-        dist.all_gather_object(shares, (mine, values))
-    width = max(part.shape[1] for _, part in shares) or 1
-    result = np.zeros((len(where), width), np.float32)
-    for rows, part in shares:
+        by_rank = [by_rank[0]] * ranks.size
+        dist.all_gather_object(by_rank, (mine, values))
+    width = max(part.shape[1] for _, part in by_rank) or 1
+    result = np.zeros((len(cache_rows), width), np.float32)
+    for rows, part in by_rank:
         if len(rows):
             result[rows] = part
     return result
@@ -205,7 +205,7 @@ def tta_views(predict: Predict, image_size: int | None = None) -> list[View]:
     turns = set(SYMMETRIES[predict.tta])
     if predict.crops == 10:
         turns |= {turn ^ 1 for turn in turns}
-    places = list(_places(predict.crop_share)) if predict.crops > 1 else [(0.0, 0.0, 1.0)]
+    places = list(_places(predict.crop_fraction)) if predict.crops > 1 else [(0.0, 0.0, 1.0)]
     return [_view(*chosen, image_size) for chosen in product(sorted(turns), predict.scales, places)]
 
 
@@ -215,11 +215,11 @@ def turned(images: np.ndarray, symmetry: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(images, -(symmetry >> 1), axes=(1, 2)))
 
 
-def _places(share: float) -> Iterator[tuple[float, float, float]]:
-    """Top, left and side of each crop, as shares of the side."""
-    rest = 1 - share
+def _places(fraction: float) -> Iterator[tuple[float, float, float]]:
+    """Top, left and side of each crop, as fractions of the side."""
+    rest = 1 - fraction
     for top, left in ((0.0, 0.0), (0.0, rest), (rest, 0.0), (rest, rest), (rest / 2, rest / 2)):
-        yield top, left, share
+        yield top, left, fraction
 
 
 def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_size: int | None) -> View:

@@ -22,7 +22,7 @@ OF_CLASSES = (  # settings that a regression has no use for
     "train.pseudo_hard",
     "predict.average",
 )
-Activation = Literal["softmax", "sigmoid", "sigmoid_share", "ordinal", "identity"]
+Activation = Literal["softmax", "sigmoid", "normalised", "ordinal", "identity"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Targets:
 
 def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targets:
     """Targets of a recipe; `table` is the index. UserError where recipe and competition don't go together."""
+    if recipe.model.mode == "as_is" and competition.task in {"multilabel", "regression"}:
+        raise UserError(f"model.mode=as_is: a pretrained head tells classes apart; task {competition.task} needs other")
     names = index.classes(competition, table)
     kind = competition.task if recipe.target.column is None else "multiclass"
     loss = recipe.train.loss
@@ -86,8 +88,8 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targe
 
 def _activation(task: str, loss: str) -> Activation:
     if task == "multiclass":
-        shares: dict[str, Activation] = {"ordinal": "ordinal", "bce": "sigmoid_share", "asymmetric": "sigmoid_share"}
-        return shares.get(loss, "softmax")
+        by_loss: dict[str, Activation] = {"ordinal": "ordinal", **dict.fromkeys(("bce", "asymmetric"), "normalised")}
+        return by_loss.get(loss, "softmax")
     return "identity" if task == "regression" else "sigmoid"
 
 

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,9 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
 
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     with replacing(path) as part:
-        save_file(state, part, {"classes": json.dumps(list(classes)), "checksum": _checksum(state)})
+        # one entry: safetensors writes several in an order of chance, and the same weights are to be the same bytes
+        meta = {"classes": list(classes), "checksum": _checksum(state)}
+        save_file(state, part, {"foldwise": json.dumps(meta)})
 
 
 def _checksum(state: dict[str, Tensor]) -> str:
@@ -46,16 +49,20 @@ def _checksum(state: dict[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(path: Path) -> dict[str, Any]:
+    """What `save` wrote beside the tensors; {} in files of others."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+        meta = file.metadata() or {}
+    if "foldwise" in meta:
+        return json.loads(meta["foldwise"])
+    return {**meta, "classes": json.loads(meta["classes"])} if "classes" in meta else meta  # as it was once written
 
 
 def check_classes(path: Path, classes: Sequence[str]) -> None:
     """UserError where weights that `save` wrote tell other classes apart, or the same ones in another order."""
-    made = json.loads(_metadata(path).get("classes", "null"))
+    made = _metadata(path).get("classes")
     if made is not None and made != list(classes):
         other = [f"'{old}', now '{new}'" for old, new in zip(made, classes, strict=False) if old != new]
         raise UserError(

@@ -123,10 +123,10 @@ def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
             f"--recipe {source}: a network without pretrained weights sees nothing yet; train it and give --run, or "
             "set model.pretrained=true (or model.weights=FILE) and another model.mode"
         )
-    if recipe.model.start_from:
+    if recipe.model.init_from:
         raise UserError(
-            f"--recipe {source}: model.start_from={recipe.model.start_from} is a run, a network a fold; give "
-            f"--run {recipe.model.start_from}, or set model.start_from=null"
+            f"--recipe {source}: model.init_from={recipe.model.init_from} is a run, a network a fold; give "
+            f"--run {recipe.model.init_from}, or set model.init_from=null"
         )
     pool = recipe.model.head.pool if recipe.model.head.pool in {"avg", "max"} else "default"
     update = {"mode": "frozen", "metadata": False, "head": Head(pool=pool)}

@@ -13,7 +13,7 @@ from foldwise.core.cli import note
 from foldwise.data import cache, folds, index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
-from foldwise.data.recipe import Recipe
+from foldwise.data.recipe import Recipe, Train
 from foldwise.data.runs import check_folds, load_run
 from foldwise.model import targets
 from foldwise.model.targets import Targets
@@ -23,8 +23,8 @@ from foldwise.model.targets import Targets
 class FoldData:
     """Rows are index rows; targets as Targets.array gives them.
 
-    teacher: float32 (train rows, C), what other models said of the training rows, and trust: float32 (train rows,),
-    its share in the target. encoder: metadata columns -> features, fitted on the fold's training rows.
+    teacher_target: float32 (train rows, C), what other models said of the training rows; teacher_weight: float32
+    (train rows,), its weight in the target. encoder: metadata columns -> features, fitted on the fold's training rows.
     prior: float32 (C,), index.prior of the competition's own training rows.
     """
 
@@ -36,8 +36,8 @@ class FoldData:
     train_target: np.ndarray
     valid_target: np.ndarray  # the competition's own, whatever is learnt
     prior: np.ndarray
-    teacher: np.ndarray | None = None
-    trust: np.ndarray | None = None
+    teacher_target: np.ndarray | None = None
+    teacher_weight: np.ndarray | None = None
     encoder: Numbers | None = None
 
     def cache_rows(self, split: str) -> np.ndarray:
@@ -48,7 +48,7 @@ class FoldData:
         """Features float32 (N, F) of 'train', 'valid' or 'test' for a fusion network, else None."""
         return None if self.encoder is None else self.encoder.transform(getattr(self, split))
 
-    def draw_weights(self, sampling: str) -> np.ndarray | None:
+    def sample_weights(self, sampling: str) -> np.ndarray | None:
         """How often each training row is drawn, by 1/frequency of its class (sqrt: its root); None: each once.
 
         multilabel: of the rarest label a row has.
@@ -86,7 +86,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     valid_target = index.target_array(competition, valid, plan.names)
     data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, prior, encoder=encoder)
     if recipe.train.distill or recipe.train.pseudo:
-        data = _taught(competition, recipe, fold, fold_table, data)
+        data = _with_teacher(competition, recipe.train, fold, fold_table, data)
     return data
 
 
@@ -114,41 +114,41 @@ def _encoder(competition: Competition, recipe: Recipe, rows: pd.DataFrame) -> Nu
 # --- what other models said -----------------------------------------------------------------------------------
 
 
-def _taught(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame, data: FoldData) -> FoldData:
+def _with_teacher(competition: Competition, t: Train, fold: int, fold_table: pd.DataFrame, data: FoldData) -> FoldData:
     """Training rows with other models' predictions beside the labels; test rows join them with predictions alone."""
-    names, t = data.targets.names, recipe.train
-    teacher = np.zeros((len(data.train), max(1, len(names))), np.float32)
-    trust = np.zeros(len(data.train), np.float32)
+    names = data.targets.names
+    teacher_target = np.zeros((len(data.train), max(1, len(names))), np.float32)
+    teacher_weight = np.zeros(len(data.train), np.float32)
     if t.distill:
         check_folds(competition, t.distill, fold_table)
         said = _preds(load_run(competition, t.distill).oof, names, f"run {t.distill}").reindex(data.train["id"])
         known = said.notna().all(axis=1).to_numpy()  # extra rows have no OOF prediction
-        teacher[known] = said.to_numpy(np.float32)[known]
-        trust[known] = t.distill_weight
+        teacher_target[known] = said.to_numpy(np.float32)[known]
+        teacher_weight[known] = t.distill_weight
     if not t.pseudo:
-        return FoldData(**{**vars(data), "teacher": teacher, "trust": trust})
-    rows, said_of_test = _pseudo(competition, recipe, fold, fold_table, data)
+        return FoldData(**{**vars(data), "teacher_target": teacher_target, "teacher_weight": teacher_weight})
+    rows, said_of_test = _pseudo(competition, t, fold, fold_table, data)
     labels = _hard(data.targets.task, said_of_test)
     return FoldData(
         **{
             **vars(data),
             "train": pd.concat([data.train, rows]),
             "train_target": np.concatenate([data.train_target, labels]),
-            "teacher": np.concatenate([teacher, said_of_test]),
-            "trust": np.concatenate([trust, np.ones(len(rows), np.float32)]),
+            "teacher_target": np.concatenate([teacher_target, said_of_test]),
+            "teacher_weight": np.concatenate([teacher_weight, np.ones(len(rows), np.float32)]),
         }
     )
 
 
 def _pseudo(
-    competition: Competition, recipe: Recipe, fold: int, fold_table: pd.DataFrame, data: FoldData
+    competition: Competition, t: Train, fold: int, fold_table: pd.DataFrame, data: FoldData
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The test rows that join the training, and their labels float32 (n, C).
 
     A run's labels for fold K come from its fold-K model alone, which has not seen the rows that fold K validates on.
     A submission has no folds: its models saw those rows, so that the OOF score turns out too good; that is said.
     """
-    t, source = recipe.train, str(recipe.train.pseudo)
+    source = str(t.pseudo)
     if source.endswith(".csv"):
         note(f"warning: train.pseudo={source}: its models saw this fold's validation rows; the OOF score is optimistic")
         frame = index.read_table(Path(source), [competition.id])

@@ -20,8 +20,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def make_loss(settings: Train, targets: Targets, weights: Tensor | None = None, unit: float = 1.0) -> Loss:
     """The recipe's loss.
 
-    Targets are float (B, C): shares of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or values.
-    Of several labels, cells of NaN are not known and have no part in it.
+    Targets are float (B, C): fractions of classes (multiclass, ordinal), 0..1 an output (binary, multilabel), or
+    values. Of several labels, cells of NaN are not known and have no part in it.
     weights: class_weights(...). unit: a regression's standard deviation; its errors are measured in it.
     """
     if targets.task == "regression":
@@ -47,20 +47,20 @@ def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tens
     """
     if settings.class_weights == "none" or targets.task == "regression":
         return None
-    share = _shares(targets, target)
+    frequency = _frequencies(targets, target)
     if isinstance(settings.class_weights, list):
         weight = np.asarray(settings.class_weights, float)
-        if len(weight) != len(share):
-            raise UserError(f"train.class_weights: {len(weight)} weights for {len(share)} classes")
+        if len(weight) != len(frequency):
+            raise UserError(f"train.class_weights: {len(weight)} weights for {len(frequency)} classes")
         if weight.min() < 0 or not weight.any():
             raise UserError(f"train.class_weights={settings.class_weights}: 0 or more each, and not 0 for all")
-        weight = np.repeat(weight[:, None], share.shape[1], 1) if share.ndim == 2 else weight
+        weight = np.repeat(weight[:, None], frequency.shape[1], 1) if frequency.ndim == 2 else weight
     else:
-        weight = share ** (-1.0 if settings.class_weights == "balanced" else -0.5)
-    return torch.from_numpy(weight / (weight * share).sum(axis=0)).float()
+        weight = frequency ** (-1.0 if settings.class_weights == "balanced" else -0.5)
+    return torch.from_numpy(weight / (weight * frequency).sum(axis=0)).float()
 
 
-def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
+def _frequencies(targets: Targets, target: np.ndarray) -> np.ndarray:
     if targets.task == "multiclass":
         count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
         return np.maximum(count, 1) / len(target)
@@ -68,8 +68,19 @@ def _shares(targets: Targets, target: np.ndarray) -> np.ndarray:
     return np.stack([1 - ones, ones])
 
 
+def valid_loss(task: str, target: np.ndarray, pred: np.ndarray) -> float:
+    """Cross-entropy of predictions (N, C) for the competition's target, or a regression's squared error."""
+    p = np.clip(pred.astype(float), 1e-7, 1 - 1e-7)  # float32's resolution below 1: a surer row costs no more
+    if task == "multiclass":
+        return float(-np.log(p[np.arange(len(p)), target]).mean())
+    target = target.reshape(len(p), -1)
+    if task == "regression":
+        return float(((pred - target) ** 2).mean())
+    return float(-np.nanmean(target * np.log(p) + (1 - target) * np.log(1 - p)))
+
+
 def above(target: Tensor) -> Tensor:
-    """Shares of classes (B, C) -> shares above each class (B, C - 1)."""
+    """Fractions of classes (B, C) -> fractions above each class (B, C - 1)."""
     return (1 - target.cumsum(dim=1))[:, :-1].clamp(0, 1)
 
 

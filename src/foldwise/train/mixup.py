@@ -16,23 +16,23 @@ def mix(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Mixup (Zhang 2018) or CutMix (Yun 2019) of a batch with its own permutation, each with its probability.
 
-    images: uint8 (B, S, S, 3). target: float (B, C). metadata: float (B, F), mixed in the same share.
+    images: uint8 (B, S, S, 3). target: float (B, C). metadata: float (B, F), mixed in the same fraction.
     """
     draw = rng.random()
     if draw >= settings.mixup + settings.cutmix or len(images) < 2:
         return images, target, metadata
     other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
     if draw < settings.mixup:
-        share = float(rng.beta(settings.mixup_alpha, settings.mixup_alpha))
-        mixed = (share * images.float() + (1 - share) * images[other].float()).round().to(torch.uint8)
+        fraction = float(rng.beta(settings.mixup_alpha, settings.mixup_alpha))
+        mixed = (fraction * images.float() + (1 - fraction) * images[other].float()).round().to(torch.uint8)
     else:
         alpha = settings.cutmix_alpha
-        mixed, share = _paste(images, other, math.sqrt(1 - float(rng.beta(alpha, alpha))), rng)
-    return mixed, _blend(target, other, share), None if metadata is None else _blend(metadata, other, share)
+        mixed, fraction = _paste(images, other, math.sqrt(1 - float(rng.beta(alpha, alpha))), rng)
+    return mixed, _blend(target, other, fraction), None if metadata is None else _blend(metadata, other, fraction)
 
 
-def _blend(values: Tensor, other: Tensor, share: float) -> Tensor:
-    return share * values + (1 - share) * values[other]
+def _blend(values: Tensor, other: Tensor, fraction: float) -> Tensor:
+    return fraction * values + (1 - fraction) * values[other]
 
 
 def _paste(images: Tensor, other: Tensor, side: float, rng: np.random.Generator) -> tuple[Tensor, float]:

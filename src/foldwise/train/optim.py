@@ -1,4 +1,4 @@
-"""The learning rate over the steps of one fold, as a share of its peak."""
+"""The learning rate over the steps of one fold, as a fraction of its peak."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Schedule:
     settings: Train
     steps: int  # of an epoch
 
-    def share(self, step: int, drops: int = 0) -> float:
-        """Share of the peak rate at `step`, numbered from 0 over the whole training."""
+    def factor(self, step: int, drops: int = 0) -> float:
+        """Fraction of the peak rate at `step`, numbered from 0 over the whole training."""
         t = self.settings
         total = self.steps * t.epochs
         warm = round(total * t.warmup)

@@ -72,11 +72,11 @@ def train_folds(
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     parallel.tune_allocator()
     from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
-    from foldwise.train.trainer import OutOfTime, Trainer, rehearse
+    from foldwise.train.trainer import OutOfTime, Trainer, dry_run
 
     with joined_ranks() as rank:
         if restart:
-            rehearse(competition, recipe, wanted[0], fold_table)
+            dry_run(competition, recipe, wanted[0], fold_table)
         settings, folder = recipe_settings(recipe), competition.runs() / name
         if not rank:
             open_run(competition, name, settings, fold_table, wanted if restart else ())
@@ -162,13 +162,13 @@ def side_by_side(
     """
     odd = len(jobs) % devices if len(jobs) > devices and not gpus else 0
     free: list[int | None] = [*range(devices), *[None] * odd]
-    share = str(max(1, parallel.cores() // devices))
+    cores_each = str(max(1, parallel.cores() // devices))
     parallel.tune_allocator()  # here too: a server of forks loads torch in this environment
     waiting, statuses = list(jobs), list[int]()
     running: dict[Any, Child] = {}
     while running or (waiting and not any(statuses)):
         while waiting and free and not any(statuses):
-            child = _start(competition, waiting.pop(0), free.pop(0), share, gpus, deadline)
+            child = _start(competition, waiting.pop(0), free.pop(0), cores_each, gpus, deadline)
             running[child.said] = child
         for said in wait(running):
             child = running[said]
