@@ -15,7 +15,7 @@ from conftest import shared
 
 from foldwise import UserError
 from foldwise.data.competition import load_competition
-from foldwise.data.index import build
+from foldwise.data.index import build_index
 from foldwise.data.propose import propose, write_proposal
 
 pytestmark = pytest.mark.smoke
@@ -158,7 +158,7 @@ def test_a_layout_is_told_without_an_edit(
     written = yaml.safe_load(path.read_text())
     assert {key: written.get(key) for key in expected} == expected, path.read_text()
     assert all("  # " in line for line in path.read_text().splitlines()), "each line has its reason"
-    table = build(load_competition(str(path)), 1)
+    table = build_index(load_competition(str(path)), 1)
     assert table["split"].value_counts().to_dict() == {"train": N, "test": M} and table["error"].isna().all()
     assert any(doubt.startswith("metric") for doubt in proposal.doubts)
     with pytest.raises(UserError, match="is there already"):
