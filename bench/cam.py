@@ -79,16 +79,15 @@ def main() -> None:
 
 
 def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
+    import timm
     import torch
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
     from foldwise.core import parallel
-    from foldwise.data.recipe import load_recipe
     from foldwise.model import explain
     from foldwise.model.explain import Claim, Subject
-    from foldwise.model.network import create_network
-    from foldwise.model.weights import read_state
+    from foldwise.model.network import IMAGENET, PretrainedNetwork
 
     parallel.tune_allocator()
     torch.set_num_threads(parallel.cores())
@@ -100,9 +99,10 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
     ].to_numpy(float)
     photos = read([found[name] for name in table["filename"]])
     others = read(sorted((data / "hymenoptera").rglob("*.jpg"))[::2])
-    settings = ["model.mode=finetune", f"model.weights={weights}", "image_size=224"]
-    network = create_network(load_recipe("mobilenetv2", settings), 1000).eval()
-    network.backbone.load_state_dict(read_state(weights))  # the head too: `create` starts a new one
+    overlay = {"file": str(weights)}
+    backbone = timm.create_model("mobilenetv2_100", pretrained=True, pretrained_cfg_overlay=overlay)
+    network = PretrainedNetwork(backbone, *IMAGENET).eval()
+    network.classes = torch.nn.Identity()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     names = (weights.parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()[1:]

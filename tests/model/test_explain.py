@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import Workplace, shared
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from foldwise.data.recipe import load_recipe
 from foldwise.data.runs import recipe_of
 from foldwise.model import explain, fold_models
 from foldwise.model.explain import Claim, Subject
-from foldwise.model.network import Network, create_network
+from foldwise.model.network import IMAGENET, PretrainedNetwork, create_network
 from foldwise.report import cases, explain_figures
 from foldwise.report import explain as explain_page
 from foldwise.report.explain import Request
@@ -76,8 +77,15 @@ def subject(network: nn.Module) -> Subject:
     return Subject(network, lambda logits: logits, lambda logits: logits.softmax(dim=1))
 
 
+def as_is(body: nn.Module, *mean_std: tuple[float, ...]) -> PretrainedNetwork:
+    """A module that answers by itself."""
+    network = PretrainedNetwork(body, *mean_std)
+    network.classes = nn.Identity()
+    return network
+
+
 def corner(layout: str = "nchw") -> Subject:
-    return subject(Network(Corner(layout), (0.0,) * 3, (1.0,) * 3))
+    return subject(as_is(Corner(layout), (0.0,) * 3, (1.0,) * 3))
 
 
 def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -> Subject:
@@ -156,7 +164,7 @@ def learnt() -> tuple[Subject, np.ndarray, np.ndarray]:
         nn.ReLU(),
         nn.MaxPool2d(2),
     )
-    network = Network(Plain(body), (0.4,) * 3, (0.2,) * 3)
+    network = as_is(Plain(body), (0.4,) * 3, (0.2,) * 3)
     pixels, truth = torch.from_numpy(images), (torch.arange(192) < 96).long()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(40):
@@ -509,10 +517,8 @@ def test_maps_of_real_weights_fall_on_the_raccoon() -> None:
     table = pd.read_csv(shared("data", "raccoon", "labels.csv")).drop_duplicates("filename", keep=False)
     table = table[table["filename"].isin(files)].head(24)
     weights = shared("weights", "mobilenetv2_100.safetensors")
-    network = create_network(load_recipe("mobilenetv2", [f"model.weights={weights}"]), 1000)
-    from safetensors.torch import load_file
-
-    network.backbone.load_state_dict(load_file(weights))
+    overlay = {"file": str(weights)}
+    network = as_is(timm.create_model("mobilenetv2_100", pretrained=True, pretrained_cfg_overlay=overlay), *IMAGENET)
     asked = subject(network)
     images = np.stack([cv2.resize(cv2.imread(str(files[name]))[..., ::-1], (224, 224)) for name in table["filename"]])
     claims = [Claim(int(k)) for k in asked.predict(images).argmax(axis=1)]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import profile
 
 from foldwise import UserError
-from foldwise.data.recipe import Fusion, Head, load_recipe
+from foldwise.data.recipe import Fusion, Head, Recipe, load_recipe
 from foldwise.model import heads, weights
 from foldwise.model.finetune import (
     count_parameters,
@@ -25,7 +25,7 @@ from foldwise.model.finetune import (
     start_at_base_rate,
     unfreeze,
 )
-from foldwise.model.network import Network, create_network
+from foldwise.model.network import IMAGENET, Network, PretrainedNetwork, _without_copies, create_network
 
 TINY = ["model.name=test_resnet", "model.pretrained=false", "image_size=32"]
 
@@ -43,7 +43,7 @@ def test_uint8_batch_to_logits_equals_plain_normalisation() -> None:
         [0.2, 0.3, 0.4]
     ).view(1, 3, 1, 1)
     with torch.inference_mode():
-        assert torch.allclose(network(batch), network.backbone(plain), atol=1e-4)
+        assert torch.allclose(network(batch), network.head(network.backbone(plain)), atol=1e-4)
         assert network(batch).shape == (4, 3)
         assert network.embed(batch).ndim == 2
 
@@ -64,7 +64,7 @@ def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: st
     batch = torch.randn(4, 3, 64, 64)
     network = timm.create_model(name, num_classes=2, drop_rate=0.2).train()
     theirs, copied, loss = step(copy.deepcopy(network))
-    ours, left, same = step(network._without_copies(network))
+    ours, left, same = step(_without_copies(network))
     assert same == loss and len(ours) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert copied > 10 and not left
@@ -74,7 +74,7 @@ def test_activations_are_not_copied_and_the_gradients_are_the_same_bits(name: st
 def test_frozen_trains_the_head_alone_and_its_statistics_stay() -> None:
     network = create_network(load_recipe("baseline", [*TINY, "model.mode=frozen"]), 2)
     learn, every = count_parameters(network)
-    head = sum(p.numel() for p in network.backbone.get_classifier().parameters())
+    head = sum(p.numel() for p in network.head.parameters())
     assert learn == head < every
     network.train()
     before = {name: value.clone() for name, value in network.named_buffers()}
@@ -86,7 +86,7 @@ def test_frozen_trains_the_head_alone_and_its_statistics_stay() -> None:
 def test_partial_trains_from_the_named_layer_on() -> None:
     network = create_network(load_recipe("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer4"]), 2)
     learning = {name.split(".")[1] for name, p in network.named_parameters() if p.requires_grad}
-    assert learning == {"layer4", "fc"}
+    assert learning == {"layer4", "classifier"}
     with pytest.raises(UserError, match="did you mean 'layer4'"):
         create_network(load_recipe("baseline", [*TINY, "model.mode=partial", "model.unfreeze_from=layer_4"]), 2)
 
@@ -105,7 +105,7 @@ def test_weights_by_path_fill_the_backbone(tmp_path: Path, ending: str) -> None:
     recipe = load_recipe("baseline", ["model.name=test_resnet", f"model.weights={path}", "image_size=32"])
     network = create_network(recipe, 2)
     assert torch.equal(network.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
-    assert network.backbone.get_classifier().out_features == 2
+    assert network.head.classifier.out_features == 2
 
 
 @pytest.mark.smoke
@@ -163,16 +163,12 @@ def test_a_named_file_is_used_whatever_pretrained_says(tmp_path: Path) -> None:
 
 def test_real_weights_see_the_insects() -> None:
     """MobileNetV2's ImageNet head, used as it is, finds an insect in the photos of ants and bees."""
-    from safetensors.torch import load_file
-
     from foldwise.data import image
 
     labels = shared("weights", "imagenet_labels.txt").read_text().splitlines()[1:]
     file = shared("weights", "mobilenetv2_100.safetensors")
     recipe = load_recipe("mobilenetv2", [f"model.weights={file}"])
-    network = create_network(recipe, 1000)
-    network.backbone.load_state_dict(load_file(file))
-    network.eval()
+    network = timms_own(recipe, file)
     files = sorted(shared("data", "hymenoptera", "train", "bees").glob("*.jpg"))[:24]
     batch = torch.from_numpy(np.stack([image.read_image(file, size=224) for file in files]))
     with torch.inference_mode():
@@ -181,6 +177,14 @@ def test_real_weights_see_the_insects() -> None:
 
 
 # --- pooling and heads ----------------------------------------------------------------------------------------
+
+
+def timms_own(recipe: Recipe, file: Path) -> Network:
+    """A timm model with its own head and weights, behind our normalisation."""
+    backbone = timm.create_model(recipe.model.name, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    network = PretrainedNetwork(backbone, *IMAGENET)
+    network.classes = nn.Identity()
+    return network.eval()
 
 
 def made(*overrides: str, outputs: int = 3, metadata: int = 0) -> Network:
@@ -255,11 +259,36 @@ def test_samples_of_dropout_are_the_mean_of_their_logits() -> None:
 
 
 @pytest.mark.smoke
-def test_a_plain_run_keeps_its_layout_and_a_head_is_added_beside_it() -> None:
+def test_every_head_is_ours_on_a_backbone_without_one() -> None:
     plain, own = made(), made("model.head.hidden=16", "model.head.dropout=0.3")
-    assert {key for key in plain.state_dict() if not key.startswith("backbone.")} == {"mean", "std", "scale", "shift"}
-    assert "backbone.fc.weight" in plain.state_dict() and "backbone.fc.weight" not in own.state_dict()
+    outside = {key for key in plain.state_dict() if not key.startswith("backbone.")}
+    assert outside == {"mean", "std", "scale", "shift", "head.classifier.weight", "head.classifier.bias"}
+    assert not any(key.startswith("backbone.fc.") for key in [*plain.state_dict(), *own.state_dict()])
     assert own.embed(images()).shape == (4, 16)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "mobilenetv3_small_050"])
+def test_weights_of_format_1_are_read_under_todays_keys(tmp_path: Path, name: str) -> None:
+    """A plain network's classifier lay in its backbone; a file of a newer format is refused by name."""
+    from safetensors.torch import save_file
+
+    settings = (f"model.name={name}", "image_size=64")
+    network, path = made(*settings).eval(), tmp_path / "fold0.safetensors"
+    nn.init.normal_(network.head.classifier.bias)
+    old = f"backbone.{network.backbone.pretrained_cfg['classifier']}"
+    state = {key.replace("head.classifier", old, 1): value.contiguous() for key, value in network.state_dict().items()}
+    save_file(state, path, {"classes": "[]", "checksum": weights._checksum(state)})
+    plain = timm.create_model(name, num_classes=3, **({"img_size": 64} if name == "test_vit" else {})).eval()
+    plain.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
+    for read in (load_weights, init_from):
+        again = made(*settings).eval()
+        read(again, path)
+        with torch.inference_mode():
+            assert torch.equal(again(images(size=64)), network(images(size=64)))
+            assert torch.allclose(again(images(size=64)), plain(network.inputs(images(size=64))), atol=1e-4)
+    save_file(state, path, {"foldwise": '{"format": 99}'})
+    with pytest.raises(UserError, match="written by a newer foldwise"):
+        load_weights(again, path)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -293,7 +322,6 @@ def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) ->
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head.pool=max", "model.head.dropout=0.5"]])
 def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
     network = made("model.mode=frozen", *extra).train()
-    assert network.backbone_is_frozen
     kept = network.features(images())
     optimizer = torch.optim.SGD(parameter_groups(network, load_recipe("baseline", TINY)), lr=1.0)
     network(images()).square().sum().backward()
@@ -301,12 +329,6 @@ def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
     assert torch.equal(kept, network.features(images()))
     network.eval()
     assert torch.allclose(network(images()), network.classify(kept), atol=1e-5)
-
-
-def test_what_learns_is_not_called_frozen() -> None:
-    assert not made().backbone_is_frozen
-    assert not made("model.mode=frozen", "model.head.pool=gem").backbone_is_frozen  # p learns below the features
-    assert not made("model.mode=partial", "model.unfreeze_from=layer4", "model.head.hidden=8").backbone_is_frozen
 
 
 # --- input ----------------------------------------------------------------------------------------------------
@@ -354,7 +376,6 @@ def test_two_backbones_each_with_its_normalisation(tmp_path: Path) -> None:
         load_weights(again, tmp_path / "fold0.safetensors")
         assert torch.equal(network(batch), again(batch))
     frozen = made(second, "image_size=64", "model.mode=frozen")
-    assert frozen.backbone_is_frozen
     assert count_parameters(frozen)[0] == sum(p.numel() for p in frozen.head.parameters())
     with pytest.raises(UserError, match="names a layer of one"):
         made(second, "image_size=64", "model.mode=partial", "model.unfreeze_from=layer4")
@@ -393,7 +414,9 @@ def test_fusion_of_2019_is_the_winners_layers_on_a_loaded_frozen_network(
     kinds = [type(layer).__name__ for layer in network.fusion.layers]
     assert kinds == ["Linear", "BatchNorm", "ReLU", "Dropout"] * 2
     assert [type(layer).__name__ for layer in network.head.neck] == ["Linear", "BatchNorm", "ReLU", "Dropout"]
-    assert network.head.classifier.in_features == 1024 and network.backbone_is_frozen
+    assert network.head.classifier.in_features == 1024 and all(
+        name.startswith(("fusion.", "head.")) for name in network.learns
+    )
     network.train()
     network(images(1), torch.randn(1, 7))  # a last batch of one row has no variance of its own
 
@@ -423,7 +446,7 @@ def test_init_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
 def as_is(tmp_path: Path, label_map: str, outputs: int, names: list[str]) -> Network:
     from safetensors.torch import save_file
 
-    source = made(outputs=1000).backbone
+    source = timm.create_model("test_resnet", num_classes=1000)
     torch.nn.init.normal_(source.fc.weight)
     save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
     (tmp_path / "labels.txt").write_text("background\n" + "\n".join(f"Sea_Animal {k}" for k in range(1000)))
@@ -507,7 +530,7 @@ def test_every_learning_parameter_is_in_one_group(extra: list[str], decay: str) 
         if not parameter.requires_grad:
             continue
         group = place[id(parameter)]
-        on_top = name.startswith(("head.", "pool.", "second_pool.", "backbone.fc."))
+        on_top = name.startswith(("head.", "pool.", "second_pool."))
         assert (group["lr"], group["lr_scale"] == 1.0) == (0.1, True) or not on_top
         assert group["lr"] == (0.1 if on_top else 0.01)
         assert (group["weight_decay"] == 0) or parameter.ndim > 1
@@ -531,8 +554,7 @@ def test_stages_unfreeze_from_the_top(extra: list[str]) -> None:
         for module in network.backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 assert module.training == module.weight.requires_grad
-    head = ("backbone.fc.", "head.")
-    assert all(name.startswith(head) for name in learning[0]) and learning[0] == learning[1]
+    assert all(name.startswith("head.") for name in learning[0]) and learning[0] == learning[1]
     assert {name.split(".")[1] for name in learning[2] - learning[0]} == {"layer4"}
     assert all(before <= after for before, after in pairwise(learning))
     assert len(learning[-1]) == everything

@@ -282,7 +282,7 @@ def test_an_auxiliary_target_is_learnt_and_folded_back(about: Competition, tmp_p
         (["train.class_weights=[0, 0]"], r"not 0 for all"),
         (["train.distill=teachr"], r"teachr.*did you mean 'teacher'|teachr: trained on other folds"),
         (["train.optimizer=adamv"], r"train.optimizer=adamv: timm has none such"),
-        (["train.sizes=[20, 32]"], r"images_20.npy: not there yet \(made so far: 32, 48\)"),
+        (["train.sizes=[20, 32]"], r"images_20.npy: not there yet \(made so far: 32, 48"),
         (["model.metadata=true", "train.pseudo=nothere.csv"], r"nothere.csv: no such file"),
     ],
 )

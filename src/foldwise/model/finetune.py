@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from foldwise import UserError
 from foldwise.core.cli import note
 from foldwise.data.recipe import Recipe, Train
 from foldwise.model import weights
-from foldwise.model.network import Network, _classifiers, _head_names
+from foldwise.model.network import Network, PretrainedNetwork, classifier_names
 
 
 def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> None:
@@ -25,7 +26,7 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
     target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3). A
     pretrained head used as it is stays as it is.
     """
-    if network.groups is not None:
+    if isinstance(network, PretrainedNetwork):
         return
     if target.dtype.kind == "i":
         fraction = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
@@ -34,11 +35,8 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> No
         cells = target.reshape(len(target), -1)
         fraction = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)
         bias = np.log(fraction / (1 - fraction))
-    last = [network.head.classifier] if network.head is not None else _classifiers(network.backbone)
     with torch.no_grad():
-        for layer in last:
-            if isinstance(getattr(layer, "bias", None), Tensor):
-                layer.bias.copy_(torch.from_numpy(bias).float())  # type: ignore[operator]
+        network.head.classifier.bias.copy_(torch.from_numpy(bias).float())
 
 
 def init_from(network: Network, path: Path) -> None:
@@ -49,11 +47,10 @@ def init_from(network: Network, path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(f"model.init_from: no {path}; train that run's fold first")
-    state, own = weights.read_state(path), network.state_dict()
+    state, own = _saved(network, path), network.state_dict()
     wanted = [key for key in own if "." in key]  # without mean, std, scale, shift
     fits = {key: state[key] for key in wanted if key in state and state[key].shape == own[key].shape}
-    classifier = tuple(f"backbone.{name}." for name in _head_names(network.backbone))
-    missing = [k for k in wanted if k.startswith("backbone.") and not k.startswith(classifier) and k not in fits]
+    missing = [key for key in wanted if key.startswith("backbone.") and key not in fits]
     if missing:
         raise UserError(
             f"{path}: does not fit model.name: it has no {missing[0]} of that shape; it is of another model"
@@ -65,13 +62,24 @@ def init_from(network: Network, path: Path) -> None:
 
 def load_weights(network: Network, path: Path) -> None:
     """Weights written by weights.save, strictly."""
-    state = weights.read_state(path)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(_saved(network, path))
     except Exception as error:
         raise UserError(
             f"{path}: does not fit the recipe's network: {weights.misfit(error)}; train the fold anew with --restart"
         ) from error
+
+
+def _saved(network: Network, path: Path) -> dict[str, Tensor]:
+    """What weights.save wrote, under today's keys: before format 2 a plain network's classifier lay in its backbone."""
+    state = weights.read_state(path)
+    if weights.format_of(path) < 2 and not isinstance(network, PretrainedNetwork):
+        (name, *others) = classifier_names(network.backbone)
+        old = f"backbone.{name}"
+        if not others and f"{old}.weight" in state:
+            state["head.classifier.weight"] = state.pop(f"{old}.weight").flatten(1)  # some were 1 x 1 convolutions
+            state["head.classifier.bias"] = state.pop(f"{old}.bias")
+    return state
 
 
 def unfreeze(network: Network, recipe: Recipe, epoch: int) -> bool:
@@ -93,14 +101,12 @@ def unfreeze(network: Network, recipe: Recipe, epoch: int) -> bool:
 
 
 def _depths(prefix: str, backbone: nn.Module | None) -> dict[str, int]:
-    """{parameter: 0 for the head, 1 for the backbone's top stage, and so on down}."""
+    """{parameter: 1 in the backbone's top stage, and so on down}."""
     if backbone is None:
         return {}
     layer = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
-    heading = tuple(f"{name}." for name in _head_names(backbone))
-    stages = sorted({stage for name, stage in layer.items() if not name.startswith(heading)}, reverse=True)
-    rank = {stage: k + 1 for k, stage in enumerate(stages)}
-    return {f"{prefix}.{name}": 0 if name.startswith(heading) else rank[stage] for name, stage in layer.items()}
+    rank = {stage: k + 1 for k, stage in enumerate(sorted(set(layer.values()), reverse=True))}
+    return {f"{prefix}.{name}": rank[stage] for name, stage in layer.items()}
 
 
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
@@ -117,17 +123,22 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
     for body in (network.backbone, network.second):
         if body is None:
             continue
-        top = {id(parameter) for layer in _classifiers(body) for parameter in layer.parameters()}
-        scale = t.layer_decay if t.layer_decay and network.head is not None else 1.0  # the head is the layer above
+        scale = t.layer_decay ** _layers_below_head(body) if t.layer_decay else 1.0
         for group in _body_groups(body, t):
-            for on_top in (True, False):
-                params = [p for p in group["params"] if (id(p) in top) == on_top]
-                lr = t.head_lr or t.lr if on_top else t.lr
-                groups.append({**group, "params": params, "lr": lr, "lr_scale": group.get("lr_scale", 1.0) * scale})
+            groups.append({**group, "lr": t.lr, "lr_scale": group.get("lr_scale", 1.0) * scale})
     rest = {name: part for name, part in network.named_children() if name not in {"backbone", "second"}}
     for group in param_groups_weight_decay(nn.ModuleDict(rest), t.weight_decay):
         groups.append({**group, "lr": t.head_lr or t.lr, "lr_scale": 1.0})
     return [group for group in groups if group["params"]]
+
+
+def _layers_below_head(body: nn.Module) -> int:
+    """1, or 0 where timm counts a part that is left (a norm before the classifier) into the classifier's own layer."""
+    names = [name for name, _ in body.named_parameters()]
+    classifier = f"{classifier_names(body)[0]}.weight"
+    matcher = body.group_matcher()  # type: ignore[operator]
+    layer = group_with_matcher(((name, None) for name in [*names, classifier]), matcher, reverse=True)
+    return layer[classifier] - max(layer[name] for name in names)
 
 
 def _body_groups(body: nn.Module, train: Train) -> list[dict[str, Any]]:

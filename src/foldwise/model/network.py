@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldwise import UserError
@@ -23,11 +22,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Network(nn.Module):
-    """One or two timm models behind their normalisation, and what stands on them.
+    """One or two timm models behind their normalisation, and our head on their pooled features.
 
     uint8 (B, S, S, 3) RGB in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32 (B, outputs)
     out. NHWC bytes are what the cache holds; permuted, they are channels_last, so the conversion costs nothing.
-    A plain network keeps timm's own classifier; where the recipe asks for more, `head` takes its place.
     `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
     """
 
@@ -37,6 +35,7 @@ class Network(nn.Module):
     shift: Tensor
     second_mean: Tensor
     second_std: Tensor
+    head: heads.Head
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -45,8 +44,6 @@ class Network(nn.Module):
         self.pool: heads.Pool | None = None
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
-        self.head: heads.Head | None = None
-        self.groups: heads.ClassGroups | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
@@ -66,31 +63,23 @@ class Network(nn.Module):
         return _normalised(images, self.mean, self.std)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        if self.head is not None:
-            return self.classify(self.features(images), metadata)
-        logits = self.backbone(self.inputs(images))
-        return self._units(logits if self.groups is None else self.groups(logits))
+        return self.classify(self.features(images), metadata)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
-        found = _tower(self.backbone, self.inputs(images), self.pool)
+        pooled = _tower(self.backbone, self.inputs(images), self.pool)
         if self.second is None:
-            return found
+            return pooled
         more = _tower(self.second, _normalised(images, self.second_mean, self.second_std), self.second_pool)
-        return torch.cat([found, more], dim=1)
+        return torch.cat([pooled, more], dim=1)
 
     def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch."""
-        if self.head is not None:
-            return self._units(self.head(self._joined(features, metadata)))
-        features = F.dropout(features, getattr(self.backbone, "drop_rate", 0.0), self.training)
-        logits = _classifiers(self.backbone)[0](features)
-        return self._units(logits if self.groups is None else self.groups(logits))
+        return self._units(self.head(self._joined(features, metadata)))
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""
-        features = self.features(images)
-        return features if self.head is None else self.head.neck(self._joined(features, metadata))
+        return self.head.neck(self._joined(self.features(images), metadata))
 
     def _joined(self, features: Tensor, metadata: Tensor | None) -> Tensor:
         if self.fusion is None:
@@ -100,18 +89,7 @@ class Network(nn.Module):
         return torch.cat([features, self.fusion(metadata)], dim=1)
 
     def _units(self, logits: Tensor) -> Tensor:
-        return logits.float() * self.scale + self.shift  # not in fp16
-
-    @property
-    def backbone_is_frozen(self) -> bool:
-        """Whether `features` of an image never change: no weight and no statistic of the backbones learns."""
-        bodies = [part for part in (self.backbone, self.second, self.pool, self.second_pool) if part is not None]
-        own = {id(p) for layer in _classifiers(self.backbone) for p in layer.parameters()} if self.head is None else ()
-        simple = self.head is not None or [type(layer) for layer in _classifiers(self.backbone)] == [heads.Classifier]
-        names = {id(p): name for name, p in self.named_parameters()}
-        return simple and not any(
-            names[id(p)] in self.learns for part in bodies for p in part.parameters() if id(p) not in own
-        )
+        return logits.float() * self.scale + self.shift  # a target's units overflow fp16, which ends at 65504
 
     def train(self, mode: bool = True) -> Network:
         """Parts that don't learn stay in evaluation mode: their batch-norm statistics must not drift either."""
@@ -119,6 +97,20 @@ class Network(nn.Module):
         if mode:
             _still(self)
         return self
+
+
+class PretrainedNetwork(Network):
+    """Mode as_is: timm's model with the head it was trained with, whose logits `classes` makes the competition's."""
+
+    classes: nn.Module
+
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        return self._units(self.classes(self.backbone(self.inputs(images))))
+
+    def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """What timm's classifier sees, float (B, D)."""
+        features = self.backbone.forward_features(self.inputs(images))  # type: ignore[operator]
+        return self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
 
 
 def _still(module: nn.Module) -> None:
@@ -138,9 +130,8 @@ def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _tower(backbone: nn.Module, inputs: Tensor, pool: heads.Pool | None) -> Tensor:
-    """Pooled features (B, D); `backbone` without its classifier, or with timm's own."""
-    features = backbone.forward_features(inputs)  # type: ignore[operator]
-    features = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    """Pooled features (B, D); `backbone` without a classifier, and without its own pooling where there is a `pool`."""
+    features = backbone(inputs)
     return features if pool is None else pool(_tokens(backbone, features))
 
 
@@ -162,18 +153,15 @@ def create_network(
         raise UserError("model.metadata=true: the competition names no metadata columns")
     if not pretrained:
         recipe, settings = _without_weights(recipe)
-    own = _has_own_head(settings)
-    backbone = _backbone(settings, recipe, None if settings.mode == "as_is" else 0 if own else outputs, "model")
-    network = Network(backbone, *_mean_std(settings, backbone, "model"))
     if settings.mode == "as_is":
-        network.groups = _groups(settings, backbone, outputs, names)
-    elif own:
-        _add_head(network, recipe, outputs, metadata)
+        backbone = _backbone(settings, recipe, None, "model")
+        classes = _class_groups(settings, backbone, outputs, names)
+        network: Network = PretrainedNetwork(backbone, *_mean_std(settings, backbone, "model"))
+        network.classes = classes
     else:
-        _start_head(backbone)
-    for layer in _classifiers(backbone):
-        if type(layer) is nn.Linear:
-            layer.__class__ = heads.Classifier
+        backbone = _backbone(settings, recipe, 0, "model")
+        network = Network(backbone, *_mean_std(settings, backbone, "model"))
+        _add_head(network, recipe, outputs, metadata)
     _choose_what_learns(network, settings)
     return network.to(memory_format=torch.channels_last) if recipe.train.channels_last else network
 
@@ -183,10 +171,6 @@ def _without_weights(recipe: Recipe) -> tuple[Recipe, Model]:
     second = recipe.model.second and recipe.model.second.model_copy(update=bare)
     settings = recipe.model.model_copy(update={**bare, "second": second})
     return recipe.model_copy(update={"model": settings}), settings
-
-
-def _has_own_head(settings: Model) -> bool:
-    return settings.head != Head() or settings.second is not None or settings.metadata
 
 
 def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> None:
@@ -204,6 +188,7 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
         network.fusion = heads.Metadata(metadata, settings.fusion)
         width += network.fusion.width
     network.head = heads.Head(width, outputs, settings.head, settings.fusion if settings.metadata else None)
+    # small: a new head starts at the base rate (finetune.start_at_base_rate), whatever the features' scale
     nn.init.trunc_normal_(network.head.classifier.weight, std=0.01)
     nn.init.zeros_(network.head.classifier.bias)
 
@@ -245,7 +230,7 @@ def _dry_run(backbone: nn.Module, size: int, channels: int, name: str) -> Tensor
 def _mean_std(settings: Backbone, backbone: nn.Module, key: str) -> list[list[float]]:
     """Per input channel, in 0..1: the recipe's, else what the weights were made with, else ImageNet's."""
     defaults = getattr(backbone, "pretrained_cfg", {}) or {}
-    found = []
+    mean_std = []
     for name, default in zip(("mean", "std"), IMAGENET, strict=True):
         values = list(getattr(settings, name) or defaults.get(name) or default)
         if settings.kwargs.get("in_chans", 3) == 1:
@@ -254,8 +239,8 @@ def _mean_std(settings: Backbone, backbone: nn.Module, key: str) -> list[list[fl
             values *= 3
         elif len(values) != 3:
             raise UserError(f"{key}.{name}: {len(values)} values; give one, or three for RGB")
-        found.append(values)
-    return found
+        mean_std.append(values)
+    return mean_std
 
 
 def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str) -> nn.Module:
@@ -278,7 +263,7 @@ def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str)
     state = weights.read_state(file)
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     backbone = _create(settings.name, {**kwargs, **overlay}, key, file)
-    weights.check_covered(backbone, _head_names(backbone), state, file, settings.name)
+    weights.check_covered(backbone, classifier_names(backbone), state, file, settings.name)
     backbone.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]  # else every copy holds it
     return backbone
 
@@ -357,41 +342,27 @@ def _create(name: str, kwargs: dict[str, Any], key: str, file: Path | None = Non
         raise UserError(f"{key}.name={name}: could not be made: {' '.join(str(error).split())[:300]}") from error
 
 
-def _groups(settings: Model, backbone: nn.Module, outputs: int, names: Sequence[str]) -> heads.ClassGroups:
+def _class_groups(settings: Model, backbone: nn.Module, outputs: int, names: Sequence[str]) -> heads.ClassGroups:
     count = int(backbone.num_classes)  # type: ignore[arg-type]
     known = weights.read_labels(weights.named(str(settings.labels), "model.labels"), count)
     if names:
-        found = weights.match_labels(list(names), known, settings.label_map)
-        return heads.ClassGroups([found[name] for name in names], binary=False)
+        places = weights.match_labels(list(names), known, settings.label_map)
+        return heads.ClassGroups([places[name] for name in names], binary=False)
     if outputs != 1 or "1" not in settings.label_map:
         raise UserError('model.mode=as_is in a binary competition needs model.label_map={"1": [NAME, ...]}')
     stated: list[str] = [label for label in ("0", "1") if label in settings.label_map]
     unknown = set(settings.label_map) - {"0", "1"}
     if unknown:
         raise UserError(f"model.label_map: '{sorted(unknown)[0]}' is no class of the competition: 0, 1")
-    found = weights.match_labels(stated, known, settings.label_map)
-    rest = sorted(set(range(count)) - set(found["1"]))
-    return heads.ClassGroups([found.get("0", rest), found["1"]], binary=True)
+    places = weights.match_labels(stated, known, settings.label_map)
+    rest = sorted(set(range(count)) - set(places["1"]))
+    return heads.ClassGroups([places.get("0", rest), places["1"]], binary=True)
 
 
-def _classifiers(backbone: nn.Module) -> list[nn.Module]:
-    """timm's own linear head; two of them in a distilled model; Identity where it was made without."""
-    known = dict(backbone.named_modules())
-    return [known[name] for name in _head_names(backbone) if name in known]
-
-
-def _head_names(backbone: nn.Module) -> list[str]:
+def classifier_names(backbone: nn.Module) -> list[str]:
+    """timm's names of its own linear head; two of them in a distilled model."""
     classifier = (getattr(backbone, "pretrained_cfg", {}) or {}).get("classifier") or "fc"
     return [classifier] if isinstance(classifier, str) else list(classifier)
-
-
-def _start_head(backbone: nn.Module) -> None:
-    """Small weights for a new linear head: timm's EfficientNet family draws them from -1..1 where outputs are few."""
-    for layer in _classifiers(backbone):
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 def _choose_what_learns(network: Network, settings: Model) -> None:
@@ -413,10 +384,8 @@ def _freeze(backbone: nn.Module, settings: Model) -> None:
     learning = False
     for name, module in backbone.named_modules():
         learning = learning or name == start
-        if learning or any(name == head or name.startswith(f"{head}.") for head in _head_names(backbone)):
-            continue
         for parameter in module.parameters(recurse=False):  # a block's own too: layer scales, position tables
-            parameter.requires_grad = False
+            parameter.requires_grad = learning
 
 
 def to_device(images: np.ndarray, device: torch.device) -> Tensor:

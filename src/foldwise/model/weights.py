@@ -21,6 +21,8 @@ from foldwise.core.cli import note
 from foldwise.core.files import replacing
 from foldwise.data.recipe import Backbone
 
+FORMAT = 2  # of the tensors' names: raise it when they change (finetune reads those of before)
+
 
 def named(path: str, key: str) -> Path:
     """A file that a recipe names, relative to here, the repository or the output root."""
@@ -37,7 +39,7 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     with replacing(path) as part:
         # one entry: safetensors writes several in an order of chance, and the same weights are to be the same bytes
-        meta = {"classes": list(classes), "checksum": _checksum(state)}
+        meta = {"format": FORMAT, "classes": list(classes), "checksum": _checksum(state)}
         save_file(state, part, {"foldwise": json.dumps(meta)})
 
 
@@ -57,7 +59,17 @@ def _metadata(path: Path) -> dict[str, Any]:
         meta = file.metadata() or {}
     if "foldwise" in meta:
         return json.loads(meta["foldwise"])
-    return {**meta, "classes": json.loads(meta["classes"])} if "classes" in meta else meta  # as it was once written
+    if "classes" in meta:  # format 1
+        return {"format": 1, "checksum": meta.get("checksum"), "classes": json.loads(meta["classes"])}
+    return {}
+
+
+def format_of(path: Path) -> int:
+    """The format of the tensors' names in a file of `save`; UserError where this version is too old for it."""
+    number = int(_metadata(path).get("format", 1))
+    if number > FORMAT:
+        raise UserError(f"{path}: written by a newer foldwise (format {number}, this one reads {FORMAT}); update it")
+    return number
 
 
 def check_classes(path: Path, classes: Sequence[str]) -> None:
