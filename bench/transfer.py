@@ -92,13 +92,13 @@ def run(about, way: str, options: list[str], seed: int) -> dict[str, object]:  #
     """Five folds; what they scored."""
     from foldwise.data import oof
     from foldwise.data.recipe import load_recipe
-    from foldwise.train.run import train_folds
+    from foldwise.train.run import in_turn
 
     size = SIZES[about.name]
     overrides = [*COMMON, f"image_size={size}", f"train.epochs={EPOCHS[about.name]}", f"seed={seed}", *options]
     name = f"{way.replace(' ', '_')}_{seed}"
     recipe = load_recipe("mobilenetv2", overrides)
-    info = train_folds(about, recipe, name, FOLDS)
+    (info,) = in_turn(about, {name: recipe}, FOLDS)[1]
     assert info is not None
     seconds = sum(info["folds"][str(fold)]["seconds"] for fold in FOLDS)
     tables = [oof.read_table(about.runs() / name / f"fold{fold}.csv") for fold in FOLDS]

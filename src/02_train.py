@@ -63,9 +63,9 @@ def main() -> None:
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
-    recipes = {args.name or run_name(name): (name, load_recipe(name, args.overrides)) for name in names}
+    recipes = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
     if args.preview:
-        preview(competition, next(iter(recipes.values()))[1], Path(args.preview))
+        preview(competition, next(iter(recipes.values())), Path(args.preview))
         return
     index.try_metric(competition, index.load_index(competition))
     wanted = folds.choose(folds.load_folds(competition), args.fold)
@@ -74,13 +74,10 @@ def main() -> None:
     gpus = parallel.gpus() if several and not args.dask and args.devices is None else 0
     devices = args.devices or max(1, gpus)
     if args.dask or (several and devices > 1):
-        script = (sys.executable, str(Path(__file__).resolve()), "--competition", str(competition.file))
         status, infos = spread(
             competition,
             recipes,
             wanted,
-            script,
-            args.overrides,
             restart=args.restart,
             deadline=deadline,
             dask=args.dask,

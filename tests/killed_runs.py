@@ -25,7 +25,7 @@ from foldwise.data import oof
 from foldwise.data.competition import load_competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model import checkpoint, predict
-from foldwise.train.run import train_folds
+from foldwise.train.run import in_turn
 from foldwise.train.state import State
 from foldwise.train.step import Stepper
 from foldwise.train.trainer import Trainer
@@ -126,7 +126,7 @@ def main() -> None:
     folder = about.runs() / "killed"
 
     def train() -> None:
-        train_folds(about, recipe, "killed", [0, 1, 2])
+        in_turn(about, {"killed": recipe}, [0, 1, 2])
 
     gc.freeze()  # the collector of a fork leaves the shared memory alone
     attempt(train, None, draw, None)  # the first is slower than the others

@@ -300,7 +300,7 @@ def test_folds_in_fresh_interpreters_as_gpus_ask_for(
     monkeypatch.setattr(spawn, "Process", process)
     made = recipe(about, "train.epochs=1")
     for name, gpus in (("fresh", True), ("forked", False)):
-        status, infos = spread(about, {name: (name, made)}, [0, 1], (), (), devices=2, gpus=gpus)
+        status, infos = spread(about, {name: made}, [0, 1], devices=2, gpus=gpus)
         assert status == 0 and sorted(infos[0]["folds"]) == ["0", "1"]
         assert f"{name} 1 | fold 1  epoch   1/1" in capsys.readouterr().err
     assert given == ["5", "7"]
@@ -319,7 +319,7 @@ def test_an_odd_rest_of_folds_starts_with_the_first_ones(
     alive: list[int] = []
     seen: list[int] = []
 
-    def start(_: object, job: Job, device: int | None, *__: object) -> Child:
+    def start(job: Job, device: int | None, *__: object) -> Child:
         alive.append(job.fold)
         seen.append(len(alive))
         said, says = multiprocessing.Pipe(duplex=False)
@@ -328,8 +328,8 @@ def test_an_odd_rest_of_folds_starts_with_the_first_ones(
         return Child(job, device, ended, said)
 
     monkeypatch.setattr(train_run, "_start", start)
-    jobs = [Job("run", fold, load_recipe("baseline"), (), "", "") for fold in range(count)]
-    assert side_by_side(about, jobs, devices, gpus=False) == 0
+    jobs = train_run.jobs_of(about, "run", load_recipe("baseline"), range(count))
+    assert side_by_side(jobs, devices, gpus=False) == 0
     assert len(seen) == count and not alive and max(seen) == most
     assert seen[:most] == list(range(1, most + 1)) and max(seen[most:], default=0) <= devices
 
@@ -340,7 +340,7 @@ def test_a_killed_fold_is_said_and_no_other_is_started(
 ) -> None:
     started: list[int] = []
 
-    def start(_: object, job: Job, device: int | None, *__: object) -> Child:
+    def start(job: Job, device: int | None, *__: object) -> Child:
         started.append(job.fold)
         said, says = multiprocessing.Pipe(duplex=False)
         os.write(says.fileno(), b"a line\nand half a li")
@@ -348,8 +348,8 @@ def test_a_killed_fold_is_said_and_no_other_is_started(
         return Child(job, device, SimpleNamespace(join=lambda: None, exitcode=-9), said)
 
     monkeypatch.setattr(train_run, "_start", start)
-    jobs = [Job("run", fold, load_recipe("baseline"), (), "", "") for fold in range(4)]
-    assert side_by_side(about, jobs, 1, gpus=False) == 137
+    jobs = train_run.jobs_of(about, "run", load_recipe("baseline"), range(4))
+    assert side_by_side(jobs, 1, gpus=False) == 137
     said = capsys.readouterr().err
     assert started == [0]
     assert "run 0 | a line\nrun 0 | and half a li\n" in said

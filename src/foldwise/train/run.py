@@ -19,89 +19,91 @@ from foldwise import UserError
 from foldwise.core import cli, parallel, paths
 from foldwise.core.cli import note
 from foldwise.core.files import locked
-from foldwise.core.ranks import joined_ranks, wait_for_ranks
+from foldwise.core.ranks import current_ranks, joined_ranks, wait_for_ranks
+from foldwise.core.schema import Strict
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, recipe_settings
-from foldwise.data.runs import RunInfo, check_settings, finish_run, finished_folds, open_run
+from foldwise.data.runs import RunInfo, check_settings, finish_run, finished_folds, open_run, read_run_info
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
 
-@dataclass(frozen=True)
-class Job:
-    """One fold of one run; for a cluster the command that trains it, the folder it is given in, and FOLDWISE_ROOT."""
+class Job(Strict):
+    """One fold of one run, as any process can train it that sees these folders at these paths."""
 
+    competition: str  # its file
     run: str
     fold: int
     recipe: Recipe
-    command: tuple[str, ...]
-    folder: str
-    root: str
+    folder: str  # where relative paths of the recipe start
+    root: str  # FOLDWISE_ROOT
+
+
+def jobs_of(competition: Competition, run: str, recipe: Recipe, wanted: Sequence[int]) -> list[Job]:
+    """A job for each wanted fold of a run."""
+    places = {"folder": str(Path.cwd()), "root": str(paths.output_root().resolve())}
+    return [Job(competition=str(competition.file), run=run, fold=fold, recipe=recipe, **places) for fold in wanted]
+
+
+def train_fold(job: Job, deadline: float | None = None) -> int:
+    """Train a fold of an opened run here, and gather the run: 0, or OUT_OF_TIME where the hours ended first.
+
+    A fold that is done stays as it is. Under torchrun all ranks call this, and train it together.
+    """
+    parallel.tune_allocator()
+    from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
+    from foldwise.train.trainer import OutOfTime, Trainer
+
+    competition, rank, settings = load_competition(job.competition), current_ranks().rank, recipe_settings(job.recipe)
+    folder, fold_table = competition.runs() / job.run, folds.load_folds(competition)
+    if job.fold in finished_folds(folder):
+        if not rank:
+            note(f"fold {job.fold}: done already ({folder / f'fold{job.fold}.csv'}; --restart trains it anew)")
+            checkpoint.remove(folder / f"fold{job.fold}.ckpt")  # left by a kill just before the fold's end
+    else:
+        try:
+            with _alone(folder, job.fold, rank), cli.finishing():
+                check_settings(folder, settings)
+                Trainer(competition, job.recipe, job.fold, fold_table, folder, deadline).run()
+        except OutOfTime as stop:
+            if not rank:
+                note(f"{stop}; run the same command to continue")
+            if cli.terminated():
+                sys.exit(cli.TERMINATED)
+            return OUT_OF_TIME
+    if not rank:
+        finish_run(competition, folder, fold_table, index.load_index(competition), {"config": settings})
+    wait_for_ranks()
+    return 0
 
 
 def in_turn(
     competition: Competition,
-    recipes: dict[str, tuple[str, Recipe]],
+    recipes: dict[str, Recipe],
     wanted: Sequence[int],
     restart: bool = False,
     deadline: float | None = None,
 ) -> tuple[int, list[RunInfo]]:
-    """Train one run after the other in this process: (exit status, the runs' run.json; none on torchrun's others)."""
-    infos: list[RunInfo] = []
-    for run, (_, recipe) in recipes.items():
-        info = train_folds(competition, recipe, run, wanted, restart, deadline)
-        if info is None:
-            return OUT_OF_TIME, infos
-        infos += [info] if info.run else []
-    return 0, infos
+    """Train the wanted folds of one run after the other in this process: (exit status, the runs' run.json).
 
-
-def train_folds(
-    competition: Competition,
-    recipe: Recipe,
-    name: str,
-    wanted: Sequence[int],
-    restart: bool = False,
-    deadline: float | None = None,
-) -> RunInfo | None:
-    """Train the wanted folds here, in turn; the run's run.json, or None where the hours ended first.
-
-    Under torchrun all ranks call this, and train one fold together.
+    Under torchrun all ranks call this, and the first alone gets a run.json.
     """
-    table, fold_table = index.load_index(competition), folds.load_folds(competition)
+    fold_table, infos = folds.load_folds(competition), list[RunInfo]()
     parallel.tune_allocator()
-    from foldwise.model import checkpoint  # torch takes seconds: only now that everything named is known to exist
-    from foldwise.train.trainer import OutOfTime, Trainer, dry_run
-
     with joined_ranks() as rank:
-        if restart:
-            dry_run(competition, recipe, wanted[0], fold_table)
-        settings, folder = recipe_settings(recipe), competition.runs() / name
-        if not rank:
-            open_run(competition, name, settings, fold_table, wanted if restart else ())
-        wait_for_ranks()
-        facts: dict[str, Any] = {"config": settings}
-        for fold in wanted:
-            if fold in finished_folds(folder):
-                if not rank:
-                    note(f"fold {fold}: done already ({folder / f'fold{fold}.csv'}; --restart trains it anew)")
-                    checkpoint.remove(folder / f"fold{fold}.ckpt")  # left by a kill just before the fold's end
-                continue
-            try:
-                with _alone(folder, fold, rank), cli.finishing():
-                    check_settings(folder, settings)
-                    Trainer(competition, recipe, fold, fold_table, folder, deadline).run()
-            except OutOfTime as stop:
-                if not rank:
-                    note(f"{stop}; run the same command to continue")
-                if cli.terminated():
-                    sys.exit(cli.TERMINATED)
-                return None
+        for run, recipe in recipes.items():
+            if restart:
+                from foldwise.train.trainer import dry_run
+
+                dry_run(competition, recipe, wanted[0], fold_table)
+            if not rank:
+                open_run(competition, run, recipe_settings(recipe), fold_table, wanted if restart else ())
             wait_for_ranks()
-            if not rank and fold != wanted[-1]:
-                finish_run(competition, folder, fold_table, table, facts)
-        return finish_run(competition, folder, fold_table, table, facts) if not rank else RunInfo()
+            if any(train_fold(job, deadline) for job in jobs_of(competition, run, recipe, wanted)):
+                return OUT_OF_TIME, infos
+            infos += [] if rank else [read_run_info(competition.runs() / run)]
+    return 0, infos
 
 
 @contextmanager
@@ -120,10 +122,8 @@ def _alone(folder: Path, fold: int, rank: int) -> Iterator[None]:
 
 def spread(
     competition: Competition,
-    recipes: dict[str, tuple[str, Recipe]],
+    recipes: dict[str, Recipe],
     wanted: Sequence[int],
-    script: Sequence[str],
-    overrides: Sequence[str],
     *,
     restart: bool = False,
     deadline: float | None = None,
@@ -131,29 +131,22 @@ def spread(
     devices: int = 1,
     gpus: bool = False,
 ) -> tuple[int, list[RunInfo]]:
-    """Train recipes x folds, each in a process of its own: (exit status, the runs' run.json).
-
-    recipes: {run: (recipe's name, recipe)}. script: this script with its competition, as a cluster's workers call it.
-    """
+    """Train recipes x folds, each in a process of its own: (exit status, the runs' run.json)."""
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     jobs = []
-    for run, (source, recipe) in recipes.items():
+    for run, recipe in recipes.items():
         folder = open_run(competition, run, recipe_settings(recipe), fold_table, wanted if restart else ())
-        for fold in [fold for fold in wanted if fold not in finished_folds(folder)]:
-            one = ("--recipe", source, "--name", run, "--fold", str(fold), "--devices", "1")
-            line = (*script, *one, *overrides)
-            jobs.append(Job(run, fold, recipe, line, str(Path.cwd()), str(paths.output_root().resolve())))
-    status = over_cluster(jobs, dask) if dask else side_by_side(competition, jobs, devices, gpus, deadline)
+        left = [fold for fold in wanted if fold not in finished_folds(folder)]
+        jobs += jobs_of(competition, run, recipe, left)
+    status = over_cluster(jobs, dask) if dask else side_by_side(jobs, devices, gpus, deadline)
     infos = [
         finish_run(competition, competition.runs() / run, fold_table, table, {"config": recipe_settings(recipe)})
-        for run, (_, recipe) in recipes.items()
+        for run, recipe in recipes.items()
     ]
     return status, infos
 
 
-def side_by_side(
-    competition: Competition, jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None
-) -> int:
+def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float | None = None) -> int:
     """Train folds in processes of their own, one a device at once; run and fold stand before each line they say.
 
     Returns the exit status: 0, 75 where hours ended, else that of the first one that failed. A process sees its own
@@ -168,7 +161,7 @@ def side_by_side(
     running: dict[Any, Child] = {}
     while running or (waiting and not any(statuses)):
         while waiting and free and not any(statuses):
-            child = _start(competition, waiting.pop(0), free.pop(0), cores_each, gpus, deadline)
+            child = _start(waiting.pop(0), free.pop(0), cores_each, gpus, deadline)
             running[child.said] = child
         for said in wait(running):
             child = running[said]
@@ -213,9 +206,7 @@ class Child:
         note(f"{self.job.run} {self.job.fold} | {line}")
 
 
-def _start(
-    competition: Competition, job: Job, device: int | None, cores: str, gpus: bool, deadline: float | None
-) -> Child:
+def _start(job: Job, device: int | None, cores: str, gpus: bool, deadline: float | None) -> Child:
     env = {"FOLDWISE_CORES": cores}
     if gpus and device is not None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -223,26 +214,19 @@ def _start(
     # CUDA may not live on in a fork: a fresh interpreter; on a CPU a fork of one that has imported torch
     context = multiprocessing.get_context("spawn") if gpus else parallel.context("torch", "timm")
     said, says = context.Pipe(duplex=False)
-    process = context.Process(target=_train_one, args=(says, env, competition, job, deadline), daemon=True)
+    process = context.Process(target=_train_one, args=(says, env, job, deadline), daemon=True)
     process.start()
     says.close()
     return Child(job, device, process, said)
 
 
-def _train_one(
-    says: Connection, env: dict[str, str], competition: Competition, job: Job, deadline: float | None
-) -> None:
+def _train_one(says: Connection, env: dict[str, str], job: Job, deadline: float | None) -> None:
     """In a process of its own: train one fold; what would go to the terminal goes to `says`."""
     for stream in (1, 2):
         os.dup2(says.fileno(), stream)
     parallel.end_with_parent()
     os.environ.update(env)
-
-    def main() -> None:
-        if train_folds(competition, job.recipe, job.run, [job.fold], deadline=deadline) is None:
-            sys.exit(OUT_OF_TIME)
-
-    cli.run(main)
+    cli.run(lambda: sys.exit(train_fold(job, deadline)))
 
 
 def over_cluster(jobs: Sequence[Job], address: str) -> int:
@@ -264,14 +248,16 @@ def over_cluster(jobs: Sequence[Job], address: str) -> int:
 
 def _on_worker(job: Job) -> tuple[int, list[str]]:
     """A job on a cluster's worker: (exit status, its last lines)."""
+    sources = [str(paths.SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     for _ in range(120):  # a worker lost from sight may live a while: its lock says so
-        done = subprocess.run(
-            job.command,
+        done = subprocess.run(  # a process of its own: a crash or a signal must not take the worker along
+            [sys.executable, "-m", "foldwise.train.run"],
+            input=job.model_dump_json(),
             capture_output=True,
             text=True,
             check=False,
             cwd=job.folder,
-            env={**os.environ, "FOLDWISE_ROOT": job.root},
+            env={**os.environ, "FOLDWISE_ROOT": job.root, "PYTHONPATH": os.pathsep.join(sources)},
             preexec_fn=parallel.die_with_parent,
         )
         lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
@@ -279,3 +265,7 @@ def _on_worker(job: Job) -> tuple[int, list[str]]:
             break
         time.sleep(5)
     return done.returncode, lines
+
+
+if __name__ == "__main__":
+    cli.run(lambda: sys.exit(train_fold(Job.model_validate_json(sys.stdin.read()))))
