@@ -80,7 +80,7 @@ for name in survey.counts.index[:6]:
 # %%
 if survey.audit is not None:
     display(survey.audit.pairs.head(20))
-    print("\n".join(survey.audit.warnings(fold_table)) or "no copies")
+    print("\n".join(survey.audit.warnings(table, fold_table)) or "no copies")
     for pair in survey.audit.pairs.tail(3).itertuples():
         show(np.array([survey.row(pair.split_a, pair.id_a), survey.row(pair.split_b, pair.id_b)]), 160)
 

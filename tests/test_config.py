@@ -11,7 +11,7 @@ from foldwise import UserError
 from foldwise.core import paths
 from foldwise.core.files import digest
 from foldwise.data.competition import load_competition
-from foldwise.data.recipe import NEEDS, RECIPES, differences, help_recipe, load_recipe, recipe_settings
+from foldwise.data.recipe import NEEDS, differences, help_recipe, load_recipe, recipe_settings
 
 pytestmark = pytest.mark.smoke
 
@@ -22,7 +22,7 @@ def test_shipped_competitions_are_valid(file: Path) -> None:
     assert about.name == file.stem
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(paths.RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_recipes_are_valid(file: Path) -> None:
     assert load_recipe(file.stem).image_size >= 16
 
