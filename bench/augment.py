@@ -154,8 +154,10 @@ def draw(folder: Path) -> None:
         "noise": operations.GaussNoise(5**0.5, 30**0.5),
         "cutout": operations.CutOut(0.375),
     }
-    lists = {name: (operation,) for name, operation in named.items()}
-    figures.save(previews.operation_grid(images[:1], lists, versions), folder / "operations.jpg", dpi=75)
+    size = images.shape[1]
+    pipelines = (augment.pipeline, augment.reference_pipeline)
+    makers = {name: [pipeline([one], size) for pipeline in pipelines] for name, one in named.items()}
+    figures.save(previews.grid(images[:1], makers, versions), folder / "operations.jpg", dpi=75)
     others = ["light", "medium", "heavy"]
     figures.save(previews.augmentation_grid(images[:1], others, versions=versions), folder / "presets.jpg", dpi=75)
     figures.save(

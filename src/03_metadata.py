@@ -112,21 +112,21 @@ def main() -> None:
     plan = boosting.Plan(
         learner, settings["params"], args.seed, args.seeds, args.target_encode, args.components, args.tune, args.trials
     )
-    found = boosting.fit(problem, plan, cli.note)
-    facts = {
-        **boosting.facts(found),
-        **inputs.facts,
+    results = boosting.fit(problem, plan, cli.note)
+    meta = {
+        **boosting.folds_meta(results),
+        **inputs.meta,
         "library": learner.version,
         "seconds": round(time.monotonic() - started, 1),
     }
-    preds = {part.fold: (part.valid, part.test) for part in found}
-    info = write_run(competition, args.name, settings, fold_table, table, preds, facts)
-    importance.write_importance(competition.runs() / args.name, problem, found)
+    preds = {part.fold: (part.valid, part.test) for part in results}
+    info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
+    importance.write_importance(competition.runs() / args.name, problem, results)
     from foldwise.report.run import report_run  # matplotlib
 
     report_run(competition, info)
     if args.tune:
-        print(boosting.tuning_line(info, found))
+        print(boosting.tuning_line(info, results))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def main() -> None:
         competition, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
     ):
         preds[fold], chosen[str(fold)] = (valid, test), best
-    facts = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
-    info = write_run(competition, name, settings, fold_table, table, preds, facts)
+    meta = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
+    info = write_run(competition, name, settings, fold_table, table, preds, meta)
     report_run(competition, info)
 
 

@@ -53,8 +53,8 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     preds = fold_models.predict_folds(competition, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
-    facts = {"weights_of": args.run}
-    info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, facts, anew=False)
+    meta = {"weights_of": args.run}
+    info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
     report_run(competition, info)
 
 

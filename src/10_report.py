@@ -24,11 +24,11 @@ def main() -> None:
     args = parser.parse_args()
 
     competition = load_competition(args.competition)
-    found = results.gather(competition, args.runs)
-    for one in found:
+    runs = results.gather(competition, args.runs)
+    for one in runs:
         results.illustrate(competition, one)
-    path = results_page.write_results(competition, found)
-    results_page.print_table(competition, found)
+    path = results_page.write_results(competition, runs)
+    results_page.print_table(competition, runs)
     print(f"wrote {path} and results.csv")
 
 

@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 
 from foldwise import UserError, stats
 from foldwise.data.competition import Competition, load_competition
-from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score, score_many
+from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -168,8 +168,6 @@ def test_auc_paths_agree(drawn, share, dtype):
     pred = (rng.integers(0, drawn[2], drawn[1]) / 7).astype(dtype)
     expected = sk.roc_auc_score(target, pred)
     assert auc_of(pred[~target], pred[target]) == pytest.approx(expected, abs=1e-12)
-    many = np.stack([pred, -pred, pred * 0])
-    assert score_many("auc", target, many) == pytest.approx([expected, 1 - expected, 0.5], abs=1e-12)
 
 
 @pytest.mark.smoke

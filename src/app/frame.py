@@ -32,7 +32,7 @@ def service() -> Any:
 
 
 @st.cache_resource(show_spinner="Loading ...", max_entries=4)
-def _service(name: str, made: str) -> Any:
+def _service(name: str, version: str) -> Any:
     parallel.tune_allocator()
     uploads.prepare()
     from app.service import Service  # torch
@@ -41,15 +41,15 @@ def _service(name: str, made: str) -> Any:
 
 
 @st.cache_resource(show_spinner="Fitting the blend ...", max_entries=8)
-def _mixture(_service: Any, competition_name: str, name: str, made: str) -> Any:
+def _mixture(_service: Any, competition_name: str, name: str, version: str) -> Any:
     return _service.mixture(name)
 
 
 def mixture(name: str) -> Any:
     """A submission's blend, fitted once."""
     shown = competition()
-    made = stamp(shown.submissions() / f"{name}.json", *shown.runs().glob("*/oof.csv"))
-    return _mixture(service(), str(shown.file), name, made)
+    version = stamp(shown.submissions() / f"{name}.json", *shown.runs().glob("*/oof.csv"))
+    return _mixture(service(), str(shown.file), name, version)
 
 
 def stamp(*paths: Any) -> str:

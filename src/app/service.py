@@ -96,9 +96,9 @@ class Mixture:
         stand_in = np.mean([answer.mean(name) for name in asked], axis=0)
         new = np.stack([answer.mean(name) if name in asked else stand_in for name in self.runs.names])
         new = new.reshape(*new.shape[:2], *self.runs.tests.shape[2:])
-        made = self.blend.predict(np.concatenate([self.runs.tests, new], axis=1))[-new.shape[1] :]
+        pred = self.blend.predict(np.concatenate([self.runs.tests, new], axis=1))[-new.shape[1] :]
         absent = [name for name, weight in self.weights.items() if name not in asked and abs(weight) > 1e-3]
-        return made.reshape(len(answer.ids), -1), absent
+        return pred.reshape(len(answer.ids), -1), absent
 
 
 class Service:
@@ -129,9 +129,9 @@ class Service:
     def runs(self) -> list[str]:
         """Runs whose models are here, best score first: trained by step 2, or the same weights with other views."""
         folder = self.competition.runs()
-        found = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
+        names = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
         sign = 1 if self.competition.scorer().greater_is_better else -1
-        scores = {run: read_run_info(folder / run).score for run in found if self._is_served(run)}
+        scores = {run: read_run_info(folder / run).score for run in names if self._is_served(run)}
         return sorted(scores, key=lambda run: (scores[run] is None, -sign * (scores[run] or 0), run))
 
     def _is_served(self, run: str) -> bool:
@@ -157,8 +157,8 @@ class Service:
         key = (run, fold, use)
         with self._loading:  # quick, and two visitors must not load the same one twice
             if key not in self._models:
-                made = fold_models.load_fold(self.competition, self.recipe(run), self.weights_of(run), fold, self.table)
-                self._models[key] = made
+                one = fold_models.load_fold(self.competition, self.recipe(run), self.weights_of(run), fold, self.table)
+                self._models[key] = one
             self._models.move_to_end(key)
             while len(self._models) > MODELS:
                 self._models.popitem(last=False)
@@ -173,25 +173,25 @@ class Service:
     def metadata(self) -> dict[str, list[str] | tuple[float, float, float]]:
         """What a visitor can say of an image, by column: categories, or (lowest, median, highest) of numbers."""
         train = self.table[self.table["split"] == "train"]
-        found: dict[str, list[str] | tuple[float, float, float]] = {}
+        columns: dict[str, list[str] | tuple[float, float, float]] = {}
         for column in index.metadata_columns(self.competition):
             values = train[column].dropna()
             if not len(values):
                 continue
             if pd.api.types.is_numeric_dtype(values):
-                found[column] = (float(values.min()), float(values.median()), float(values.max()))
+                columns[column] = (float(values.min()), float(values.median()), float(values.max()))
             else:
-                found[column] = sorted(values.astype(str).unique().tolist())
-        return found
+                columns[column] = sorted(values.astype(str).unique().tolist())
+        return columns
 
     def described(self, rows: pd.DataFrame, metadata: dict[str, Any] | None = None) -> pd.DataFrame:
         """Index rows of new images with what is known of them; every other metadata column is missing."""
-        made = rows.copy()
+        known = rows.copy()
         for column in index.metadata_columns(self.competition):
             value = (metadata or {}).get(column)
             numeric = pd.api.types.is_numeric_dtype(self.table[column])
-            made[column] = pd.Series([value] * len(rows), index=rows.index, dtype="float64" if numeric else "object")
-        return made
+            known[column] = pd.Series([value] * len(rows), index=rows.index, dtype="float64" if numeric else "object")
+        return known
 
     # --- predictions --------------------------------------------------------------------------------------
 
@@ -245,22 +245,22 @@ class Service:
         with self._explaining:
             layers = explain.cam_layers(trained.network, recipe.image_size)
             claims = [explain.Claim(output)]
-            found = explain.cams(explain.subject_of(trained), image, claims, layers, trained.metadata(rows))
-        return np.mean([maps[0] for maps in found.maps.values()], axis=0)
+            heat = explain.cams(explain.subject_of(trained), image, claims, layers, trained.metadata(rows))
+        return np.mean([maps[0] for maps in heat.maps.values()], axis=0)
 
     # --- blends -------------------------------------------------------------------------------------------
 
     def submissions(self) -> dict[str, dict[str, Any]]:
         """Blends by name: the meta that step 6 wrote beside each submission."""
-        found = {}
+        blends = {}
         for path in sorted(self.competition.submissions().glob("*.json")):
             try:
                 meta = json.loads(path.read_text(encoding="utf-8"))
             except (ValueError, OSError):
                 continue
             if isinstance(meta, dict) and meta.get("runs"):
-                found[path.stem] = meta
-        return found
+                blends[path.stem] = meta
+        return blends
 
     def mixture(self, name: str) -> Mixture:
         """A submission's blend; UserError where its runs are gone or have changed since."""
@@ -282,12 +282,12 @@ class Service:
             task=self.competition.task,
             nested=False,
         )
-        made = Mixture(name, meta, runs, blend)
-        if any(abs(made.weights[run] - weight) > LIKE_ALL for run, weight in said.items()):
+        mixture = Mixture(name, meta, runs, blend)
+        if any(abs(mixture.weights[run] - weight) > LIKE_ALL for run, weight in said.items()):
             raise UserError(
                 f"submission {name}: its runs have changed since it was made; make it again with 06_blend.py"
             )
-        return made
+        return mixture
 
     # --- neighbours ---------------------------------------------------------------------------------------
 
@@ -316,8 +316,8 @@ class Service:
 
     def _neighbours_key(self, run: str, fold: int, images: cache.Cache, rows: pd.DataFrame) -> str:
         weights = (self.competition.runs() / self.weights_of(run) / f"fold{fold}.safetensors").stat()
-        made = images.path.stat()
-        marks = [weights.st_size, weights.st_mtime_ns, made.st_size, made.st_mtime_ns]
+        cached = images.path.stat()
+        marks = [weights.st_size, weights.st_mtime_ns, cached.st_size, cached.st_mtime_ns]
         return digest({"marks": marks, "ids": rows["id"].tolist()})
 
     def nearest(
@@ -339,10 +339,10 @@ class Service:
         vector = self.model(run, fold).embed(images, where[:1], rows, "embed")
         likeness = known.vectors @ _unit(vector)[0]
         best = np.argsort(-likeness, kind="stable")[:count]
-        found = pd.DataFrame(
+        nearest = pd.DataFrame(
             {"id": [known.ids[k] for k in best], "fold": known.fold[best], "similarity": likeness[best]}
         )
-        return found.merge(self.truth(), on="id", how="left")
+        return nearest.merge(self.truth(), on="id", how="left")
 
     def truth(self) -> pd.DataFrame:
         """id and target columns of the training rows."""
@@ -353,9 +353,9 @@ class Service:
         """Training images as the models of that size see them, uint8 (N, size, size, 3); black where unreadable."""
         images = cache.load_cache(self.competition, size, crop)
         where = images.rows("train", list(ids))
-        made = np.zeros((len(where), size, size, 3), np.uint8)
-        made[where >= 0] = images.read(where[where >= 0])
-        return made
+        pictures = np.zeros((len(where), size, size, 3), np.uint8)
+        pictures[where >= 0] = images.read(where[where >= 0])
+        return pictures
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -373,13 +373,13 @@ class Service:
             if not done:
                 raise UserError(f"{path}: no fold is finished yet")
             table = read_folds(path, done)
-        found = cases.answers(self.competition, table)
-        words = [[found.case(k).truth, found.case(k).answer] for k in range(len(found.table))]
+        answers = cases.answers(self.competition, table)
+        words = [[answers.case(k).truth, answers.case(k).answer] for k in range(len(answers.table))]
         truth, said = map(list, zip(*words, strict=True))
         regression = self.competition.task == "regression"
-        wrong = -found.of_truth if regression else 1 - found.of_truth
-        made = found.table.assign(truth=truth, answer=said, sure=found.sure, wrong=wrong)
-        return made.sort_values("wrong", ascending=False, kind="stable", ignore_index=True)
+        wrong = -answers.of_truth if regression else 1 - answers.of_truth
+        rows = answers.table.assign(truth=truth, answer=said, sure=answers.sure, wrong=wrong)
+        return rows.sort_values("wrong", ascending=False, kind="stable", ignore_index=True)
 
 
 def _first(errors: dict[str, str]) -> str:

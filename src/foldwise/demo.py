@@ -627,8 +627,8 @@ def _read_solution(root: Path) -> pd.DataFrame:
 
 
 def _runs(root: Path) -> list[Path]:
-    found = (path.parent for path in (root / "oof" / "demo").glob("*/oof.csv"))
-    return sorted(folder for folder in found if (folder / "test.csv").exists())
+    folders = (path.parent for path in (root / "oof" / "demo").glob("*/oof.csv"))
+    return sorted(folder for folder in folders if (folder / "test.csv").exists())
 
 
 def _submissions(root: Path) -> list[Path]:

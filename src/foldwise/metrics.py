@@ -119,19 +119,6 @@ def resampler(metric: Metric, target: Array, pred: Array) -> Callable[[Array], f
     return lambda weight: _mean([column(weight[rows]) for rows, column in columns])
 
 
-def score_many(metric: str | Metric, target: ArrayLike, candidates: Array) -> NDArray[np.float64]:
-    """The metric of many candidates, (K, N) or (K, N, C), against one target: checked once, (K,) scores."""
-    metric = resolve(metric)
-    truth, _ = check(metric.name, target, candidates[0])
-    _check_task(metric, truth, candidates[0])
-    if not all(np.isfinite(candidate).all() for candidate in candidates):
-        raise UserError(f"{metric.name}: a candidate holds NaN or infinite values")
-    if metric.name != "roc_auc" or candidates.ndim != 2:
-        return np.array([metric.function(truth, candidate, None) for candidate in candidates])
-    positive = truth > 0.5
-    return np.array([auc_of(row[~positive], row[positive]) for row in candidates])
-
-
 def task_of(target: Array, pred: Array) -> str:
     """binary, multiclass, multilabel or regression, told from shapes and values."""
     if target.ndim == 2:
@@ -215,10 +202,10 @@ def _check_defined(metric: Metric, target: Array, pred: Array) -> None:
             raise Undefined(f"{metric.name} is undefined: target holds one class only ({np.nanmin(target):g})")
         return
     for number, (_, truth, _) in enumerate(_columns(target, pred)):
-        found = {"1"} if truth.all() else {"0", "1"} if truth.any() else {"0"}
-        if not set(metric.needs) <= found:
+        labels = {"1"} if truth.all() else {"0", "1"} if truth.any() else {"0"}
+        if not set(metric.needs) <= labels:
             where = "target" if pred.ndim == 1 else f"column {number} of target"
-            raise Undefined(f"{metric.name} is undefined: {where} holds one class only ({min(found)})")
+            raise Undefined(f"{metric.name} is undefined: {where} holds one class only ({min(labels)})")
 
 
 def _odd(target: Array) -> str:
@@ -353,8 +340,8 @@ def known_rows(truth: Array) -> slice | Array:
 
 
 def _mean(values: list[float]) -> float:
-    found = [value for value in values if value == value]
-    return float(np.mean(found)) if found else float("nan")
+    defined = [value for value in values if value == value]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _column_mean(of_column: Callable[[Array, Array, Array | None], float]) -> Function:

@@ -367,11 +367,11 @@ def test_a_target_that_is_missing_or_of_one_class(tmp_path: Path, monkeypatch) -
 def test_drift_is_told_and_files_come_with_a_warning(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     about, table, fold_table = make(tmp_path, monkeypatch)
     quiet = features.gather(about, table, fold_table, features.Wish())
-    assert not quiet.notes and quiet.facts["drift"]["adversarial_auc"][1] < 0.6
+    assert "tells test rows" not in "\n".join(quiet.notes) and quiet.meta["drift"]["adversarial_auc"][1] < 0.6
     older = table.assign(age=table["age"] + np.where(table["split"] == "test", 80.0, 0.0))
     loud = features.gather(about, older, fold_table, features.Wish())
     assert "tells test rows from training rows" in "\n".join(loud.notes)
-    assert loud.facts["drift"]["shift"]["age"] > 0.9
+    assert loud.meta["drift"]["shift"]["age"] > 0.9
     files = features.gather(about, table, fold_table, features.Wish(files=True))
     assert "file bytes" in files.frame and "scanner" in "\n".join(files.notes)
     assert "file width" not in files.frame  # constant here

@@ -36,7 +36,7 @@ def show() -> None:
 
 
 @st.cache_data(show_spinner="Reading the predictions ...", max_entries=8)
-def _errors(_service: Any, competition_file: str, run: str, made: str) -> pd.DataFrame:
+def _errors(_service: Any, competition_file: str, run: str, version: str) -> pd.DataFrame:
     return _service.errors(run)
 
 

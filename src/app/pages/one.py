@@ -102,15 +102,15 @@ def _remembered(what: str, key: str, make: Any) -> Any:
 def _window(received: uploads.Uploads) -> tuple[ImageOptions | None, ImageOptions]:
     """(options for the models, None: the competition's own; options for the eye): sliders where there are 16 bits."""
     own = frame.competition().image
-    found = uploads.apart(uploads.depth, received.path(), received.bounded(own))
-    if found is None or found.high <= found.low:
+    depth = uploads.apart(uploads.depth, received.path(), received.bounded(own))
+    if depth is None or depth.high <= depth.low:
         return None, own
-    margin = (found.high - found.low) / 10
-    low, high = min(found.low, found.center) - margin, max(found.high, found.center) + margin
-    span = max(high - low, found.width)
+    margin = (depth.high - depth.low) / 10
+    low, high = min(depth.low, depth.center) - margin, max(depth.high, depth.center) + margin
+    span = max(high - low, depth.width)
     chosen = st.checkbox("Choose the window", help="Which gray values are shown from black to white.")
-    center = st.slider(f"Window centre, {found.unit}", low, high, found.center, disabled=not chosen)
-    width = st.slider(f"Window width, {found.unit}", span / 1000, span, found.width, disabled=not chosen)
+    center = st.slider(f"Window centre, {depth.unit}", low, high, depth.center, disabled=not chosen)
+    width = st.slider(f"Window width, {depth.unit}", span / 1000, span, depth.width, disabled=not chosen)
     also = st.checkbox(
         "The models see it through this window too",
         disabled=not chosen,
@@ -118,8 +118,8 @@ def _window(received: uploads.Uploads) -> tuple[ImageOptions | None, ImageOption
     )
     if not chosen:
         return None, own
-    made = uploads.apart(uploads.windowed, received.path(), own, center, width)
-    return (made if also else None), made
+    windowed = uploads.apart(uploads.windowed, received.path(), own, center, width)
+    return (windowed if also else None), windowed
 
 
 def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
 
 
 def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None) -> None:
-    found = {run: {f"fold {fold}": pred[0] for fold, pred in answer.preds[run].items()} for run in runs}
+    by_fold = {run: {f"fold {fold}": pred[0] for fold, pred in answer.preds[run].items()} for run in runs}
     means = {run: answer.mean(run)[0] for run in runs}
     if blend is not None:
         try:
@@ -158,7 +158,7 @@ def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None
                 )
         except UserError as error:
             st.caption(frame.plain(f"No blend: {error}"))
-    shown = charts.Said(service.outputs, means, found, service.competition.task)
+    shown = charts.Said(service.outputs, means, by_fold, service.competition.task)
     most = len(service.outputs)
     top = st.slider("Classes shown", 1, most, min(5, most)) if most > 2 else most
     st.altair_chart(charts.probabilities(shown, top), width="stretch")
@@ -214,20 +214,20 @@ def _neighbours(
     if not wanted and st.session_state.get("near", ("",))[0] != key:
         return
     with st.spinner("Embedding ..."):
-        found = _remembered("near", key, lambda: service.nearest(received, run, fold, 8, metadata, options))
+        nearest = _remembered("near", key, lambda: service.nearest(received, run, fold, 8, metadata, options))
     recipe = service.recipe(run)
-    _gallery(found, service.pictures(found["id"].tolist(), recipe.image_size, recipe.crop), fold)
+    _gallery(nearest, service.pictures(nearest["id"].tolist(), recipe.image_size, recipe.crop), fold)
 
 
-def _gallery(found: pd.DataFrame, images: np.ndarray, fold: int) -> None:
+def _gallery(nearest: pd.DataFrame, images: np.ndarray, fold: int) -> None:
     places = st.columns(4)
-    for k, row in enumerate(found.itertuples()):
+    for k, row in enumerate(nearest.itertuples()):
         words = [
             f"{row.similarity:.3f}",
             str(row.id),
             f"fold {row.fold}" + (" (not trained on)" if row.fold == fold else ""),
         ]
-        words += [f"{name} {getattr(row, name)}" for name in found if name.startswith("target")]
+        words += [f"{name} {getattr(row, name)}" for name in nearest if name.startswith("target")]
         with places[k % 4]:
             st.image(images[k], width="stretch")
             st.caption("  \n".join(map(frame.plain, words)))

@@ -62,7 +62,7 @@ _COLUMNS = {
 
 
 @st.cache_data(show_spinner="Reading the runs ...", max_entries=8)
-def _gathered(competition_file: str, made: str) -> pd.DataFrame:
+def _gathered(competition_file: str, version: str) -> pd.DataFrame:
     return results.table(results.gather(frame.competition()))
 
 
@@ -72,12 +72,12 @@ def _megabytes(folder: Path) -> str:
 
 
 def _blends() -> None:
-    found = frame.service().submissions()
-    if not found:
+    blends = frame.service().submissions()
+    if not blends:
         st.info("No blend yet; make one with 06_blend.py.")
         return
-    name = st.selectbox("Submission", list(found))
-    meta = found[name]
+    name = st.selectbox("Submission", list(blends))
+    meta = blends[name]
     st.markdown(f"**{frame.plain(str(meta.get('verdict', '')))}**")
     low, high = (meta.get("interval_95") or [None, None])[:2]
     places = st.columns(4)

@@ -35,7 +35,7 @@ ADVERSARY = {
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
 }
-ROUNDS = 120
+ROUNDS = 120  # at this rate enough for an AUC's second digit, and not tuned: the question is whether, not how well
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def columns(
     sources: dict[str, str] = {**dict.fromkeys(competition.dicom_tags, "header"), **dict.fromkeys(named, "table")}
     frame = table[index.metadata_columns(competition)].copy()
     width, height = table["width"].astype("float64"), table["height"].astype("float64")
-    made: dict[str, Any] = {
+    file_columns: dict[str, Any] = {
         "width": width,
         "height": height,
         "aspect": width / height,
         "bytes": table["bytes"].astype("float64"),
         "format": table["format"],
     }
-    for name, values in made.items():
+    for name, values in file_columns.items():
         frame[f"file {name}"], sources[f"file {name}"] = values, "file"
     if competition.train.table:
         frame["row number"] = table.groupby("split").cumcount().astype("float64")
@@ -98,19 +98,19 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
     """
     readable = table[(table["format"] == "DICOM") & table["error"].isna() & (table["split"] != "extra")]
     picked = [part.sample(min(limit, len(part)), random_state=0) for _, part in readable.groupby("split")]
-    found: dict[Any, dict[str, Any]] = {}
+    header_of: dict[Any, dict[str, Any]] = {}
     for row, path in (pair for part in picked for pair in part["path"].items()):
         file = competition.raw() / path
         try:
             fields = dicom.read_header(file) | dicom.read_header(file, PLACES)
         except dicom.DicomError:  # its pixels could be read, and that is what counts
             continue
-        found[row] = {
+        header_of[row] = {
             name: "\\".join(map(str, value)) if isinstance(value, list | tuple) else value
             for name, value in fields.items()
             if not name.endswith("InstanceUID")
         }
-    frame = pd.DataFrame.from_dict(found, orient="index").sort_index()
+    frame = pd.DataFrame.from_dict(header_of, orient="index").sort_index()
     return frame.dropna(axis=1, how="all").apply(index.typed) if len(frame) else frame
 
 
@@ -133,12 +133,12 @@ def compare(
     rows = table.loc[frame.index]
     tasks = _questions(competition, rows)
     part = _split_folds(rows)
-    found = [_compare_column(frame[name], rows, fold_of.reindex(frame.index), tasks, part) for name in frame]
-    made = pd.DataFrame(found, columns=_COLUMNS)
-    made.insert(0, "column", list(frame))
-    made.insert(1, "source", [sources.get(name, "header") for name in frame])
-    made.loc[made["source"] == "order", ["drift", "p", "split", "split_low"]] = np.nan  # each split counts its own rows
-    return made
+    lines = [_compare_column(frame[name], rows, fold_of.reindex(frame.index), tasks, part) for name in frame]
+    compared = pd.DataFrame(lines, columns=_COLUMNS)
+    compared.insert(0, "column", list(frame))
+    compared.insert(1, "source", [sources.get(name, "header") for name in frame])
+    compared.loc[compared["source"] == "order", ["drift", "p", "split", "split_low"]] = np.nan  # counted a split
+    return compared
 
 
 _COLUMNS = [
@@ -164,9 +164,9 @@ def _compare_column(
     shift, p = _drift(train.dropna(), test.dropna(), number)
     best, name = Interval(np.nan, np.nan, np.nan), ""
     for task, truth in tasks.items():
-        found = alone(values, truth, fold_of)
-        if not found.value <= best.value:  # also where either is NaN
-            best, name = (found, task) if not np.isnan(found.value) else (best, name)
+        told = alone(values, truth, fold_of)
+        if not told.value <= best.value:  # also where either is NaN
+            best, name = (told, task) if not np.isnan(told.value) else (best, name)
     split = Interval(np.nan, np.nan, np.nan)
     if part is not None:
         split = alone(values, (rows["split"] == "test").astype("float64"), part)
@@ -214,8 +214,8 @@ def _drift(train: pd.Series, test: pd.Series, number: bool) -> tuple[float, floa
     if min(len(train), len(test)) < FEWEST:
         return np.nan, np.nan
     if number:
-        found = ks_2samp(train.to_numpy(float), test.to_numpy(float), method="asymp")
-        return float(found.statistic), float(found.pvalue)
+        tested = ks_2samp(train.to_numpy(float), test.to_numpy(float), method="asymp")
+        return float(tested.statistic), float(tested.pvalue)
     counts = pd.DataFrame({"train": train.value_counts(), "test": test.value_counts()}).astype("float64").fillna(0)
     shares = counts / counts.sum()
     distance = float((shares["train"] - shares["test"]).abs().sum() / 2)
@@ -277,8 +277,8 @@ def _auc_within(y: np.ndarray, pred: np.ndarray, fold: np.ndarray) -> float:
     """The mean AUC of the folds, each by its number of pairs of a positive and a negative."""
     parts = [(pred[out & (y == 0)], pred[out & (y == 1)]) for out in (fold == held for held in np.unique(fold))]
     pairs = [len(negatives) * len(positives) for negatives, positives in parts]
-    found = [metrics.auc_of(*part) if count else 0.0 for part, count in zip(parts, pairs, strict=True)]
-    return float(np.dot(found, pairs) / sum(pairs)) if sum(pairs) else np.nan
+    aucs = [metrics.auc_of(*part) if count else 0.0 for part, count in zip(parts, pairs, strict=True)]
+    return float(np.dot(aucs, pairs) / sum(pairs)) if sum(pairs) else np.nan
 
 
 def _auc_interval(auc: float, positives: int, negatives: int) -> Interval:
@@ -371,15 +371,15 @@ def adversarial(name: str, table: pd.DataFrame, frame: pd.DataFrame) -> Adversar
 
 def _encoded(frame: pd.DataFrame) -> pd.DataFrame:
     """Numbers as they are, categories as their codes by frequency; constant columns left out."""
-    made = {}
+    encoded = {}
     for name in frame:
         values = frame[name]
         if not pd.api.types.is_numeric_dtype(values):
             order = values.value_counts().index
             values = pd.Series(pd.Categorical(values, categories=order).codes, index=frame.index).replace(-1, np.nan)
         if values.nunique(dropna=False) > 1:
-            made[name] = values.astype("float64")
-    return pd.DataFrame(made, index=frame.index)
+            encoded[name] = values.astype("float64")
+    return pd.DataFrame(encoded, index=frame.index)
 
 
 def shared_groups(table: pd.DataFrame) -> list[str]:

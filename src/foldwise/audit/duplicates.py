@@ -50,7 +50,7 @@ class Audit:
     group: pd.Series  # str, aligned with the index: the host's group, merged over duplicates within train
     pairs: pd.DataFrame  # COLUMNS; a copy of many is paired with the first of them only
     statistics: pd.DataFrame  # traits.STATISTICS, aligned with the index, NaN where unreadable
-    facts: dict[str, int | float | bool]  # images, flat, candidates, skipped, merged, seconds
+    meta: dict[str, int | float | bool]  # images, flat, candidates, skipped, merged, seconds
 
     @property
     def conflicts(self) -> pd.DataFrame:
@@ -98,15 +98,15 @@ class Audit:
                 f"copies in different folds: {len(split)} pairs, the first {split['id_a'].iloc[0]} and "
                 f"{split['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
             )
-        elif len(self._within) and self.facts["merged"]:
+        elif len(self._within) and self.meta["merged"]:
             lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
         extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
         if extra.any():
             lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of folds that validate them")
         if len(self.across):
             lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
-        if self.facts.get("skipped"):
-            lines.append(f"{self.facts['skipped']} candidates for copies were not compared: too many look alike")
+        if self.meta.get("skipped"):
+            lines.append(f"{self.meta['skipped']} candidates for copies were not compared: too many look alike")
         return lines
 
 
@@ -118,16 +118,16 @@ def duplicate_groups(
     turned: also find mirrored and turned copies. fresh: compare anew even if the saved pairs fit.
     """
     key = _key(competition, table, images, turned)
-    found = None if fresh else _saved(competition, table, key)
-    if found is not None:
-        return found
+    saved = None if fresh else _saved(competition, table, key)
+    if saved is not None:
+        return saved
     started = time.perf_counter()
     rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
     seen = traits.look(images, rows)
     pairs, compared = duplicates(seen, table, competition.raw(), turned)
     named = _named(competition, pairs, table)
     merged = merge(table, named) if competition.merge_copies else table["group"]
-    facts: dict[str, int | float | bool] = {
+    meta: dict[str, int | float | bool] = {
         "images": len(rows),
         "flat": int(seen.flat.sum()),
         **compared,
@@ -135,9 +135,9 @@ def duplicate_groups(
         "seconds": round(time.perf_counter() - started, 1),
     }
     statistics = seen.statistics.set_axis(table.index[rows]).reindex(table.index)
-    made = Audit(merged, named, statistics, facts)
-    _save(made, table, competition.derived(), key)
-    return made
+    audit = Audit(merged, named, statistics, meta)
+    _save(audit, table, competition.derived(), key)
+    return audit
 
 
 def load_audit(competition: Competition, table: pd.DataFrame) -> Audit | None:
@@ -155,10 +155,10 @@ def duplicates(
     exact = _exact(seen, table, raw)
     copies = {b for _, b in exact}
     alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
-    found = candidates(seen.frequencies[alone], turned)
-    skipped = max(0, len(found) - MOST)
-    found = found.head(MOST)
-    places = found.assign(a=alone[found["a"]], b=alone[found["b"]]).sort_values(["a", "b"], ignore_index=True)
+    alike = candidates(seen.frequencies[alone], turned)
+    skipped = max(0, len(alike) - MOST)
+    alike = alike.head(MOST)
+    places = alike.assign(a=alone[alike["a"]], b=alone[alike["b"]]).sort_values(["a", "b"], ignore_index=True)
     places["agreement"] = agreement(seen.thumbnails, places)
     near = places[places["agreement"] >= AGREE].assign(kind="near")
     near = near.assign(a=seen.rows[near["a"]], b=seen.rows[near["b"]])
@@ -166,7 +166,7 @@ def duplicates(
     pairs = pd.concat([same, near], ignore_index=True).astype({"a": "int64", "b": "int64", "distance": "int64"})
     file = table["path"].to_numpy()
     pairs = pairs[file[pairs["a"]] != file[pairs["b"]]]  # frames of one file are alike, and in one group already
-    return pairs.reset_index(drop=True), {"candidates": len(found), "skipped": skipped}
+    return pairs.reset_index(drop=True), {"candidates": len(alike), "skipped": skipped}
 
 
 def _exact(seen: Traits, table: pd.DataFrame, raw: Path) -> list[tuple[int, int]]:
@@ -270,13 +270,13 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _detail(images: np.ndarray) -> np.ndarray:
     """float32 (N, S, S): what a blur of two pixels takes away, over its local strength."""
-    made = np.empty(images.shape, np.float32)
-    for image, out in zip(images, made, strict=True):
+    detail = np.empty(images.shape, np.float32)
+    for image, out in zip(images, detail, strict=True):
         values = image.astype(np.float32)
         fine = values - cv2.GaussianBlur(values, (0, 0), 2)
         strength = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4))
         out[:] = fine / (strength + 2)  # + 2 gray levels: noise on an even ground stays small
-    return made
+    return detail
 
 
 def _zoomed(images: np.ndarray, zoom: float) -> np.ndarray:
@@ -365,8 +365,10 @@ def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -
 
 
 def _key(competition: Competition, table: pd.DataFrame, images: Cache, turned: bool) -> str:
-    facts = images.path.with_suffix(".json")
-    made_of = json.loads(facts.read_text(encoding="utf-8"))["key"] if facts.exists() else images.path.stat().st_mtime
+    voucher = images.path.with_suffix(".json")
+    made_of = (
+        json.loads(voucher.read_text(encoding="utf-8"))["key"] if voucher.exists() else images.path.stat().st_mtime
+    )
     return digest([VERSION, made_of, turned, _rows(table, ["split", "id", "group", *competition.truth])])
 
 
@@ -375,23 +377,23 @@ def _rows(table: pd.DataFrame, columns: list[str]) -> str:
     return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 
-def _save(made: Audit, table: pd.DataFrame, folder: Path, key: str) -> None:
+def _save(audit: Audit, table: pd.DataFrame, folder: Path, key: str) -> None:
     (folder / "duplicates.json").unlink(missing_ok=True)  # it vouches for the other two: last to come, first to go
     with replacing(folder / "statistics.parquet") as part:
-        made.statistics.reset_index(drop=True).to_parquet(part)
-    write_csv(folder / "duplicates.csv", made.pairs)
+        audit.statistics.reset_index(drop=True).to_parquet(part)
+    write_csv(folder / "duplicates.csv", audit.pairs)
     rows = _rows(table, ["split", "id"])
     files = (folder / "duplicates.csv", folder / "statistics.parquet")
-    write_voucher(folder / "duplicates.json", {"key": key, "rows": rows, **made.facts}, *files)
+    write_voucher(folder / "duplicates.json", {"key": key, "rows": rows, **audit.meta}, *files)
 
 
 def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Audit | None:
     folder = competition.derived()
-    facts = read_voucher(folder / "duplicates.json")
-    if facts is None:
+    meta = read_voucher(folder / "duplicates.json")
+    if meta is None:
         return None
-    stale = key is not None and facts["key"] != key
-    if stale or facts.pop("rows") != _rows(table, ["split", "id"]):
+    stale = key is not None and meta["key"] != key
+    if stale or meta.pop("rows") != _rows(table, ["split", "id"]):
         return None
     statistics = pd.read_parquet(folder / "statistics.parquet")
     text = dict.fromkeys(["id_a", "split_a", "id_b", "split_b", "kind", "view"], str)
@@ -401,6 +403,6 @@ def _saved(competition: Competition, table: pd.DataFrame, key: str | None) -> Au
         keep_default_na=False,  # an id may be called NA
         na_values={"same_label": [""]},
     )
-    del facts["key"]
+    del meta["key"]
     group = merge(table, pairs) if competition.merge_copies else table["group"]
-    return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), facts)
+    return Audit(group, pairs, statistics[STATISTICS].set_axis(table.index), meta)

@@ -11,27 +11,20 @@ from foldwise.data.competition import Competition
 from foldwise.data.runs import Run, list_runs, load_run
 
 
-def confident_joint(target: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """int64 (C, C): how many rows labelled i are confidently j, from out-of-fold probabilities.
-
-    target: int64 (N,) classes; pred: (N, C). A row is confidently j if its p_j reaches the mean p_j of the rows
-    labelled j; among several such j the largest p_j counts. A class that is never predicted with confidence, or a
-    model that is badly calibrated, moves its own threshold along: that is the point of the method.
-    """
-    counts = np.zeros((pred.shape[1],) * 2, np.int64)
-    np.add.at(counts, tuple(_confident(target, pred)[1:]), 1)
-    return counts
-
-
 def suspects(target: np.ndarray, pred: np.ndarray) -> pd.DataFrame:
-    """Rows off the confident joint's diagonal: row, given, suggested (classes), p_given, p_suggested; worst first."""
+    """Rows that are confidently another class than their label: row, given, suggested, p_given, p_suggested.
+
+    target: int64 (N,) classes; pred: out-of-fold probabilities (N, C). Worst first. A row is confidently j if its p_j
+    reaches the mean p_j of the rows labelled j; among several such j the largest p_j counts. A class that is never
+    predicted with confidence, or a badly calibrated model, moves its own threshold along: the point of the method.
+    """
     row, given, confident = _confident(target, pred)
     off = given != confident
-    found = pd.DataFrame({"row": row[off], "given": given[off], "suggested": confident[off]})
-    found["p_given"] = pred[found["row"], found["given"]]
-    found["p_suggested"] = pred[found["row"], found["suggested"]]
-    order = (found["p_suggested"] - found["p_given"]).sort_values(ascending=False, kind="stable").index
-    return found.loc[order].reset_index(drop=True)
+    suspect = pd.DataFrame({"row": row[off], "given": given[off], "suggested": confident[off]})
+    suspect["p_given"] = pred[suspect["row"], suspect["given"]]
+    suspect["p_suggested"] = pred[suspect["row"], suspect["suggested"]]
+    order = (suspect["p_suggested"] - suspect["p_given"]).sort_values(ascending=False, kind="stable").index
+    return suspect.loc[order].reset_index(drop=True)
 
 
 def _confident(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,9 +81,9 @@ def _of_table(competition: Competition, table: pd.DataFrame, frame: pd.DataFrame
     parts = []
     for words, target, pred in questions:
         known = target >= 0
-        found = suspects(target[known], pred[known])
-        found.insert(0, "id", frame["id"].to_numpy()[known][found.pop("row")])
+        rows = suspects(target[known], pred[known])
+        rows.insert(0, "id", frame["id"].to_numpy()[known][rows.pop("row")])
         parts.append(
-            found.assign(given=[words[k] for k in found["given"]], suggested=[words[k] for k in found["suggested"]])
+            rows.assign(given=[words[k] for k in rows["given"]], suggested=[words[k] for k in rows["suggested"]])
         )
     return pd.concat(parts, ignore_index=True)

@@ -39,8 +39,8 @@ class Thumbnails:
         """uint8 (len(rows), 48, 48), in the order of `rows`."""
         self._file.flush()
         size = THUMBNAIL * THUMBNAIL
-        found = b"".join(os.pread(self._file.fileno(), size, int(row) * size) for row in rows)
-        return np.frombuffer(found, np.uint8).reshape(len(rows), THUMBNAIL, THUMBNAIL)
+        data = b"".join(os.pread(self._file.fileno(), size, int(row) * size) for row in rows)
+        return np.frombuffer(data, np.uint8).reshape(len(rows), THUMBNAIL, THUMBNAIL)
 
 
 @dataclass(frozen=True)

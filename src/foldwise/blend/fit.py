@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
-from foldwise.blend.methods import FIXED_SPACE, METHODS, SAME_AS, mean
+from foldwise.blend.methods import FIXED_SPACE, METHODS, mean
 from foldwise.blend.search import Problem
 from foldwise.blend.spaces import SPACES, Calibration, Scaling, ranks, to_space
 from foldwise.blend.stacking import Combiner
@@ -145,15 +145,15 @@ def _problem(
         task = "regression" if "regression" in metric.tasks else metrics.task_of(truth, first)
     rows = truth.shape[0]
     if folds is None:
-        made = make_folds(truth, task, None if groups is None else np.asarray(groups), seed)
+        fold_of = make_folds(truth, task, None if groups is None else np.asarray(groups), seed)
     else:
-        made = np.unique(np.asarray(folds), return_inverse=True)[1]
-    for what, values in (("folds", made), ("groups", np.asarray(groups) if groups is not None else made)):
+        fold_of = np.unique(np.asarray(folds), return_inverse=True)[1]
+    for what, values in (("folds", fold_of), ("groups", np.asarray(groups) if groups is not None else fold_of)):
         if values.shape != (rows,):
             raise UserError(f"{what}: {values.shape[0] if values.ndim else 0} values for {rows} rows")
-    if np.unique(made).size < 2:
+    if np.unique(fold_of).size < 2:
         raise UserError("folds: one fold only; the nested score needs at least two")
-    return Problem(truth, metric, task, made, seed, tuple(families or ()))
+    return Problem(truth, metric, task, fold_of, seed, tuple(families or ()))
 
 
 def make_folds(target: Array, task: str, groups: Array | None, seed: int, n: int = 5) -> Array:
@@ -179,7 +179,6 @@ def _choices(method: str, space: str | None, problem: Problem, preds: Array) -> 
         raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
     if method == "auto":
         return _auto_choices(problem, preds)
-    method = SAME_AS.get(method, method)
     if method not in METHODS:
         raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
     if space is None or method in FIXED_SPACE:
@@ -272,7 +271,7 @@ class _Work:
             out[held] = combiner(seen)
 
         big = self.preds.size > 50_000_000
-        with ThreadPoolExecutor(1 if big else 2) as pool:
+        with ThreadPoolExecutor(1 if big else 2) as pool:  # NumPy lets go of the lock; big ones fill memory twice
             list(pool.map(one, np.unique(folds)))
         return out
 
@@ -286,7 +285,9 @@ class _Work:
         nested = [self.nested(choice) for choice in choices]
         if len(choices) == 1:
             return self.finish(*choices[0], nested[0], [])
-        draws = self.bootstrap(nested, int(np.clip(self.draws, 100, 200)))
+        draws = self.bootstrap(
+            nested, int(np.clip(self.draws, 100, 200))
+        )  # a standard error needs fewer than an interval
         sign = 1 if self.problem.metric.greater_is_better else -1
         chosen, table = self._one_standard_error(choices, nested, draws, sign)
         honest = self._choose_without_each_fold(choices, nested, draws, sign)

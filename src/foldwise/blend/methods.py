@@ -37,6 +37,7 @@ def _power(z: Array, problem: Problem, space: str) -> Combiner:
     def mean_of(power: float) -> Callable[[Array], Array]:
         return lambda new: np.mean(np.clip(new, 0, None) ** power, axis=0) ** (1 / power)
 
+    # 1 is the plain mean; 8 is near the maximum already
     losses = {power: problem.loss(mean_of(power)(z)) for power in (0.25, 0.5, 2.0, 4.0, 8.0)}
     return Function(uniform, mean_of(min(losses, key=lambda power: losses[power])))
 
@@ -60,8 +61,8 @@ def _gradient(z: Array, problem: Problem, space: str) -> Combiner:
 
 
 def _weights(z: Array, problem: Problem, space: str) -> Combiner:
-    found = objective(z, problem, space)
-    return Linear(climb(found, descend(found), (0.05, 0.02, 0.01)), space, problem.task)
+    goal = objective(z, problem, space)
+    return Linear(climb(goal, descend(goal), (0.05, 0.02, 0.01)), space, problem.task)
 
 
 def _hill(z: Array, problem: Problem, space: str, negative: bool = False) -> Combiner:
@@ -91,7 +92,7 @@ def _per_class(z: Array, problem: Problem, space: str) -> Combiner:
         own = shared
         if positives >= 2:
             own = descend(objective(z[:, rows, c], replace(column.take(rows), target=truth), space))
-        trust = positives / (positives + 10 * z.shape[0])
+        trust = positives / (positives + 10 * z.shape[0])  # ten events a weight (Peduzzi 1996) get half of it
         weights[:, c] = trust * own + (1 - trust) * shared
     return Linear(weights, space, problem.task)
 
@@ -102,7 +103,7 @@ def _column_targets(problem: Problem, columns: int) -> list[tuple[slice | Array,
     return [(rows, truth.astype(np.float64)) for rows, truth in truth_columns(problem.target, columns)]
 
 
-SHRINK = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHRINK = (0.0, 0.25, 0.5, 0.75, 1.0)  # quarters: cross-validation can't tell finer ones apart
 
 
 def _hierarchical(z: Array, problem: Problem, space: str) -> Combiner:
@@ -180,16 +181,6 @@ METHODS: dict[str, Method] = {
     "hill_negative": Method(_hill_negative, "order", 13, "hill climbing, negative weights allowed"),
     "per_class": Method(_per_class, "order", 14, "weights for each class"),
     "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking"),
-}
-SAME_AS = {
-    "soft_vote": "mean",
-    "soft": "mean",
-    "hard_vote": "vote",
-    "surrogate": "gradient",
-    "simplex": "weights",
-    "rank_mean": "rank",
-    "logistic": "stack",
-    "selection": "caruana",
 }
 FIXED_SPACE = {
     "stack_thresholds",

@@ -132,11 +132,11 @@ def renames(pairs: Sequence[str]) -> dict[str, str]:
 
 def _check_columns(run: Run, columns: list[str]) -> None:
     for where, frame in (("oof", run.oof), ("test", run.test)):
-        found = oof.pred_columns(frame)
-        if set(found) == set(columns):
+        present = oof.pred_columns(frame)
+        if set(present) == set(columns):
             continue
-        lacking = [column for column in columns if column not in found]
-        more = [column for column in found if column not in columns]
+        lacking = [column for column in columns if column not in present]
+        more = [column for column in present if column not in columns]
         what = "; ".join(
             f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}"
             for word, some in (("lacks", lacking), ("has besides", more))
@@ -262,12 +262,12 @@ def _aggregate(values: Array, codes: Array, how: str) -> Array:
 def _tests(runs: list[Run], columns: list[str]) -> tuple[Array, Array]:
     ids = runs[0].test["id"]
     for run in runs[1:]:
-        astray = sorted(set(ids) ^ set(run.test["id"]))
-        if astray:
-            where = "lacks" if astray[0] in set(ids) else "alone has"
+        mismatched = sorted(set(ids) ^ set(run.test["id"]))
+        if mismatched:
+            where = "lacks" if mismatched[0] in set(ids) else "alone has"
             raise UserError(
-                f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(astray)} ids; it {where} "
-                f"'{astray[0]}'"
+                f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(mismatched)} ids; it {where} "
+                f"'{mismatched[0]}'"
             )
     arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
     return np.stack(arrays), ids.to_numpy()

@@ -23,7 +23,7 @@ from foldwise.metrics import Metric, auc_many, auc_of, known_rows
 Array = NDArray[Any]
 Smooth = Callable[[Array], tuple[float, Array]]
 CELLS = 20_000_000  # a search over M weights looks at no more than this many numbers: more rows change nothing
-PAIRS = 120_000
+PAIRS = 120_000  # of a positive and a negative, for the smooth loss alone: the exact AUC sees every row
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _cells_loss(space: str) -> Callable[[Array], float]:
 
 def _mixture_loss(z: Array) -> Smooth:
     def value(weights: Array) -> tuple[float, Array]:
-        mix = np.maximum(weights @ z, 1e-9)
+        mix = np.maximum(weights @ z, 1e-9)  # the logarithm's slope stays finite where every run gave 0
         return float(-np.log(mix).mean()), -(z @ (1 / mix)) / z.shape[1]
 
     return value
@@ -202,15 +202,16 @@ def _cover(rows: Array, count: int, rng: np.random.Generator) -> Array:
 
 def _pairwise_loss(difference: Array) -> Smooth:
     """mean log(1 + exp(-w.d)) over pairs of a positive and a negative: RankNet's loss (Burges 2005)."""
-    difference = difference / (difference.mean(axis=0).std() + 1e-12)
+    difference = difference / (difference.mean(axis=0).std() + 1e-12)  # of spread 1: runs' scales set no temperature
 
     def value(weights: Array) -> tuple[float, Array]:
         w = weights.astype(np.float32)
         mix = w @ difference
-        small = np.exp(-np.abs(mix))
+        small = np.exp(-np.abs(mix))  # log(1 + exp(-x)) without overflow on either side
         loss = float((np.log1p(small) + np.maximum(-mix, 0)).mean(dtype=np.float64))
         slope = np.where(mix >= 0, small, 1) / (1 + small)
         gradient = -(difference @ slope) / mix.size
+        # where all pairs are in order, nothing but this small pull keeps the weights finite
         return loss + 1e-4 * float(weights @ weights), gradient.astype(np.float64) + 2e-4 * weights
 
     return value
@@ -219,22 +220,22 @@ def _pairwise_loss(difference: Array) -> Smooth:
 # --- searches -----------------------------------------------------------------------------------------------
 
 
-def descend(found: Objective) -> Array:
+def descend(goal: Objective) -> Array:
     """Non-negative weights that sum to one, least in the smooth loss (L-BFGS-B, or SLSQP on the simplex)."""
-    m = found.z.shape[0]
+    m = goal.z.shape[0]
     uniform = np.full(m, 1 / m)
     if m == 1:
         return uniform
-    if found.free_scale:
-        start = uniform * 2
+    if goal.free_scale:
+        start = uniform * 2  # near the temperature where it ends, as a rule
         result = minimize(
-            found.smooth, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * m, options={"maxiter": 60}
+            goal.smooth, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * m, options={"maxiter": 60}
         )
         weights = np.maximum(result.x, 0)
     else:
         sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like}
         result = minimize(
-            found.smooth,
+            goal.smooth,
             uniform,
             jac=True,
             method="SLSQP",
@@ -243,11 +244,11 @@ def descend(found: Objective) -> Array:
             options={"maxiter": 60, "ftol": 1e-7},
         )
         weights = np.clip(result.x, 0, 1)
-    weights[weights < 1e-4 * weights.max(initial=0)] = 0
+    weights[weights < 1e-4 * weights.max(initial=0)] = 0  # what the solver left on a bound
     return weights / weights.sum() if weights.sum() > 0 else uniform
 
 
-def climb(found: Objective, weights: Array, steps: tuple[float, ...], negative: bool = False) -> Array:
+def climb(goal: Objective, weights: Array, steps: tuple[float, ...], negative: bool = False) -> Array:
     """Coordinate pattern search on the exact loss, coarse to fine: w becomes (1 - a) w + a e_m while that helps.
 
     Weights keep their sum of one, and stay positive unless `negative`; then their sizes sum to 3 at most, as
@@ -260,19 +261,19 @@ def climb(found: Objective, weights: Array, steps: tuple[float, ...], negative: 
             return moved >= 0
         return (1 - a) * (np.abs(weights).sum() - abs(weights[m])) + abs(moved) <= 3
 
-    z, weights = found.z, weights.copy()
+    z, weights = goal.z, weights.copy()
     mix = weights.astype(z.dtype) @ z
-    best = found.loss(mix)
+    best = goal.loss(mix)
     for step in steps:
-        for _ in range(4):
+        for _ in range(4):  # passes over the runs; a finer step does the rest
             before = best
             for m in range(z.shape[0]):
                 for a in (step, -step):
                     if not allowed(m, a):
                         continue
                     trial = mix + z.dtype.type(a) * (z[m] - mix)
-                    loss = found.loss(trial)
-                    if loss < best - 1e-9:
+                    loss = goal.loss(trial)
+                    if loss < best - 1e-9:  # more than rounding
                         best, mix = loss, trial
                         weights *= 1 - a
                         weights[m] += a
@@ -282,16 +283,16 @@ def climb(found: Objective, weights: Array, steps: tuple[float, ...], negative: 
     return weights / weights.sum()
 
 
-def best_single(found: Objective) -> Array:
+def best_single(goal: Objective) -> Array:
     """One on the best model."""
-    weights = np.zeros(found.z.shape[0])
-    weights[int(np.argmin([found.loss(row) for row in found.z]))] = 1
+    weights = np.zeros(goal.z.shape[0])
+    weights[int(np.argmin([goal.loss(row) for row in goal.z]))] = 1
     return weights
 
 
 def hill(z: Array, problem: Problem, space: str, negative: bool) -> Array:
     """Hill climbing from the best single model: coarse steps on a sample of the rows, fine ones on all of them."""
-    rows = sample_rows(problem, 20_000, problem.seed)
+    rows = sample_rows(problem, 20_000, problem.seed)  # an AUC's noise there is below what a coarse step changes
     coarse = objective(z[:, rows], problem.take(rows), space)
     weights = climb(coarse, best_single(coarse), (0.5, 0.2, 0.1, 0.05, 0.02), negative)
     return climb(objective(z, problem, space), weights, (0.02, 0.01, 0.005), negative)
@@ -307,20 +308,20 @@ def select(z: Array, problem: Problem, space: str, bags: int = 8, steps: int = 2
     total = np.zeros(m)
     for _ in range(bags):
         rows_in = sample_rows(problem, rows, int(rng.integers(2**31)))
-        models = np.sort(rng.choice(m, min(m, max(20, m // 2)), replace=False))
-        found = objective(z[np.ix_(models, rows_in)], problem.take(rows_in), space)
-        total[models] += _select_once(found, steps)
+        models = np.sort(rng.choice(m, min(m, max(20, m // 2)), replace=False))  # half of them, as the paper's bags
+        goal = objective(z[np.ix_(models, rows_in)], problem.take(rows_in), space)
+        total[models] += _select_once(goal, steps)
     return total / total.sum()
 
 
-def _select_once(found: Objective, steps: int) -> Array:
-    counts = np.zeros(found.z.shape[0])
-    running = np.zeros(found.z.shape[1], found.z.dtype)
+def _select_once(goal: Objective, steps: int) -> Array:
+    counts = np.zeros(goal.z.shape[0])
+    running = np.zeros(goal.z.shape[1], goal.z.dtype)
     path, losses = [], []
     for step in range(1, steps + 1):
-        trials = found.losses((running + found.z) / found.z.dtype.type(step))
+        trials = goal.losses((running + goal.z) / goal.z.dtype.type(step))
         chosen = int(np.argmin(trials))
-        running = running + found.z[chosen]
+        running = running + goal.z[chosen]
         path.append(chosen)
         losses.append(trials[chosen])
     np.add.at(counts, path[: int(np.argmin(losses)) + 1], 1)

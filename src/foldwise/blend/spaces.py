@@ -144,7 +144,7 @@ def _cross_fitted(pred: Array, rows: Array, truth: Array, folds: Array, half: Ar
 
 
 def _monotone(pred: Array, truth: Array) -> Callable[[Array], Array]:
-    if truth.size >= 1000 and 50 <= truth.sum() <= truth.size - 50:
+    if truth.size >= 1000 and 50 <= truth.sum() <= truth.size - 50:  # below that isotonic steps follow the noise
         return _isotonic(pred, truth)
     slope, bias = stats.platt(logit(np.clip(pred, EPS, 1 - EPS)), truth, SLOPES)
     return lambda values: expit(slope * logit(np.clip(values, EPS, 1 - EPS)) + bias)

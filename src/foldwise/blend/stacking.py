@@ -21,7 +21,7 @@ from foldwise.blend.spaces import from_space, truth_columns
 from foldwise.metrics import known_rows
 
 Array = NDArray[Any]
-STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # of the pull, relative to the data's own curvature
 
 
 class Combiner(Protocol):
@@ -84,10 +84,10 @@ def logistic(z: Array, problem: Problem) -> Combiner:
 
 
 def _logistic(x: Array, truth: Array, problem: Problem) -> tuple[Array, float]:
-    center = _newton(x.mean(axis=0)[None], truth, np.zeros(2), 1e-4)
+    center = _newton(x.mean(axis=0)[None], truth, np.zeros(2), 1e-4)  # the mean run, rescaled: what all are pulled to
     prior = np.append(np.full(x.shape[0], center[0] / x.shape[0]), center[1])
-    found = _newton(x, truth, prior, _choose_strength(x, truth, prior, problem))
-    return found[:-1], float(found[-1])
+    solved = _newton(x, truth, prior, _choose_strength(x, truth, prior, problem))
+    return solved[:-1], float(solved[-1])
 
 
 def _choose_strength(x: Array, truth: Array, prior: Array, problem: Problem) -> float:
@@ -97,7 +97,7 @@ def _choose_strength(x: Array, truth: Array, prior: Array, problem: Problem) -> 
     for k in np.unique(folds):
         train, held = folds != k, folds == k
         start = None
-        for s in reversed(range(len(STRENGTHS))):
+        for s in reversed(range(len(STRENGTHS))):  # from stiff to free, each from the last one's answer
             start = _newton(x[:, train], truth[train], prior, STRENGTHS[s], start)
             margin = np.where(truth[held], 1, -1) * (start[:-1] @ x[:, held] + start[-1])
             losses[s] += np.logaddexp(0, -margin).sum()
@@ -108,6 +108,7 @@ def _newton(x: Array, truth: Array, prior: Array, strength: float, start: Array 
     """Weights and a bias, least in log loss + strength / 8 * variance * |w - prior|^2, by damped Newton."""
     m, n = x.shape
     full = np.concatenate([x, np.ones((1, n))])
+    # 0.25: the curvature of log loss at p = 1/2, its largest; the bias is free but for rounding
     pull = np.append(np.full(m, strength * 0.25 * max(float(x.var(axis=1).mean()), 1e-6) / m), 1e-9)
     sign = np.where(truth, 1.0, -1.0)
 
@@ -115,7 +116,7 @@ def _newton(x: Array, truth: Array, prior: Array, strength: float, start: Array 
         score = w @ full
         p = expit(score)
         value = float(np.logaddexp(0, -sign * score).mean() + 0.5 * pull @ np.square(w - prior))
-        curve = (full * (p * (1 - p))) @ full.T / n + np.diag(pull + 1e-9)  # 1e-9: twins leave it singular
+        curve = (full * (p * (1 - p))) @ full.T / n + np.diag(pull + 1e-9)  # 1e-9: identical runs leave it singular
         return value, full @ (p - truth) / n + pull * (w - prior), curve
 
     return stats.newton(loss, prior if start is None else start)
@@ -125,8 +126,8 @@ def _softmax(z: Array, problem: Problem) -> Combiner:
     m, _, c = z.shape
     rows = sample_rows(problem, max(2_000, 20_000_000 // (m * c)), problem.seed)
     x, index = z[:, rows].astype(np.float32), problem.target[rows].astype(np.int64)
-    found = _softmax_fit(x, index, _choose_softmax_strength(z, problem))
-    return Linear(found[:m], "log", "multiclass", found[m:])
+    solved = _softmax_fit(x, index, _choose_softmax_strength(z, problem))
+    return Linear(solved[:m], "log", "multiclass", solved[m:])
 
 
 def _choose_softmax_strength(z: Array, problem: Problem) -> float:
@@ -154,7 +155,7 @@ def _softmax_fit(x: Array, index: Array, strength: float, start: Array | None = 
     def loss(parameters: Array) -> tuple[float, Array]:
         w, bias = parameters[:m], parameters[m:]
         mix = np.tensordot(w.astype(np.float32), x, 1) + bias.astype(np.float32)
-        mix -= mix.max(axis=1, keepdims=True)
+        mix -= mix.max(axis=1, keepdims=True)  # exp overflows beyond 88 in float32
         own = float(mix[np.arange(n), index].mean(dtype=np.float64))
         np.exp(mix, out=mix)
         total = mix.sum(axis=1, keepdims=True)
@@ -216,6 +217,7 @@ def _ridge_solve(sums: list[Any], strength: float) -> tuple[Array, float]:
     covariance = gram - np.outer(total, total) / count
     pull = strength * np.trace(covariance) / m
     toward = cross - total * truth / count - covariance @ np.full(m, 1 / m)
+    # 1e-12: identical runs leave the matrix singular where the pull is slight
     w = np.full(m, 1 / m) + np.linalg.solve(covariance + pull * np.eye(m) + 1e-12 * np.eye(m), toward)
     return w, float((truth - w @ total) / count)
 
@@ -262,7 +264,7 @@ def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
 
     settings = {
         "objective": kind,
-        "learning_rate": 0.15,
+        "learning_rate": 0.15,  # few, shallow, strongly penalised trees: runs agree, and the rest is mostly noise
         "num_leaves": 6,
         "min_data_in_leaf": max(20, len(y) // 100),
         "lambda_l2": 10.0,
@@ -317,7 +319,7 @@ def bend(pred: Array, cuts: Array, hard: bool = False) -> Array:
 
 
 def _cut(pred: Array, truth: Array, problem: Problem, hard: bool) -> float:
-    quantiles = np.linspace(0, 1, 101)
+    quantiles = np.linspace(0, 1, 101)  # of all rows, and of the positives, where the best cut of a rare class lies
     sources = [part for part in (pred, pred[truth > 0.5]) if part.size]
     tried = np.unique(np.concatenate([np.quantile(part, quantiles) for part in sources]))
     sign = 1 if problem.metric.greater_is_better else -1
@@ -331,7 +333,7 @@ def _grade_cuts(pred: Array, problem: Problem) -> Array:
     cuts = np.arange(low, high) + 0.5
     grid = np.unique(np.quantile(pred, np.linspace(0, 1, 81)))
     best = problem.loss(np.digitize(pred, cuts) + float(low))
-    for _ in range(3):
+    for _ in range(3):  # coordinate descent: cuts move each other little
         for i in range(cuts.size):
             for cut in grid:
                 trial = cuts.copy()

@@ -25,7 +25,7 @@ def errors(preds: Array, target: Array, task: str) -> Array:
         return 1.0 - preds[:, rows, target.astype(np.int64)]
     known = known_rows(target.reshape(-1))
     flat = preds.reshape(preds.shape[0], -1)[:, known]
-    step = -(-flat.shape[1] // 2_000_000)
+    step = -(-flat.shape[1] // 2_000_000)  # evenly thinned: a correlation of so many cells is exact to 0.001
     return (target.reshape(-1)[known] - flat)[:, ::step]
 
 
@@ -33,9 +33,9 @@ def correlation(values: Array) -> Array:
     """(M, M) Pearson; a constant run correlates with nothing."""
     centered = values - values.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(centered).sum(axis=1))
-    found = centered @ centered.T / np.maximum(np.outer(norm, norm), 1e-300)
-    np.fill_diagonal(found, 1.0)
-    return np.clip(found, -1, 1)
+    matrix = centered @ centered.T / np.maximum(np.outer(norm, norm), 1e-300)
+    np.fill_diagonal(matrix, 1.0)
+    return np.clip(matrix, -1, 1)
 
 
 def effective_number(matrix: Array) -> float:
@@ -50,14 +50,14 @@ def near_duplicates(
     """Pairs of runs whose ranks correlate above `limit` in a column: near-identical, and counted twice by a mean."""
     cells = preds.reshape(*preds.shape[:2], -1)
     step = -(-cells.shape[1] * cells.shape[2] // 2_000_000)
-    found = []
+    pairs = []
     for c in range(cells.shape[2]):
         matrix = correlation(ranks(cells[:, ::step, c : c + 1])[:, :, 0])
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
                 if matrix[i, j] > limit:
                     same = bool(np.array_equal(cells[i, :, c], cells[j, :, c]))
-                    found.append(
+                    pairs.append(
                         {
                             "runs": [names[i], names[j]],
                             "column": columns[c],
@@ -65,18 +65,18 @@ def near_duplicates(
                             "identical": same,
                         }
                     )
-    return found
+    return pairs
 
 
 def clusters(pairs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(column, runs) that the pairs of `near_duplicates` chain together."""
-    found: list[tuple[str, set[str]]] = []
+    chains: list[tuple[str, set[str]]] = []
     for pair in pairs:
         column, runs = pair["column"], set(pair["runs"])
-        touching = [one for one in found if one[0] == column and one[1] & runs]
-        found = [one for one in found if one not in touching]
-        found.append((column, runs.union(*(one[1] for one in touching))))
-    return [(column, sorted(runs)) for column, runs in found]
+        touching = [one for one in chains if one[0] == column and one[1] & runs]
+        chains = [one for one in chains if one not in touching]
+        chains.append((column, runs.union(*(one[1] for one in touching))))
+    return [(column, sorted(runs)) for column, runs in chains]
 
 
 def leave_one_out(
@@ -91,7 +91,7 @@ def drift(oof: Array, test: Array, names: Sequence[str], seed: int = 0) -> dict[
 
     oof, test: (M, N) or (M, N, C). A run's number is the cross-validated AUC of a shallow forest on its own
     columns; 0.5 cannot tell. Means over folds are less extreme than OOF predictions, and told apart by that alone:
-    hand in test predictions of one fold's model a row where there are such (Lineup.tests_by_one). A run is named only
+    hand in test predictions of one fold's model a row where there are such (RunSet.tests_by_one). A run is named only
     where it stands out from the median run by 0.05 and from 0.5 by four standard deviations.
     """
     n, n_test = min(oof.shape[1], 10_000), min(test.shape[1], 10_000)

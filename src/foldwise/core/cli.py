@@ -33,15 +33,15 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None, *, competition: bool = True) -> Parser:
     """A parser whose help is the script's docstring; with `--competition` unless told otherwise."""
-    made = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parsing = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     if competition:
-        made.add_argument(
+        parsing.add_argument(
             "--competition",
             metavar="C",
             default=os.environ.get("FOLDWISE_COMPETITION", "demo"),
             help="src/competitions/C.yaml, or a path to such a file (default: $FOLDWISE_COMPETITION, else demo)",
         )
-    return made
+    return parsing
 
 
 def image_size(text: str) -> int:

@@ -219,9 +219,9 @@ def context(*modules: str) -> Any:
     Not as forks of this process: one that has threads (BLAS, OpenCV, torch) can deadlock.
     """
     methods = multiprocessing.get_all_start_methods()
-    made = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    made.set_forkserver_preload(list(modules))
-    return made
+    chosen = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    chosen.set_forkserver_preload(list(modules))
+    return chosen
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

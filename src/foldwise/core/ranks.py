@@ -27,8 +27,8 @@ def current_ranks() -> Ranks:
 @contextmanager
 def joined_ranks() -> Iterator[int]:
     """This process's rank; under torchrun within torch.distributed's process group (nccl on GPUs, gloo on CPUs)."""
-    found = current_ranks()
-    if found.size == 1:
+    ranks = current_ranks()
+    if ranks.size == 1:
         yield 0
         return
     import torch
@@ -36,7 +36,7 @@ def joined_ranks() -> Iterator[int]:
 
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield found.rank
+        yield ranks.rank
     finally:
         dist.destroy_process_group()
 

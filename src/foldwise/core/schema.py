@@ -79,8 +79,8 @@ def validate(model: type[M], data: dict[str, Any], source: str) -> M:
             raise UserError(f"{source}: unknown key '{key}'{_nearest_key(model, first['loc'])}") from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
-        raise UserError(f"{source}: {key}: {message}{found}{more}") from None
+        value = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+        raise UserError(f"{source}: {key}: {message}{value}{more}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

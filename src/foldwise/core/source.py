@@ -51,11 +51,11 @@ def identity(path: Path) -> dict[str, Any]:
     hashed = hashlib.blake2b(digest_size=8)
     try:
         with path.open("rb", buffering=0) as file:
-            facts = os.fstat(file.fileno())
-            for start in (0, facts.st_size // 2, facts.st_size - SAMPLE):
+            status = os.fstat(file.fileno())
+            for start in (0, status.st_size // 2, status.st_size - SAMPLE):
                 file.seek(max(0, start))
                 hashed.update(file.read(SAMPLE))
-        return {"bytes": facts.st_size, "modified": facts.st_mtime_ns, "content": hashed.hexdigest()}
+        return {"bytes": status.st_size, "modified": status.st_mtime_ns, "content": hashed.hexdigest()}
     except NotADirectoryError:
         data = _member(path)
         hashed.update(data)

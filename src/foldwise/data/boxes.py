@@ -72,22 +72,22 @@ def read_boxes(path: Path, id_column: str = "id") -> pd.DataFrame:
     named = next((lower[name] for name in (id_column.lower(), *_IDS) if name in lower), None)
     if named is None:
         raise UserError(f"{path}: no column that names the image; call it '{id_column}' or 'filename'")
-    made = pd.DataFrame({"key": table[named].astype(str)})
+    boxes = pd.DataFrame({"key": table[named].astype(str)})
     for name, aliases in _ALIASES.items():
-        found = next((lower[alias] for alias in (name, *aliases) if alias in lower and lower[alias] != named), None)
-        if found is not None:
-            named_class = table[found].astype(object).where(table[found].notna(), "").astype(str)
-            made[name] = named_class if name == "class" else pd.to_numeric(table[found], errors="coerce")
-    if {"x", "y", "w", "h"} <= set(lower) and not {"xmin", "xmax"} & set(made):
+        column = next((lower[alias] for alias in (name, *aliases) if alias in lower and lower[alias] != named), None)
+        if column is not None:
+            named_class = table[column].astype(object).where(table[column].notna(), "").astype(str)
+            boxes[name] = named_class if name == "class" else pd.to_numeric(table[column], errors="coerce")
+    if {"x", "y", "w", "h"} <= set(lower) and not {"xmin", "xmax"} & set(boxes):
         x, y, w, h = (pd.to_numeric(table[lower[name]], errors="coerce") for name in "xywh")
-        made = made.assign(xmin=x, ymin=y, xmax=x + w, ymax=y + h)
+        boxes = boxes.assign(xmin=x, ymin=y, xmax=x + w, ymax=y + h)
     for name in XYXY:
-        if name not in made:
+        if name not in boxes:
             raise UserError(f"{path}: no column '{name}'{nearest(name, table)} (boxes are xmin, ymin, xmax, ymax)")
     for name in ("width", "height", "split"):
         if name in lower:
-            made[name] = table[lower[name]]
-    return made.astype(dict.fromkeys(XYXY, "float64"))
+            boxes[name] = table[lower[name]]
+    return boxes.astype(dict.fromkeys(XYXY, "float64"))
 
 
 def on_index(boxes: pd.DataFrame, index: pd.DataFrame, path: Path, units: Units = "auto") -> pd.DataFrame:
@@ -111,31 +111,32 @@ def on_index(boxes: pd.DataFrame, index: pd.DataFrame, path: Path, units: Units 
     by = ["key"]
     if "split" in boxes:
         rows["split"], by = index["split"].astype(str), ["key", "split"]
-    found = boxes.merge(rows, on=by, how="left")
-    astray = found.loc[found["row"].isna(), "key"].unique()
-    if len(astray) == boxes["key"].nunique():
+    placed = boxes.merge(rows, on=by, how="left")
+    mismatched = placed.loc[placed["row"].isna(), "key"].unique()
+    if len(mismatched) == boxes["key"].nunique():
         raise UserError(
-            f"{path}: none of its {len(astray)} ids is an image of this competition, such as '{astray[0]}' "
+            f"{path}: none of its {len(mismatched)} ids is an image of this competition, such as '{mismatched[0]}' "
             f"(images are called '{index['id'].iloc[0]}', '{index['path'].iloc[0]}')"
         )
-    if len(astray):
-        note(f"warning: {path}: {len(astray)} ids are no images of this competition, such as '{astray[0]}'; left out")
-    found = found[found["row"].notna()].astype({"row": "int64"})
+    if len(mismatched):
+        some = f"{len(mismatched)} ids are no images of this competition, such as '{mismatched[0]}'"
+        note(f"warning: {path}: {some}; left out")
+    placed = placed[placed["row"].notna()].astype({"row": "int64"})
     for name, missing in (("score", np.nan), ("class", "")):
-        if name not in found:
-            found[name] = missing
-    scaled = _in_pixels(found, units)
+        if name not in placed:
+            placed[name] = missing
+    scaled = _in_pixels(placed, units)
     return scaled[["row", *XYXY, "score", "class", "reason"]].reset_index(drop=True)
 
 
-def _in_pixels(found: pd.DataFrame, units: Units) -> pd.DataFrame:
+def _in_pixels(placed: pd.DataFrame, units: Units) -> pd.DataFrame:
     """Scaled to the file's pixels, clipped to it, with the reason where nothing usable is left."""
-    found = found.copy()
-    size = found[["width_file", "height_file"]].to_numpy(float)
-    corners = found[XYXY].to_numpy(float)
+    placed = placed.copy()
+    size = placed[["width_file", "height_file"]].to_numpy(float)
+    corners = placed[XYXY].to_numpy(float)
     drawn = (
-        found[["width", "height"]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        if {"width", "height"} <= set(found)
+        placed[["width", "height"]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        if {"width", "height"} <= set(placed)
         else np.full_like(size, np.nan)
     )
     known = np.isfinite(drawn).all(axis=1) & (drawn > 0).all(axis=1)
@@ -158,9 +159,9 @@ def _in_pixels(found: pd.DataFrame, units: Units) -> pd.DataFrame:
         ],
         default="",
     )
-    found[XYXY] = clipped
-    found["reason"] = pd.Series(reason, index=found.index).replace("", None)
-    return found
+    placed[XYXY] = clipped
+    placed["reason"] = pd.Series(reason, index=placed.index).replace("", None)
+    return placed
 
 
 def one_each(
@@ -175,23 +176,23 @@ def one_each(
 
     pick: the highest score (the largest area where there are no scores), the largest area, or the union of all.
     """
-    made = pd.DataFrame({"id": index["id"].to_numpy(), "split": index["split"].to_numpy()})
-    made[["xmin", "ymin"]] = 0.0
-    made["xmax"], made["ymax"] = (index[name].astype("float64").to_numpy() for name in ("width", "height"))
-    made["score"], made["class"], made["source"] = np.nan, "", "whole"
-    made["reason"] = np.where(index["error"].notna(), "unreadable", "no box")
+    boxes_of = pd.DataFrame({"id": index["id"].to_numpy(), "split": index["split"].to_numpy()})
+    boxes_of[["xmin", "ymin"]] = 0.0
+    boxes_of["xmax"], boxes_of["ymax"] = (index[name].astype("float64").to_numpy() for name in ("width", "height"))
+    boxes_of["score"], boxes_of["class"], boxes_of["source"] = np.nan, "", "whole"
+    boxes_of["reason"] = np.where(index["error"].notna(), "unreadable", "no box")
     asked = candidates if of_class == "any" else candidates[candidates["class"] == of_class]
     bad = asked[asked["reason"].notna()].drop_duplicates("row")
-    made.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
+    boxes_of.loc[bad["row"], "reason"] = bad["reason"].to_numpy()
     good = asked[asked["reason"].isna() & index["error"].isna().to_numpy()[asked["row"]]]
     weak = good["score"] < min_score
     low = good.loc[weak, "row"].unique()
-    made.loc[low, "reason"] = f"no box with a score of {min_score:g}"
+    boxes_of.loc[low, "reason"] = f"no box with a score of {min_score:g}"
     picked = _pick(good[~weak], pick)
     rows = picked["row"].to_numpy()
-    made.loc[rows, [*XYXY, "score", "class"]] = picked[[*XYXY, "score", "class"]].to_numpy(object)
-    made.loc[rows, "source"], made.loc[rows, "reason"] = source, ""
-    return made.astype({**dict.fromkeys([*XYXY, "score"], "float64"), "class": str})[COLUMNS]
+    boxes_of.loc[rows, [*XYXY, "score", "class"]] = picked[[*XYXY, "score", "class"]].to_numpy(object)
+    boxes_of.loc[rows, "source"], boxes_of.loc[rows, "reason"] = source, ""
+    return boxes_of.astype({**dict.fromkeys([*XYXY, "score"], "float64"), "class": str})[COLUMNS]
 
 
 def _pick(boxes: pd.DataFrame, pick: Pick) -> pd.DataFrame:
@@ -360,11 +361,11 @@ def box_recall(
         truth = _pick(truth.assign(score=1.0), "union")
     if not len(truth):
         return None
-    found = _corners(boxes)
-    overlap = np.nan_to_num(iou(found[truth["row"]], truth[XYXY].to_numpy(float)))
+    corners = _corners(boxes)
+    overlap = np.nan_to_num(iou(corners[truth["row"]], truth[XYXY].to_numpy(float)))
     best = truth.assign(iou=overlap).sort_values("iou", kind="stable").drop_duplicates("row", keep="last")
     rows = best["row"].to_numpy()
-    return Recall(found[rows], best[XYXY].to_numpy(float), _sizes(index)[rows], square)
+    return Recall(corners[rows], best[XYXY].to_numpy(float), _sizes(index)[rows], square)
 
 
 def choose_margin(asked: float | None, met: Recall | None) -> tuple[float, str]:
@@ -384,13 +385,13 @@ def choose_margin(asked: float | None, met: Recall | None) -> tuple[float, str]:
 
 
 def save_boxes(
-    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, made: Crops, meta: dict[str, Any]
+    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, windows: Crops, meta: dict[str, Any]
 ) -> None:
     """boxes.csv and crop.json, which vouches for it; the cache of crops is checked against the latter's key."""
     folder = competition.derived()
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "boxes.csv", boxes.round(dict.fromkeys([*XYXY, "score"], 4)))
-    what = {"margin": made.margin, "square": made.square, "key": made.key, "files": files_digest(index)}
+    what = {"margin": windows.margin, "square": windows.square, "key": windows.key, "files": files_digest(index)}
     write_voucher(folder / "crop.json", {**meta, **what}, folder / "boxes.csv")
 
 
@@ -453,9 +454,9 @@ def worst_first(boxes: pd.DataFrame, most: int) -> np.ndarray:
     whole = readable.index[readable["source"] == "whole"].to_numpy()
     if len(whole) > most // 3:
         whole = np.sort(rng.choice(whole, most // 3, replace=False))
-    found = readable[readable["source"] != "whole"]
-    low = found["score"].dropna().sort_values(kind="stable").index.to_numpy()[: (most - len(whole)) // 2]
-    rest = found.index.difference(low).to_numpy()
+    boxed = readable[readable["source"] != "whole"]
+    low = boxed["score"].dropna().sort_values(kind="stable").index.to_numpy()[: (most - len(whole)) // 2]
+    rest = boxed.index.difference(low).to_numpy()
     rest = np.sort(rng.choice(rest, min(len(rest), most - len(whole) - len(low)), replace=False))
     return np.concatenate([whole, low, rest]).astype(int)
 
@@ -469,7 +470,7 @@ def caption(row: dict[str, Any]) -> str:
 
 
 def contact_sheet(
-    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, made: Crops, most: int = 48
+    competition: Competition, index: pd.DataFrame, boxes: pd.DataFrame, cut: Crops, most: int = 48
 ) -> list[tuple[np.ndarray, str, str]]:
     """(picture with box and window, id, caption) of the rows to look at, the doubtful ones first."""
     pictures = []
@@ -481,7 +482,7 @@ def contact_sheet(
         except UserError:
             continue  # readable when the index was made, gone since: the cache says so
         corners = None if box["source"] == "whole" else [box[name] for name in XYXY]
-        pictures.append((drawn(full, corners, made.windows[number].tolist()), str(box["id"]), caption(box)))
+        pictures.append((drawn(full, corners, cut.windows[number].tolist()), str(box["id"]), caption(box)))
     return pictures
 
 

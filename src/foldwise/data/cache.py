@@ -128,8 +128,8 @@ def load_cache(competition: Competition, size: int, crop: bool = False, table: p
         raise UserError(f"{path}: not there yet{has}; {how}")
     if known["image"] != _options_digest(competition.image):
         raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
-    facts = load_crop_meta(competition) if crop else None
-    if crop and (facts is None or facts["key"] != known.get("crop")):
+    meta = load_crop_meta(competition) if crop else None
+    if crop and (meta is None or meta["key"] != known.get("crop")):
         raise UserError(f"{path}: made from other boxes than boxes.csv and crop.json beside it hold now; {how} again")
     images = open_size(path.parent, size, crop)
     _check_rows(images, index.load_index(competition) if table is None else table, how)
@@ -196,10 +196,10 @@ def build_caches(
     """Make the caches that are missing; returns the reason (str, null where readable) for every index row."""
     errors = table["error"].astype(object).where(table["error"].notna(), None)
     for size in sizes:
-        found = build_size(
+        reasons = build_size(
             competition.raw(), competition.derived(), table, size, competition.image, workers, dask, crops
         )
-        errors = errors.combine_first(found)
+        errors = errors.combine_first(reasons)
     return errors
 
 
@@ -218,8 +218,8 @@ def build_size(
     crops: the window of each row that is cut out, and their key.
     """
     path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
-    facts = path.with_suffix(".json")
-    known = read_voucher(facts)
+    voucher = path.with_suffix(".json")
+    known = read_voucher(voucher)
     whole = len(_header(len(table), size)) + len(table) * size * size * 3
     if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
         reasons = {int(row): reason for row, reason in known["errors"].items()}
@@ -243,11 +243,11 @@ def build_size(
     marks = np.fromfile(state, np.int64)
     ok = marks > 0
     ids = table[["split", "id"]].assign(ok=ok.astype(int), crc=np.where(ok, marks - 1, 0))
-    facts.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
+    voucher.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
     write_csv(_ids_file(path), ids)
     pixels.replace(path)
     write_voucher(
-        facts,
+        voucher,
         {
             "key": key,
             "size": size,
@@ -268,8 +268,8 @@ def build_size(
 
 def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
     """What was odd about images that could be read (split, path, remark), from the cache of one size."""
-    facts = read_voucher(competition.derived() / f"{_stem(size, False)}.json") or {}
-    said = {int(row): text for row, text in facts.get("remarks", {}).items()}
+    meta = read_voucher(competition.derived() / f"{_stem(size, False)}.json") or {}
+    said = {int(row): text for row, text in meta.get("remarks", {}).items()}
     return table.loc[list(said), ["split", "path"]].assign(remark=list(said.values()))
 
 
@@ -319,8 +319,8 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
 
 def _header(n: int, size: int) -> bytes:
     stream = io.BytesIO()
-    facts = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
-    np.lib.format.write_array_header_1_0(stream, facts)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+    np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue()
 
 
@@ -338,7 +338,7 @@ def _decode_rows(
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", ReadWarning)
-                    found = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
+                    pixels_of = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue
@@ -351,8 +351,8 @@ def _decode_rows(
             if odd:  # one short line at once: other workers write there too
                 with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
                     file.write(json.dumps([row, "; ".join(odd)]) + "\n")
-            data = np.ascontiguousarray(found).data
-            os.pwrite(out.fileno(), data, header + row * found.size)
+            data = np.ascontiguousarray(pixels_of).data
+            os.pwrite(out.fileno(), data, header + row * pixels_of.size)
             os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)
             results.append(None)
     return results

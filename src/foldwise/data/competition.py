@@ -276,10 +276,10 @@ class Competition(Strict):
         if split.root is None:
             return self.raw()
         places = self._raw_candidates(split.root, split.root)
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
+        there = next((place for place in places if place.is_dir()), None)
+        if there is None:
             raise UserError(f"{self._file}: extra.root {split.root} was not found in {', '.join(map(str, places))}")
-        return found
+        return there
 
     def _raw_candidates(self, root: str | None, slug: str) -> list[Path]:
         beside = [(base / root).resolve() for base in (paths.REPOSITORY, self._file.parent)] if root is not None else []

@@ -14,7 +14,7 @@ import pandas as pd
 
 from foldwise import UserError
 
-CATEGORIES = 64  # one-hot columns that a column of text may make, the most frequent of its values
+CATEGORIES = 64  # one-hot columns of a text column, its most frequent values: more would be of a few rows each
 SMOOTHING = 20.0  # rows of the mean of all that a value's mean target is mixed with
 SEPARATOR = "\x1f"  # between a column's name and the number of what was made of it: in nobody's column names
 FARTHEST = 10.0  # standard deviations beyond which a number is cut off: an outlier at test must not blow up a network
@@ -32,17 +32,17 @@ def numbers(values: pd.Series) -> np.ndarray:
         values = (values - pd.Timestamp("1970-01-01", tz=zone)) / pd.Timedelta(days=1)
     elif not pd.api.types.is_numeric_dtype(values):
         values = pd.to_numeric(values, errors="coerce")
-    found = values.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
-    found[~np.isfinite(found)] = np.nan
-    return found
+    parsed = values.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+    parsed[~np.isfinite(parsed)] = np.nan
+    return parsed
 
 
 def texts(values: pd.Series) -> np.ndarray:
     """object (N,): str, or None where missing."""
     there = values.notna().to_numpy()
-    found = np.full(len(values), None, dtype=object)
-    found[there] = values[there].astype(str)
-    return found
+    parsed = np.full(len(values), None, dtype=object)
+    parsed[there] = values[there].astype(str)
+    return parsed
 
 
 def column_of(rows: pd.DataFrame, name: str) -> pd.Series:
@@ -65,11 +65,12 @@ class Numeric:
     @classmethod
     def fit(cls, rows: pd.DataFrame, name: str) -> Numeric:
         """Learn from training rows; a constant or empty column becomes zeros."""
-        found = numbers(column_of(rows, name))
-        gaps = np.isnan(found)
-        median = 0.0 if gaps.all() else float(np.median(found[~gaps]))
-        found[gaps] = median
-        mean, scale = (float(found.mean()), float(found.std())) if len(found) else (0.0, 0.0)
+        parsed = numbers(column_of(rows, name))
+        gaps = np.isnan(parsed)
+        median = 0.0 if gaps.all() else float(np.median(parsed[~gaps]))
+        parsed[gaps] = median
+        mean, scale = (float(parsed.mean()), float(parsed.std())) if len(parsed) else (0.0, 0.0)
+        # below that share of its mean, a column's spread is rounding: constant
         return cls(name, median, mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0, bool(gaps.any()))
 
     @property
@@ -79,9 +80,9 @@ class Numeric:
 
     def transform(self, rows: pd.DataFrame) -> list[np.ndarray]:
         """The features, (N,) each."""
-        found = numbers(column_of(rows, self.name))
-        gaps = np.isnan(found)
-        scaled = np.clip((np.where(gaps, self.median, found) - self.mean) / self.scale, -FARTHEST, FARTHEST)
+        parsed = numbers(column_of(rows, self.name))
+        gaps = np.isnan(parsed)
+        scaled = np.clip((np.where(gaps, self.median, parsed) - self.mean) / self.scale, -FARTHEST, FARTHEST)
         return [scaled, gaps.astype(np.float64)] if self.missing else [scaled]
 
 
@@ -96,10 +97,10 @@ class Category:
     @classmethod
     def fit(cls, rows: pd.DataFrame, name: str) -> Category:
         """Learn from training rows; of many values the most frequent CATEGORIES."""
-        found = pd.Series(texts(column_of(rows, name)), dtype=object)
-        counts = found.value_counts()
+        parsed = pd.Series(texts(column_of(rows, name)), dtype=object)
+        counts = parsed.value_counts()
         order = sorted(counts.index, key=lambda value: (-counts[value], value))
-        return cls(name, sorted(order[:CATEGORIES]), bool(found.isna().any()))
+        return cls(name, sorted(order[:CATEGORIES]), bool(parsed.isna().any()))
 
     @property
     def names(self) -> list[str]:
@@ -108,10 +109,10 @@ class Category:
 
     def transform(self, rows: pd.DataFrame) -> list[np.ndarray]:
         """The features, (N,) each, 0 or 1."""
-        found = texts(column_of(rows, self.name))
-        made = [(found == value).astype(np.float64) for value in self.known]
-        gaps = np.array([value is None for value in found], dtype=np.float64)
-        return [*made, gaps] if self.missing else made
+        parsed = texts(column_of(rows, self.name))
+        encoded = [(parsed == value).astype(np.float64) for value in self.known]
+        gaps = np.array([value is None for value in parsed], dtype=np.float64)
+        return [*encoded, gaps] if self.missing else encoded
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class Numbers:
 
     def transform(self, rows: pd.DataFrame) -> np.ndarray:
         """float32 (N, F), finite."""
-        made = [feature for column in self.columns for feature in column.transform(rows)]
-        return np.column_stack(made).astype(np.float32) if made else np.zeros((len(rows), 0), np.float32)
+        encoded = [feature for column in self.columns for feature in column.transform(rows)]
+        return np.column_stack(encoded).astype(np.float32) if encoded else np.zeros((len(rows), 0), np.float32)
 
     @property
     def names(self) -> list[str]:
@@ -175,12 +176,12 @@ class Codes:
 
     def transform(self, rows: pd.DataFrame) -> np.ndarray:
         """float64 (N, columns)."""
-        made = np.full((len(rows), len(self.columns)), np.nan)
+        encoded = np.full((len(rows), len(self.columns)), np.nan)
         for k, name in enumerate(self.columns):
             values = column_of(rows, name)
             known = self.categories.get(name)
-            made[:, k] = numbers(values) if known is None else [known.get(text, np.nan) for text in texts(values)]
-        return made
+            encoded[:, k] = numbers(values) if known is None else [known.get(text, np.nan) for text in texts(values)]
+        return encoded
 
     @property
     def names(self) -> list[str]:
@@ -218,18 +219,18 @@ class MeanTarget:
 
     def transform(self, rows: pd.DataFrame) -> np.ndarray:
         """float64 (N, C)."""
-        found = [self.means.get(value, self.prior) for value in texts(column_of(rows, self.name))]
-        return np.array(found, dtype=np.float64).reshape(len(rows), len(self.prior))
+        parsed = [self.means.get(value, self.prior) for value in texts(column_of(rows, self.name))]
+        return np.array(parsed, dtype=np.float64).reshape(len(rows), len(self.prior))
 
     @staticmethod
     def out_of_fold(rows: pd.DataFrame, name: str, y: np.ndarray, inner: np.ndarray) -> np.ndarray:
         """float64 (N, C): training rows encoded by the rows of the other inner folds."""
-        made = np.empty(y.shape, dtype=np.float64)
+        means = np.empty(y.shape, dtype=np.float64)
         for held in np.unique(inner):
             out = inner == held
             learned = MeanTarget.fit(rows[~out], name, y[~out]) if (~out).any() else None
-            made[out] = learned.transform(rows[out]) if learned else y.mean(axis=0)
-        return made
+            means[out] = learned.transform(rows[out]) if learned else y.mean(axis=0)
+        return means
 
 
 @dataclass(frozen=True)
@@ -248,15 +249,15 @@ class Components:
         most = min(components, max(len(known) - 1, 0), values.shape[1])
         if most < 1:
             return cls(np.zeros(values.shape[1]), np.zeros((values.shape[1], 0)))
-        found = PCA(most, random_state=0).fit(known)
-        return cls(found.mean_, found.components_.T)
+        parsed = PCA(most, random_state=0).fit(known)
+        return cls(parsed.mean_, parsed.components_.T)
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """float64 (N, components); NaN for rows that are not finite."""
         with np.errstate(invalid="ignore"):
-            made = (values - self.mean) @ self.axes
-        made[~np.isfinite(values).all(axis=1)] = np.nan
-        return made
+            encoded = (values - self.mean) @ self.axes
+        encoded[~np.isfinite(values).all(axis=1)] = np.nan
+        return encoded
 
 
 @dataclass(frozen=True)
@@ -311,13 +312,13 @@ class Encoder:
         return self.last.transform(wide).astype(np.float64)
 
     def _wide(self, rows: Rows, means: Sequence[np.ndarray]) -> pd.DataFrame:
-        made = {name: rows.frame[name] for name in self.columns}
+        columns = {name: rows.frame[name] for name in self.columns}
         for mean, values in zip(self.means, means, strict=True):
-            made |= {f"{mean.name}{SEPARATOR}{k}": values[:, k] for k in range(values.shape[1])}
+            columns |= {f"{mean.name}{SEPARATOR}{k}": values[:, k] for k in range(values.shape[1])}
         for name, part in self.components.items():
-            found = part.transform(rows.embeddings[name])
-            made |= {f"{name}{SEPARATOR}{k}": found[:, k] for k in range(found.shape[1])}
-        return pd.DataFrame(made, index=rows.frame.index)
+            reduced = part.transform(rows.embeddings[name])
+            columns |= {f"{name}{SEPARATOR}{k}": reduced[:, k] for k in range(reduced.shape[1])}
+        return pd.DataFrame(columns, index=rows.frame.index)
 
     @property
     def sources(self) -> list[str]:

@@ -55,7 +55,7 @@ def _best(per_group: np.ndarray, likes: np.ndarray) -> np.ndarray:
     shares = per_group / np.maximum(per_group.sum(axis=0), 1e-12)
     ways = np.array(list(itertools.product(range(n), repeat=count)))
     held = np.stack([(ways == k) @ shares for k in range(n)], axis=1)
-    uneven = np.round(((held - 1 / n) ** 2).sum(axis=(1, 2)), 9)
+    uneven = np.round(((held - 1 / n) ** 2).sum(axis=(1, 2)), 9)  # rounded: ties are ties on every machine
     liked = likes[np.arange(count), ways].astype(np.float64).sum(axis=1)
     return ways[np.lexsort((liked, uneven))[0]]
 
@@ -94,9 +94,9 @@ def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False)
     train = table[(table["split"] == "train") & table["error"].isna()]
     folder = competition.derived()
     if anew or not _saved(folder):
-        made = assign_folds(competition, train)
-        check(competition, made, train)
-        save_folds(made, competition)
+        assigned = assign_folds(competition, train)
+        check(competition, assigned, train)
+        save_folds(assigned, competition)
     saved = load_folds(competition)
     _same_rows(folder, saved, set(train["id"]))
     check(competition, saved, train)
@@ -229,7 +229,7 @@ def _saved(folder: Path) -> bool:
 def save_folds(folds: pd.DataFrame, competition: Competition) -> None:
     """folds.csv and folds.json (hashes, rows, the keys of the competition file they rest on), each written whole."""
     folder = competition.derived()
-    facts = {
+    meta = {
         "hash": digest(folds),
         "groups": digest(folds, "group"),
         "n": int(folds["fold"].nunique()),
@@ -238,7 +238,7 @@ def save_folds(folds: pd.DataFrame, competition: Competition) -> None:
     }
     (folder / "folds.json").unlink(missing_ok=True)
     write_csv(folder / "folds.csv", folds)
-    write_json(folder / "folds.json", facts)  # last: it vouches for the other
+    write_json(folder / "folds.json", meta)  # last: it vouches for the other
 
 
 def load_folds(competition: Competition) -> pd.DataFrame:
@@ -249,18 +249,18 @@ def load_folds(competition: Competition) -> pd.DataFrame:
     remedy = "restore it from a copy, or run 01_preprocess.py --new-folds (the same seed gives the same folds)"
     try:
         folds = pd.read_csv(path, dtype={"id": str, "group": str, "fold": int}, keep_default_na=False)
-        facts = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))
-        if not {"id", "group", "fold"} <= set(folds) or not {"hash"} <= set(facts):
+        meta = json.loads((path.parent / "folds.json").read_text(encoding="utf-8"))
+        if not {"id", "group", "fold"} <= set(folds) or not {"hash"} <= set(meta):
             raise ValueError("columns or keys are missing")
     except (ValueError, TypeError, OSError) as error:
         why = " ".join(str(error).split())[:100]
         raise UserError(f"{path} or folds.json beside it: damaged ({why}); {remedy}") from None
-    if digest(folds) != facts["hash"] or digest(folds, "group") != facts.get("groups", digest(folds, "group")):
+    if digest(folds) != meta["hash"] or digest(folds, "group") != meta.get("groups", digest(folds, "group")):
         raise UserError(
-            f"{path}: edited since it was made (hash {digest(folds)}, was {facts['hash']}); to use other "
+            f"{path}: edited since it was made (hash {digest(folds)}, was {meta['hash']}); to use other "
             "folds, set `folds: {file: ...}` in the competition and run 01_preprocess.py --new-folds"
         )
-    changed = differences(facts.get("made_of", {}), _made_of(competition)) if "made_of" in facts else []
+    changed = differences(meta.get("made_of", {}), _made_of(competition)) if "made_of" in meta else []
     if changed:
         raise UserError(
             f"{path}: {competition.file} has changed since it was made ({'; '.join(changed)}); change it back, or run "

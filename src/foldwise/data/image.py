@@ -352,12 +352,12 @@ def _tiff_size(path: Path) -> tuple[int, int]:
     try:
         (start,) = struct.unpack_from(order + "I", data, 4)
         (count,) = struct.unpack_from(order + "H", data, start)
-        found: dict[int, int] = {}
+        tags: dict[int, int] = {}
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", data, entry)
             if tag in (256, 257):
-                found[tag] = struct.unpack_from(order + sizes[kind], data, entry + 8)[0]
-        return found[256], found[257]
+                tags[tag] = struct.unpack_from(order + sizes[kind], data, entry + 8)[0]
+        return tags[256], tags[257]
     except (struct.error, KeyError):
         raise ImageError(f"{path}: damaged or truncated TIFF") from None
 
@@ -427,7 +427,7 @@ def _to_8_bits(image: Array, options: ImageOptions) -> Array:
 def _shallow(image: Array, options: ImageOptions) -> Array:
     """More than 8 bits -> uint8: colour by its range, gray by its range or between percentiles."""
     if image.dtype.itemsize == 2 and image.dtype.kind == "u" and (image.ndim == 3 or options.deep == "full"):
-        return np.rint(image / np.float32(257.0)).astype(np.uint8)
+        return np.rint(image / np.float32(257.0)).astype(np.uint8)  # 65535 / 255
     real = image.astype(np.float64)
     finite = real[np.isfinite(real)]
     if not finite.size:
@@ -657,13 +657,13 @@ def _describe(path: Path) -> dict[str, Any]:
     head, _ = _head(path)
     if head and _is_dicom(head, path):
         return dicom.describe(path)
-    found = probe(path)
+    probed = probe(path)
     image = read_image(path)
     with _pillow(path) as opened:
         mode, bits = opened.mode, _BITS.get(opened.mode, 8)
     shape = image.shape[:2] if mode in _GRAY_MODES else image.shape
     return {
-        "transfer_syntax": found["format"],
+        "transfer_syntax": probed["format"],
         "photometric": mode,
         "bits": bits,
         "shape": "x".join(map(str, shape)),

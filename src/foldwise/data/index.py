@@ -364,7 +364,7 @@ def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd
 
 def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     labels = competition.labels
-    made = {}
+    targets = {}
     for column, name in zip(competition.targets, competition.truth, strict=True):
         values, where = table[column], f"{path}: column '{column}'"
         blank = values.isna() | (values.astype(str).str.strip() == "")
@@ -381,8 +381,8 @@ def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.Da
                 target[cells] = float(str(meaning))
         if competition.task == "binary" and target.nunique() < 2:
             raise UserError(f"{where}: every row is {target.dropna().iloc[0]:g}; nothing to learn")
-        made[name] = target
-    return pd.DataFrame(made)
+        targets[name] = target
+    return pd.DataFrame(targets)
 
 
 def _labelled(competition: Competition, name: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -405,9 +405,9 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
     if competition.positive is not None:
         names = values.astype(str)
         if competition.positive not in set(names) or names.nunique() != 2:
-            found = ", ".join(sorted(set(names))[:5])
+            some = ", ".join(sorted(set(names))[:5])
             raise UserError(
-                f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {found}"
+                f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {some}"
             )
         return (names == competition.positive).astype("float64")
     numbers, _ = read_numbers(values)
@@ -452,13 +452,13 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
         if len(stray):
             raise UserError(f"{folder / stray.iloc[0]}: lies beside the class folders; move it into one or away")
         return ids.str.split("/").str[0]
-    found = ids.str.extract(re.compile(str(split.target_pattern)))[0]
-    if found.isna().any():
+    labels = ids.str.extract(re.compile(str(split.target_pattern)))[0]
+    if labels.isna().any():
         raise UserError(
-            f"{folder / ids[found.isna()].iloc[0]}: its name does not match target_pattern "
+            f"{folder / ids[labels.isna()].iloc[0]}: its name does not match target_pattern "
             f"'{split.target_pattern}' in {competition.file}"
         )
-    return found
+    return labels
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -467,12 +467,12 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
 def _headers(competition: Competition, index: pd.DataFrame, workers: int | None, dask: str | None) -> pd.DataFrame:
     raw = competition.raw()
     job = partial(_read_headers, str(raw), tuple(competition.dicom_tags))
-    found: list[dict[str, Any]] = [{} for _ in range(len(index))]
+    headers: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
-        found[row] = {"error": str(result)} if isinstance(result, Exception) else result
+        headers[row] = {"error": str(result)} if isinstance(result, Exception) else result
     columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *competition.dicom_tags]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(headers, columns=columns)
 
 
 def _a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
@@ -493,10 +493,10 @@ def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
     try:
         if not source.is_there(path):
             return {"error": "missing file"}
-        found: dict[str, Any] = {**image.probe(path), **source.identity(path)}
-        if tags and found["format"] == "DICOM":
-            found.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
-        return found
+        header: dict[str, Any] = {**image.probe(path), **source.identity(path)}
+        if tags and header["format"] == "DICOM":
+            header.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
+        return header
     except UserError as error:
         return {"error": str(error).removeprefix(f"{path}: "), **source.identity(path)}
     except Exception as error:  # whatever a damaged file does to a parser, the other files go on

@@ -37,14 +37,14 @@ def prediction_table(
 
     pred: (N,) or (N, C) with its columns in the order of `names` (index.classes).
     """
-    made = {"id": rows["id"].to_numpy()}
+    table = {"id": rows["id"].to_numpy()}
     if fold is not None:
-        made["fold"] = np.full(len(rows), fold)
+        table["fold"] = np.full(len(rows), fold)
         for column in competition.truth:
-            made[column] = rows[column].to_numpy()
+            table[column] = rows[column].to_numpy()
     columns = [f"pred_{name}" for name in names] or ["pred"]
     values = pred.reshape(len(rows), len(columns))
-    return pd.DataFrame({**made, **dict(zip(columns, values.T, strict=True))})
+    return pd.DataFrame({**table, **dict(zip(columns, values.T, strict=True))})
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -83,8 +83,8 @@ class Run:
 def list_runs(competition: Competition) -> list[str]:
     """Names of the folders in oof/<competition>/ that hold an oof.csv and a test.csv."""
     folder = competition.runs()
-    found = (path.parent for path in folder.glob("*/oof.csv")) if folder.is_dir() else ()
-    return sorted(run.name for run in found if (run / "test.csv").exists())
+    folders = (path.parent for path in folder.glob("*/oof.csv")) if folder.is_dir() else ()
+    return sorted(run.name for run in folders if (run / "test.csv").exists())
 
 
 def load_run(competition: Competition, name: str, tests: bool = True) -> Run:

@@ -62,7 +62,7 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
 
 
 def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
-    """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids astray."""
+    """Predictions a submission row, indexed by row_id: images of one row aggregated; UserError for ids mismatched."""
     test = table_index[table_index["split"] == "test"]
     if competition.aggregates and set(pred["id"]) == set(test["row_id"]):  # joined already, before the blend
         _once("the test predictions: id", pred["id"])
@@ -89,8 +89,8 @@ def shape(
         values = rows.to_numpy()
     else:
         values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
-    made = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
-    return made.infer_objects()
+    shaped = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+    return shaped.infer_objects()
 
 
 def wants_label(competition: Competition, shown: pd.DataFrame | None = None) -> bool:

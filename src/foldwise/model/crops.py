@@ -80,7 +80,7 @@ def make_crops(competition: Competition, index: pd.DataFrame, options: CropOptio
     boxes, truth, meta = find(competition, index, options)
     met = None if truth is None else box_recall(boxes, truth, index, options.square, options.pick)
     chosen, how = choose_margin(options.margin, met)
-    made = crops(boxes, index, chosen, options.square)
+    cut = crops(boxes, index, chosen, options.square)
     whole = boxes[(boxes["source"] == "whole") & (boxes["reason"] != "unreadable")]
     meta |= {
         "method": "boxes" if options.boxes else "detector",
@@ -92,8 +92,8 @@ def make_crops(competition: Competition, index: pd.DataFrame, options: CropOptio
         "reasons": whole["reason"].value_counts().to_dict(),
         "recall": None if met is None else _recall(met, chosen),
     }
-    save_boxes(competition, index, boxes, made, meta)
-    write_sheet(contact_sheet(competition, index, boxes, made), competition.derived() / "crops.png")
+    save_boxes(competition, index, boxes, cut, meta)
+    write_sheet(contact_sheet(competition, index, boxes, cut), competition.derived() / "crops.png")
     note(
         f"crops: {meta['images'] - len(whole)} of {meta['images']} images have a box, {len(whole)} stay whole; "
         f"margin {chosen:g} ({how})"
@@ -104,7 +104,7 @@ def make_crops(competition: Competition, index: pd.DataFrame, options: CropOptio
             f"crops: on {kept['images']} true boxes mean IoU {kept['iou']:.3f}; the margin keeps {kept['recall']:.1%} "
             f"of their area, {kept['whole']:.1%} of them wholly"
         )
-    return made
+    return cut
 
 
 def _from_file(
@@ -133,7 +133,7 @@ def _by_detector(
     ]
     if options.finetune_boxes:
         plan = detector.box_split(truths[0], index, options.holdout, options.seed)
-        made = detector.finetune(
+        finder = detector.finetune(
             competition,
             index,
             plan,
@@ -147,22 +147,22 @@ def _by_detector(
             options.download,
         )
     else:
-        made = detector.load(options.detector, options.weights, options.detector_size, options.download)
-    known = [name for name in made.classes[1:] if name != "N/A"]
+        finder = detector.load(options.detector, options.weights, options.detector_size, options.download)
+    known = [name for name in finder.classes[1:] if name != "N/A"]
     if options.object_class != "any" and options.object_class not in known:
         raise UserError(
             f"--class {options.object_class}: the detector knows no such class{nearest(options.object_class, known)}"
         )
     saved = competition.derived() / "detections.csv"
-    found = detector.detect(made, competition.raw(), competition.image, index, saved)
-    boxes = one_each(found, index, "detector", options.pick, options.min_score, options.object_class)
+    boxed = detector.detect(finder, competition.raw(), competition.image, index, saved)
+    boxes = one_each(boxed, index, "detector", options.pick, options.min_score, options.object_class)
     truth = pd.concat(truths, ignore_index=True) if truths else None
     if truth is not None:  # what it was trained on proves nothing
-        seen = set(made.facts.get("trained", []))
+        seen = set(finder.facts.get("trained", []))
         truth = truth[~detector.names(index).iloc[truth["row"]].isin(seen).to_numpy()]
-    meta: dict[str, Any] = {key: made.facts[key] for key in ("detector", "size") if key in made.facts}
-    if "trained" in made.facts:
-        meta |= {"epochs": made.facts["epochs"], "seed": made.facts["seed"], "trained_on": len(made.facts["trained"])}
+    meta: dict[str, Any] = {key: finder.facts[key] for key in ("detector", "size") if key in finder.facts}
+    if "trained" in finder.facts:
+        meta |= {key: finder.facts[key] for key in ("epochs", "seed")} | {"trained_on": len(finder.facts["trained"])}
     return boxes, truth, {**meta, "min_score": options.min_score, "weights": options.weights}
 
 
@@ -182,7 +182,7 @@ def crop_again(competition: Competition, raw: Path, rows: pd.DataFrame) -> Crops
 
     tuned = competition.derived() / "detector"
     name, weights = (str(tuned), None) if "trained_on" in meta else (meta["detector"], meta["weights"])
-    made = detector.load(name, weights, meta["size"])
+    finder = detector.load(name, weights, meta["size"])
     sizes: list[tuple[int, int, str | None]] = []
     for row in rows.itertuples():
         try:
@@ -191,8 +191,8 @@ def crop_again(competition: Competition, raw: Path, rows: pd.DataFrame) -> Crops
         except UserError as error:
             sizes.append((1, 1, str(error)))
     rows = rows.assign(**{name: [size[k] for size in sizes] for k, name in enumerate(("width", "height", "error"))})
-    found = detector.detect(made, raw, competition.image, rows)
-    boxes = one_each(found, rows, "detector", meta["pick"], meta["min_score"], meta["class"])
+    detections = detector.detect(finder, raw, competition.image, rows)
+    boxes = one_each(detections, rows, "detector", meta["pick"], meta["min_score"], meta["class"])
     return crops(boxes, rows, meta["margin"], meta["square"])
 
 

@@ -139,7 +139,7 @@ def predict_folder(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The folds' mean for every image below `folder` (id = its path below it), and {id: reason} of unreadable ones.
 
-    The images go through the same cache as training's, a passing one: never a second path.
+    The images go through the same cache as training's, a temporary one: never a second path.
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")

@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, GREY = COLOURS[0], COLOURS[1], COLOURS[2], "#888888"
 
 def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> list[tuple[str, str, str]]:
     """(title, caption, base64 PNG) of each figure that this blend has something to show in."""
-    made: list[tuple[str, str, Figure | None]] = [
+    drawn: list[tuple[str, str, Figure | None]] = [
         (
             "Gain of the blend",
             "Nested score minus the other's, 95 % paired bootstrap interval, whole groups drawn.",
@@ -55,7 +55,7 @@ def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> li
             leaderboard(submission.scored(submission.read_log(competition), competition)),
         ),
     ]
-    return [(title, caption, encode(figure)) for title, caption, figure in made if figure is not None]
+    return [(title, caption, encode(figure)) for title, caption, figure in drawn if figure is not None]
 
 
 def encode(figure: Figure) -> str:
@@ -82,12 +82,12 @@ def gains(meta: Meta) -> Figure | None:
         "over_plain_mean": "over the plain mean",
     }
     for y, (key, label) in enumerate(reversed(labels.items())):
-        found = meta["gains"][key]
-        axes.plot([found["low"], found["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
-        axes.plot(found["gain"], y, "o", color=BLUE, ms=9)
+        gain = meta["gains"][key]
+        axes.plot([gain["low"], gain["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
+        axes.plot(gain["gain"], y, "o", color=BLUE, ms=9)
         axes.annotate(
-            f"{found['gain']:+.4f}",
-            (found["gain"], y),
+            f"{gain['gain']:+.4f}",
+            (gain["gain"], y),
             (0, 9),
             textcoords="offset points",
             ha="center",

@@ -151,78 +151,80 @@ def _threshold(pred: np.ndarray, truth: np.ndarray) -> float:
     return float(order[positive - 1] + order[positive]) / 2
 
 
-def sheets(found: Answers, wanted: Sequence[str], count: int) -> list[Sheet]:
+def sheets(answers: Answers, wanted: Sequence[str], count: int) -> list[Sheet]:
     """The sheets asked for, of at most `count` cases each; one without cases is left out."""
     makers = {"worst": _worst, "right": _right, "pairs": _pairs}
-    made = [sheet for name in SHEETS if name in wanted for sheet in makers[name](found, count)]
-    return [sheet for sheet in made if sheet.cases]
+    chosen = [sheet for name in SHEETS if name in wanted for sheet in makers[name](answers, count)]
+    return [sheet for sheet in chosen if sheet.cases]
 
 
-def _worst(found: Answers, count: int) -> list[Sheet]:
-    order = np.argsort(found.of_truth, kind="stable")[:count]
+def _worst(answers: Answers, count: int) -> list[Sheet]:
+    order = np.argsort(answers.of_truth, kind="stable")[:count]
     lead = "The truth was given the least probability here, the worst first. Look for wrong labels, too."
-    if found.task == "regression":
+    if answers.task == "regression":
         lead = "The largest absolute errors, the worst first."
-    return [Sheet("worst", "Worst errors", lead, [found.case(k) for k in order])]
+    return [Sheet("worst", "Worst errors", lead, [answers.case(k) for k in order])]
 
 
-def _right(found: Answers, count: int) -> list[Sheet]:
-    if found.task == "regression":
-        order = np.argsort(-found.of_truth, kind="stable")[:count]
-        return [Sheet("right", "Closest answers", "The smallest errors.", [found.case(k) for k in order])]
-    kept = _by_turns(found, np.flatnonzero(found.decided == found.truth), found.of_truth, count)
+def _right(answers: Answers, count: int) -> list[Sheet]:
+    if answers.task == "regression":
+        order = np.argsort(-answers.of_truth, kind="stable")[:count]
+        return [Sheet("right", "Closest answers", "The smallest errors.", [answers.case(k) for k in order])]
+    kept = _by_turns(answers, np.flatnonzero(answers.decided == answers.truth), answers.of_truth, count)
     lead = "The truth was given the most probability here, class by class in turn."
-    return [Sheet("right", "Most confident right answers", lead, [found.case(k) for k in kept])]
+    return [Sheet("right", "Most confident right answers", lead, [answers.case(k) for k in kept])]
 
 
-def _by_turns(found: Answers, rows: np.ndarray, by: np.ndarray, count: int) -> list[int]:
+def _by_turns(answers: Answers, rows: np.ndarray, by: np.ndarray, count: int) -> list[int]:
     """At most `count` of `rows`, the largest `by` of each class (and label), then the second of each, ..."""
-    ranked = pd.DataFrame({"row": rows, "by": by[rows], "cls": found.truth[rows], "label": found.label[rows]})
+    ranked = pd.DataFrame({"row": rows, "by": by[rows], "cls": answers.truth[rows], "label": answers.label[rows]})
     ranked = ranked.sort_values("by", ascending=False, kind="stable")
     ranked["turn"] = ranked.groupby(["label", "cls"]).cumcount()
     return ranked.sort_values("turn", kind="stable")["row"].head(count).tolist()
 
 
-def _pairs(found: Answers, count: int) -> list[Sheet]:
+def _pairs(answers: Answers, count: int) -> list[Sheet]:
     """A sheet for each kind of confusion (of a label), the most frequent first."""
-    if found.task == "regression":
+    if answers.task == "regression":
         return []
-    wrong = np.flatnonzero(found.decided != found.truth)
-    kinds = pd.DataFrame({"label": found.label[wrong], "truth": found.truth[wrong], "answer": found.decided[wrong]})
+    wrong = np.flatnonzero(answers.decided != answers.truth)
+    columns = {"label": answers.label, "truth": answers.truth, "answer": answers.decided}
+    kinds = pd.DataFrame({name: values[wrong] for name, values in columns.items()})
     frequent = kinds.value_counts().head(PAIRS)
-    made = []
+    sheets = []
     for number, ((label, truth, answer), rows) in enumerate(frequent.items(), 1):
         kind = (kinds["label"] == label) & (kinds["truth"] == truth) & (kinds["answer"] == answer)
         members = wrong[kind.to_numpy()]
-        order = members[np.argsort(-found.sure[members], kind="stable")][:count]
-        title = f"{found.name(order[0], truth)}, taken for {found.name(order[0], answer)}"
-        lead = f"{rows} of {np.sum((found.truth == truth) & (found.label == label))}; the surest first."
-        made.append(Sheet(f"pair{number}", title, lead, [found.case(k) for k in order]))
-    return made
+        order = members[np.argsort(-answers.sure[members], kind="stable")][:count]
+        title = f"{answers.name(order[0], truth)}, taken for {answers.name(order[0], answer)}"
+        lead = f"{rows} of {np.sum((answers.truth == truth) & (answers.label == label))}; the surest first."
+        sheets.append(Sheet(f"pair{number}", title, lead, [answers.case(k) for k in order]))
+    return sheets
 
 
-def chosen(found: Answers, ids: Sequence[str]) -> list[Case]:
+def chosen(answers: Answers, ids: Sequence[str]) -> list[Case]:
     """The cases of rows by id, in that order; of a multilabel row, one per label that is true or answered (or all)."""
-    made = []
+    cases = []
     for row_id in ids:
-        entries = np.flatnonzero((found.table["id"] == row_id).to_numpy()).tolist()
-        some = [k for k in entries if found.task != "multilabel" or found.truth[k] or found.decided[k]]
-        made += [found.case(k) for k in (some or entries)]
-    return made
+        entries = np.flatnonzero((answers.table["id"] == row_id).to_numpy()).tolist()
+        some = [k for k in entries if answers.task != "multilabel" or answers.truth[k] or answers.decided[k]]
+        cases += [answers.case(k) for k in (some or entries)]
+    return cases
 
 
-def sample(found: Answers, count: int, seed: int = 0) -> list[Case]:
+def sample(answers: Answers, count: int, seed: int = 0) -> list[Case]:
     """Cases to try the maps on: drawn at random among those that answer a class that is there, not its absence.
 
     Evidence for 'absent' is everywhere and nowhere; what shows a class can be deleted.
     """
-    present = np.ones(len(found.table), bool) if found.task in {"multiclass", "regression"} else found.decided == 1
+    every = answers.task in {"multiclass", "regression"}
+    present = np.ones(len(answers.table), bool) if every else answers.decided == 1
     rows = np.flatnonzero(present)
     picked = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False) if len(rows) else rows
-    return [found.case(k) for k in np.sort(picked).tolist()]
+    return [answers.case(k) for k in np.sort(picked).tolist()]
 
 
-def table(made: Sequence[Sheet]) -> pd.DataFrame:
+def table(sheets: Sequence[Sheet]) -> pd.DataFrame:
     """A row per case: sheet, id, fold, truth, answer, probability."""
-    rows = [(s.key, c.id, c.fold, c.truth, c.answer, c.probability) for s in made for c in s.cases]
+    rows = [(s.key, c.id, c.fold, c.truth, c.answer, c.probability) for s in sheets for c in s.cases]
     return pd.DataFrame(rows, columns=["sheet", "id", "fold", "truth", "answer", "probability"])

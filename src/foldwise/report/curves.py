@@ -60,8 +60,8 @@ def figure(logs: Mapping[Any, pd.DataFrame], metric: str | None = None) -> Figur
     one learning rate, it is drawn once, in the colour of the text.
     """
     with matplotlib.rc_context(figures.STYLE):
-        made = Figure(figsize=(figures.WIDTH, 5.6), layout="constrained")
-        (train, valid), (score, rate) = made.subplots(2, 2, sharex=True)
+        drawn = Figure(figsize=(figures.WIDTH, 5.6), layout="constrained")
+        (train, valid), (score, rate) = drawn.subplots(2, 2, sharex=True)
         name = metric_column(next(iter(logs.values())), metric)
         for place, column in ((train, "train_loss"), (valid, "valid_loss"), (score, name)):
             _lines(place, logs, column, marked=place is not train)
@@ -78,8 +78,8 @@ def figure(logs: Mapping[Any, pd.DataFrame], metric: str | None = None) -> Figur
         score.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         handles, labels = train.get_legend_handles_labels()
         dot = Line2D([], [], marker="o", linestyle="", color=figures.INK, markersize=7)
-        made.legend([*handles, dot], [*labels, "epoch that predicts"], loc="outside lower center", ncols=6)
-    return made
+        drawn.legend([*handles, dot], [*labels, "epoch that predicts"], loc="outside lower center", ncols=6)
+    return drawn
 
 
 def _lines(place: Axes, logs: Mapping[Any, pd.DataFrame], column: str, marked: bool, ink: bool = False) -> None:

@@ -213,17 +213,17 @@ def light(statistics: pd.DataFrame, by: pd.Series, colours: dict[str, str] | Non
 
 def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]) -> None:
     """Step histograms of shares on common bins, which show the middle 99 % of all values."""
-    values = {name: found for name, found in values.items() if len(found)}
+    values = {name: numbers for name, numbers in values.items() if len(numbers)}
     if not values:
         return
-    every = np.concatenate([found.to_numpy(float) for found in values.values()])
+    every = np.concatenate([numbers.to_numpy(float) for numbers in values.values()])
     low, high = np.quantile(every, [0.005, 0.995])
     if high - low < 1e-9 * max(abs(high), 1):
         low, high = low - 0.5, high + 0.5
-    fewest = min(len(found) for found in values.values())
+    fewest = min(len(numbers) for numbers in values.values())
     edges = np.linspace(low, high, int(np.clip(2 * np.sqrt(fewest), 8, 28)) + 1)
-    for name, found in values.items():
-        shares = np.histogram(np.clip(found.to_numpy(float), low, high), edges)[0] / len(found)
+    for name, numbers in values.items():
+        shares = np.histogram(np.clip(numbers.to_numpy(float), low, high), edges)[0] / len(numbers)
         axes.stairs(shares, edges, color=colours[name], label=short(name), linewidth=1.6)
         if len(values) <= 3:
             axes.stairs(shares, edges, color=colours[name], fill=True, alpha=0.12)
@@ -282,15 +282,15 @@ def by_value(values: pd.Series, truth: pd.DataFrame, most: int = 12) -> pd.DataF
 
 
 def _mean(values: pd.Series) -> tuple[float, float, float]:
-    found = values.dropna().to_numpy(float)
-    n = len(found)
+    known = values.dropna().to_numpy(float)
+    n = len(known)
     if not n:
         return np.nan, np.nan, np.nan
-    if np.isin(found, (0, 1)).all():
-        low, high = wilson(np.array(found.sum()), np.array(n))
-        return float(found.mean()), float(low), float(high)
-    half = 1.96 * found.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return float(found.mean()), float(found.mean() - half), float(found.mean() + half)
+    if np.isin(known, (0, 1)).all():
+        low, high = wilson(np.array(known.sum()), np.array(n))
+        return float(known.mean()), float(low), float(high)
+    half = 1.96 * known.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
 
 
 def _labels(values: pd.Series, most: int) -> pd.Series:

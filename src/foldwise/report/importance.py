@@ -29,8 +29,8 @@ def write_importance(folder: Path, problem: Problem, folds: Sequence[Fold]) -> N
     write_csv(folder / "importance.csv", shares, "%.6g")
     write_csv(folder / "contributions.csv", contributions, "%.6g")
     figures.save(importance_figure(shares), folder / "importance.png")
-    made = beeswarm(problem, folds, shares) if problem.outputs == 1 else heatmap(problem, contributions, shares)
-    figures.save(made, folder / "contributions.png")
+    drawn = beeswarm(problem, folds, shares) if problem.outputs == 1 else heatmap(problem, contributions, shares)
+    figures.save(drawn, folder / "contributions.png")
 
 
 def importance(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def importance(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
     """
     by_fold = pd.DataFrame({f"share_fold{part.fold}": part.importance for part in folds})
     added = np.concatenate([np.abs(part.contributions[..., :-1]).mean(axis=1) for part in folds]).mean(axis=0)
-    made = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "column": problem.inputs.sources,
             "share": by_fold.mean(axis=1).to_numpy(),
@@ -50,8 +50,8 @@ def importance(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
             "mean_contribution": added,
         }
     )
-    made = pd.concat([made, by_fold.reset_index(drop=True)], axis=1)
-    return made.sort_values("mean_contribution", ascending=False, kind="stable").reset_index(drop=True)
+    table = pd.concat([table, by_fold.reset_index(drop=True)], axis=1)
+    return table.sort_values("mean_contribution", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def contributed(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
@@ -64,11 +64,11 @@ def contributed(problem: Problem, folds: Sequence[Fold]) -> pd.DataFrame:
     for part in folds:
         rows = np.flatnonzero(problem.fold_of == part.fold)
         for k in range(part.contributions.shape[1]):
-            found = part.contributions[:, k]
-            made = pd.DataFrame({"id": ids[rows], "fold": part.fold, "base": found[:, -1]})
+            shap = part.contributions[:, k]
+            table = pd.DataFrame({"id": ids[rows], "fold": part.fold, "base": shap[:, -1]})
             if problem.names:
-                made.insert(2, "output", problem.names[k])
-            tables.append(pd.concat([made, pd.DataFrame(found[:, :-1], columns=problem.inputs.sources)], axis=1))
+                table.insert(2, "output", problem.names[k])
+            tables.append(pd.concat([table, pd.DataFrame(shap[:, :-1], columns=problem.inputs.sources)], axis=1))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -138,18 +138,18 @@ def _lines(
     added = np.concatenate([part.contributions[:, 0, :-1] for part in folds])
     rows = np.concatenate([np.flatnonzero(problem.fold_of == part.fold) for part in folds])
     frame = pd.concat([problem.inputs.frame, *([stack.train for stack in problem.inputs.stacks])], axis=1).iloc[rows]
-    made: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    lines: list[tuple[str, np.ndarray, np.ndarray | None]] = []
     for name in shares["column"]:
         mine = added[:, problem.inputs.sources.index(name)]
         if name not in frame:  # embeddings: many numbers at once
-            made.append((figures.short(name, NAME), mine, None))
+            lines.append((figures.short(name, NAME), mine, None))
         elif is_number(frame[name]):
-            made.append((figures.short(name, NAME), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
+            lines.append((figures.short(name, NAME), mine, pd.Series(numbers(frame[name])).rank(pct=True).to_numpy()))
         else:
             values = pd.Series(texts(frame[name]), dtype=object).fillna("missing")
             for value in values.value_counts().index[:VALUES]:
-                made.append((figures.short(f"{name}: {value}", NAME), mine[(values == value).to_numpy()], None))
-    return made
+                lines.append((figures.short(f"{name}: {value}", NAME), mine[(values == value).to_numpy()], None))
+    return lines
 
 
 def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -164,16 +164,16 @@ def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def heatmap(problem: Problem, contributions: pd.DataFrame, shares: pd.DataFrame) -> Figure:
     """Mean |contribution| by column and class (or label), the most important columns and at most 12 classes."""
     columns = shares["column"].head(SHOWN).tolist()
-    found = contributions[columns].abs().groupby(contributions["output"], sort=False).mean()
-    found = found.loc[found.mean(axis=1).sort_values(ascending=False).index[:12]].T
+    sizes = contributions[columns].abs().groupby(contributions["output"], sort=False).mean()
+    sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index[:12]].T
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(10.7, 1.6 + 0.32 * len(found)), layout="constrained")
+        figure = Figure(figsize=(10.7, 1.6 + 0.32 * len(sizes)), layout="constrained")
         axes = figure.subplots()
-        shown = axes.imshow(found, cmap=COLOURS, aspect="auto", vmin=0)
-        axes.set_xticks(range(found.shape[1]), [figures.short(name, 14) for name in found], rotation=30, ha="right")
-        axes.set_yticks(range(len(found)), [figures.short(name, NAME) for name in found.index])
-        for (row, column), value in np.ndenumerate(found.to_numpy()):
-            colour = "black" if value > 0.6 * found.to_numpy().max() else "white"
+        shown = axes.imshow(sizes, cmap=COLOURS, aspect="auto", vmin=0)
+        axes.set_xticks(range(sizes.shape[1]), [figures.short(name, 14) for name in sizes], rotation=30, ha="right")
+        axes.set_yticks(range(len(sizes)), [figures.short(name, NAME) for name in sizes.index])
+        for (row, column), value in np.ndenumerate(sizes.to_numpy()):
+            colour = "black" if value > 0.6 * sizes.to_numpy().max() else "white"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
         figure.colorbar(shown, ax=axes, pad=0.01)
         axes.set_title("mean |contribution| to rows out of fold, log-odds")

@@ -134,8 +134,8 @@ def table(
     lines = []
     for k, row in enumerate(cells):
         mark = ' class="hot"' if hot is not None and hot(k) else ""
-        made = (f"<td{align[j]}>{_cell(value)}{_bar(value) if j in bars else ''}</td>" for j, value in enumerate(row))
-        lines.append(f"<tr{mark}>{''.join(made)}</tr>")
+        tds = (f"<td{align[j]}>{_cell(value)}{_bar(value) if j in bars else ''}</td>" for j, value in enumerate(row))
+        lines.append(f"<tr{mark}>{''.join(tds)}</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 

@@ -9,7 +9,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from foldwise import augment
-from foldwise.augment.operations import Operation
 from foldwise.report.figures import STYLE
 
 _GAP = 0.04  # between pictures, of their side
@@ -30,23 +29,18 @@ def augmentation_grid(
     images: uint8 (N, S, S, 3). The twin has no RandAugment: with it, or reference=False, ours stand alone.
     """
     size = images.shape[1]
-    rows = []
+    makers = {}
     for preset in presets:
-        makers = [augment.train_ops(preset, size, flips, randaugment)]
-        if reference and not randaugment:
-            makers.append(augment.reference_ops(preset, size, flips))
         name = f"{preset}, Rand-\nAugment {randaugment}" if randaugment else preset
-        rows += _rows(name, images, makers, versions, seed)
-    return _figure(rows)
+        makers[name] = [augment.train_ops(preset, size, flips, randaugment)]
+        if reference and not randaugment:
+            makers[name].append(augment.reference_ops(preset, size, flips))
+    return grid(images, makers, versions, seed)
 
 
-def operation_grid(images: np.ndarray, lists: Mapping[str, Sequence[Operation]], versions: int = 4) -> Figure:
-    """The same for lists of operations, by the names they get in the figure."""
-    size = images.shape[1]
-    rows = []
-    for name, ops in lists.items():
-        makers = [augment.pipeline(ops, size), augment.reference_pipeline(ops, size)]
-        rows += _rows(name, images, makers, versions, 0)
+def grid(images: np.ndarray, makers: Mapping[str, Sequence[augment.Ops]], versions: int = 4, seed: int = 0) -> Figure:
+    """A row per name and image: the original, and `versions` by each of that name's makers."""
+    rows = [row for name, some in makers.items() for row in _rows(name, images, some, versions, seed)]
     return _figure(rows)
 
 
@@ -57,8 +51,8 @@ def _rows(
     rows = []
     for number, image in enumerate(images):
         repeated = np.repeat(image[None], versions, axis=0)
-        made = [make(repeated, np.random.default_rng([seed, number])) for make in makers]
-        rows.append(("" if number else name, [_strip(image[None]), *map(_strip, made)]))
+        augmented = [make(repeated, np.random.default_rng([seed, number])) for make in makers]
+        rows.append(("" if number else name, [_strip(image[None]), *map(_strip, augmented)]))
     return rows
 
 

@@ -59,7 +59,7 @@ class Result:
     gain_high: float = NAN
     seconds: float = NAN
     differs: dict[str, str] = field(default_factory=dict)
-    lineup: RunSet | None = None
+    run_set: RunSet | None = None
 
     @property
     def complete(self) -> bool:
@@ -80,11 +80,11 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
         raise UserError(f"{competition.runs()}: no runs; make one with python src/02_train.py")
     wanted = folds.load_folds(competition)["fold"].nunique()
     metric = competition.scorer()
-    found = [_result(competition, metric, name, wanted) for name in names or known]
+    results = [_result(competition, metric, name, wanted) for name in names or known]
     sign = 1 if metric.greater_is_better else -1
-    best = _best(found, sign)
-    found = [_compared(result, best, metric) for result in found]
-    return sorted(found, key=lambda one: (bool(one.reason), not one.complete, _last(-sign * one.score), one.run))
+    best = _best(results, sign)
+    results = [_compared(result, best, metric) for result in results]
+    return sorted(results, key=lambda one: (bool(one.reason), not one.complete, _last(-sign * one.score), one.run))
 
 
 def _candidates(competition: Competition) -> list[str]:
@@ -99,8 +99,8 @@ def _last(value: float) -> float:
     return float("inf") if np.isnan(value) else value
 
 
-def _best(found: list[Result], sign: int) -> Result | None:
-    scored = [one for one in found if one.complete and not np.isnan(one.score)]
+def _best(results: list[Result], sign: int) -> Result | None:
+    scored = [one for one in results if one.complete and not np.isnan(one.score)]
     return max(scored, key=lambda one: sign * one.score, default=None)
 
 
@@ -109,18 +109,18 @@ def _best(found: list[Result], sign: int) -> Result | None:
 
 def _result(competition: Competition, metric: metrics.Metric, name: str, wanted: int) -> Result:
     folder = competition.runs() / name
-    made = Result(name, folder, folds_wanted=wanted)
+    result = Result(name, folder, folds_wanted=wanted)
     try:
         info = read_run_info(folder)
-        made = replace(made, **_facts(name, info))
+        result = replace(result, **_origin(name, info))
         if not (folder / "oof.csv").exists() and not finished_folds(folder):
-            return replace(made, reason=_begun(folder))
+            return replace(result, reason=_begun(folder))
         runs = look(competition, name)
-        return replace(made, **_scores(metric, runs), note=_note(info, metric, runs), lineup=runs)
+        return replace(result, **_scores(metric, runs), note=_note(info, metric, runs), run_set=runs)
     except UserError as error:
-        return replace(made, reason=str(error).replace(f"{folder}/", "").removeprefix(f"{folder}: "))
+        return replace(result, reason=str(error).replace(f"{folder}/", "").removeprefix(f"{folder}: "))
     except Exception as error:  # a folder that anybody may have filled: said, and the other runs still count
-        return replace(made, reason=f"can't be used ({type(error).__name__}: {error})")
+        return replace(result, reason=f"can't be used ({type(error).__name__}: {error})")
 
 
 def _begun(folder: Path) -> str:
@@ -175,23 +175,23 @@ def _note(info: RunInfo, metric: metrics.Metric, runs: RunSet) -> str:
 
 def _compared(result: Result, best: Result | None, metric: metrics.Metric) -> Result:
     """With the paired gain over the best complete run, on the rows of `result` (whole folds)."""
-    if best is None or best is result or best.lineup is None or result.lineup is None:
+    if best is None or best is result or best.run_set is None or result.run_set is None:
         return result
-    mine, other = result.lineup, best.lineup
+    mine, other = result.run_set, best.run_set
     same = np.isin(other.folds, np.unique(mine.folds))
     if same.sum() != len(mine.folds) or not np.array_equal(other.folds[same], mine.folds):
         return result
     preds = [mine.preds[0], other.preds[0][same]]
     draws = _draws(metric, mine, preds)
     values = [score(metric, mine.target, pred) for pred in preds]
-    found = stats.gain(draws, values[0], values[1], metric.greater_is_better)
-    return replace(result, gain=found["gain"], gain_low=found["low"], gain_high=found["high"])
+    gained = stats.gain(draws, values[0], values[1], metric.greater_is_better)
+    return replace(result, gain=gained["gain"], gain_low=gained["low"], gain_high=gained["high"])
 
 
 # --- what made it -------------------------------------------------------------------------------------------
 
 
-def _facts(name: str, info: RunInfo) -> dict[str, Any]:
+def _origin(name: str, info: RunInfo) -> dict[str, Any]:
     model, size = family(Run(name, Path(), pd.DataFrame(), pd.DataFrame(), info))
     settings = info.config
     if "embed" in settings:
@@ -225,17 +225,17 @@ def _wall(each: list[dict[str, Any]]) -> float:
 def differs(settings: dict[str, Any]) -> dict[str, str]:
     """{dotted key: value} of a run's settings that are not the recipe's defaults (all of them for another step's)."""
     base = recipe_settings(Recipe()) if "image_size" in settings else {}
-    found = {}
+    changed = {}
     merged = merge(base, settings)  # a run from before a knob was there has its default
     for line in differences(base, merged):
         key, _, change = line.partition(": ")
-        found[key] = change.partition(" -> ")[2]
-    return found
+        changed[key] = change.partition(" -> ")[2]
+    return changed
 
 
-def varying(found: list[Result]) -> set[str]:
+def varying(results: list[Result]) -> set[str]:
     """Settings in which the runs of step 02 are not all alike (an absent one is the default)."""
-    recipes = [one.differs for one in found if one.image_size]
+    recipes = [one.differs for one in results if one.image_size]
     keys = {key for differs in recipes for key in differs}
     return {key for key in keys if len({differs.get(key) for differs in recipes}) > 1} - {"image_size", "model.name"}
 
@@ -258,7 +258,7 @@ def illustrate(competition: Competition, result: Result) -> None:
         note(f"warning: {report}: not made ({type(error).__name__}: {error})")
 
 
-def table(found: list[Result]) -> pd.DataFrame:
+def table(results: list[Result]) -> pd.DataFrame:
     """A row per run, as results.csv holds it: scores, folds, seconds, settings; reason for those without a score."""
     plain = [
         "run",
@@ -277,11 +277,11 @@ def table(found: list[Result]) -> pd.DataFrame:
         "folds_wanted",
         "seconds",
     ]
-    numbers = sorted({fold for one in found for fold in one.by_fold})
+    numbers = sorted({fold for one in results for fold in one.by_fold})
     rows = [
         {name: getattr(one, name) for name in plain}
         | {f"fold{k}": one.by_fold.get(k, NAN) for k in numbers}
         | {"differs": " ".join(f"{k}={v}" for k, v in one.differs.items()), "note": one.note, "reason": one.reason}
-        for one in found
+        for one in results
     ]
     return pd.DataFrame(rows)

@@ -66,18 +66,18 @@ addEventListener("hashchange", open); open();
 }</script>"""
 
 
-def write_results(competition: Competition, found: list[Result]) -> Path:
+def write_results(competition: Competition, runs: list[Result]) -> Path:
     """results.html and results.csv in oof/<competition>/; returns the page's path."""
     folder = competition.runs()
-    write_csv(folder / "results.csv", results.table(found), "%.6g")
+    write_csv(folder / "results.csv", results.table(runs), "%.6g")
     path = folder / "results.html"
-    write_text(path, draw_page(competition, found).html())
+    write_text(path, draw_page(competition, runs).html())
     return path
 
 
-def draw_page(competition: Competition, found: list[Result]) -> Page:
+def draw_page(competition: Competition, runs: list[Result]) -> Page:
     """The page of those runs (results.gather)."""
-    scored, broken = [one for one in found if not one.reason], [one for one in found if one.reason]
+    scored, broken = [one for one in runs if not one.reason], [one for one in runs if one.reason]
     up = competition.scorer().greater_is_better
     sheet = Page(f"{competition.name}: every run")
     sheet.lead = STYLE + page.text(
@@ -124,23 +124,23 @@ def number(value: float, decimals: int = 4) -> str:
 # --- the figure ---------------------------------------------------------------------------------------------
 
 
-def forest(metric: str, found: list[Result]) -> Figure:
+def forest(metric: str, runs: list[Result]) -> Figure:
     """A line per run: score with its 95 % interval, and the folds' scores as small rings below it."""
     with matplotlib.rc_context(figures.STYLE):
-        made = Figure(figsize=(figures.WIDTH, 1.0 + 0.36 * len(found)), layout="constrained")
-        axes = made.subplots()
-        for y, one in zip(range(len(found))[::-1], found, strict=True):
+        drawn = Figure(figsize=(figures.WIDTH, 1.0 + 0.36 * len(runs)), layout="constrained")
+        axes = drawn.subplots()
+        for y, one in zip(range(len(runs))[::-1], runs, strict=True):
             colour = figures.BLUE if one.complete else figures.ORANGE
             axes.plot([one.low, one.high], [y + 0.12] * 2, color=colour, linewidth=2.5, solid_capstyle="round")
             axes.plot(one.score, y + 0.12, "o" if one.complete else "s", color=colour, markersize=7)
             values = list(one.by_fold.values())
             axes.plot(values, [y - 0.22] * len(values), "o", mfc="none", mec="#888888", markersize=4.5)
-        names = [one.run if len(one.run) <= 40 else one.run[:39] + "…" for one in found]
-        axes.set_yticks(range(len(found))[::-1], names)
-        axes.set_ylim(-0.6, len(found) - 0.4)
+        names = [one.run if len(one.run) <= 40 else one.run[:39] + "…" for one in runs]
+        axes.set_yticks(range(len(runs))[::-1], names)
+        axes.set_ylim(-0.6, len(runs) - 0.4)
         axes.set_xlabel(f"out-of-fold {metric}")
         axes.grid(axis="x", color="#888888", alpha=0.25, linewidth=0.8)
-    return made
+    return drawn
 
 
 def _legend(count: int) -> str:
@@ -155,8 +155,8 @@ def _legend(count: int) -> str:
 # --- the table ----------------------------------------------------------------------------------------------
 
 
-def _runs(metric: str, found: list[Result], up: bool) -> str:
-    differ = results.varying(found)
+def _runs(metric: str, runs: list[Result], up: bool) -> str:
+    differ = results.varying(runs)
     better = "down" if up else ""
     heads = [
         ("run", ""),
@@ -174,11 +174,11 @@ def _runs(metric: str, found: list[Result], up: bool) -> str:
         f'<th scope="col"{" data-first=" + first if first else ""}><button type="button">{escape(name)}</button></th>'
         for name, first in heads
     )
-    rows = "".join(f"<tr>{''.join(_cells(one, differ))}</tr>" for one in found)
+    rows = "".join(f"<tr>{''.join(_cells(one, differ))}</tr>" for one in runs)
     return (
         '<div class="filter"><label for="filter">Filter</label><input id="filter" type="search" '
         'placeholder="words that a run must hold; -word: must not"><span class="soft" id="shown" role="status">'
-        f"{counted(len(found), 'run')}</span></div>"
+        f"{counted(len(runs), 'run')}</span></div>"
         f'<div class="scroll"><table class="runs"><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
         + page.text(
             "Click a heading to sort, again to turn round. Against the best: gain over the best complete run on the "
@@ -252,23 +252,23 @@ def _curves(sheet: Page, competition: Competition, one: Result) -> str:
         return page.text(str(error))
     if not logs:
         return ""
-    made = sheet.figure(curves.figure(logs, competition.metric), f"learning curves of {one.run}")
+    drawn = sheet.figure(curves.figure(logs, competition.metric), f"learning curves of {one.run}")
     slow = "".join(f"fold {k}: epoch {int(curves.chosen(log)['epoch'])} of {len(log)}. " for k, log in logs.items())
-    return f"<h3>Learning curves</h3>{page.text('Epoch that predicts: ' + slow, soft=True)}{made}"
+    return f"<h3>Learning curves</h3>{page.text('Epoch that predicts: ' + slow, soft=True)}{drawn}"
 
 
 def _pictures(one: Result) -> str:
     """The figures that the run's own report holds, by relative links; none where it has not been made."""
-    made = ""
+    body = ""
     for name in ("confusion", "calibration", "residuals"):
         path = one.folder / "report" / f"{name}.png"
         if path.exists():
             link = quote(path.relative_to(one.folder.parent).as_posix())
-            made += (
+            body += (
                 f'<figure><h3>{name.title()}</h3><img src="{link}" alt="{name} of {escape(one.run)}" loading="lazy">'
             )
-            made += "</figure>"
-    return f'<div class="side report">{made}</div>' if made else ""
+            body += "</figure>"
+    return f'<div class="side report">{body}</div>' if body else ""
 
 
 def _left_out(broken: list[Result]) -> str:
@@ -278,11 +278,11 @@ def _left_out(broken: list[Result]) -> str:
     return page.text("Runs that have no score here, and why.") + page.table(["run", "model", "reason"], rows)
 
 
-def print_table(competition: Competition, found: list[Result]) -> None:
+def print_table(competition: Competition, runs: list[Result]) -> None:
     """The same for the person at the terminal: a line per run."""
-    width = max(len(one.run) for one in found)
+    width = max(len(one.run) for one in runs)
     print(f"{'run':<{width}}  {competition.metric:>9}  95 % interval      mean of folds ± sd  folds     time")
-    for one in found:
+    for one in runs:
         if one.reason:
             print(f"{one.run:<{width}}  left out: {one.reason}")
             continue

@@ -57,18 +57,18 @@ def write_table(
 ) -> Path:
     """The same report of any out-of-fold table (id, fold, target..., pred...), such as a blend's, in folder `place`."""
     info = info or RunInfo()
-    made = Page(f"{title} on {competition.name}", _lead(info))
+    sheet = Page(f"{title} on {competition.name}", _lead(info))
     place.mkdir(parents=True, exist_ok=True)
-    found = cases.answers(competition, table)
-    _tiles(made, competition, table, info)
+    answers = cases.answers(competition, table)
+    _tiles(sheet, competition, table, info)
     if competition.task == "regression":
-        sheets = _regression(made, place, found)
+        sheets = _regression(sheet, place, answers)
     else:
-        sheets = _classes(made, place, competition, found)
-    _examples(made, competition, sheets, _images(competition, info))
+        sheets = _classes(sheet, place, competition, answers)
+    _examples(sheet, competition, sheets, _images(competition, info))
     write_csv(place / "pairs.csv", cases.table(sheets), "%.6g")
-    made.footer = "Made from the out-of-fold table alone: every row was predicted by a model that had not seen it."
-    write_text(place / "report.html", made.html())
+    sheet.footer = "Made from the out-of-fold table alone: every row was predicted by a model that had not seen it."
+    write_text(place / "report.html", sheet.html())
     return place / "report.html"
 
 
@@ -95,47 +95,47 @@ def _lead(info: RunInfo) -> str:
     return page.text(" · ".join(parts), soft=True) if parts else ""
 
 
-def _tiles(made: Page, competition: Competition, table: pd.DataFrame, info: RunInfo) -> None:
+def _tiles(sheet: Page, competition: Competition, table: pd.DataFrame, info: RunInfo) -> None:
     score = oof.score(competition, table)
-    made.tile("–" if np.isnan(score) else f"{score:.4f}", f"{competition.metric}, out-of-fold")
+    sheet.tile("–" if np.isnan(score) else f"{score:.4f}", f"{competition.metric}, out-of-fold")
     if info.fold_std is not None:
-        made.tile(f"{info.fold_std:.4f}", "its standard deviation over folds")
-    made.tile(f"{len(table):,}", "rows")
+        sheet.tile(f"{info.fold_std:.4f}", "its standard deviation over folds")
+    sheet.tile(f"{len(table):,}", "rows")
 
 
 # --- classes ----------------------------------------------------------------------------------------------
 
 
-def _classes(made: Page, place: Path, competition: Competition, found: Answers) -> list[Sheet]:
-    decisions, found = _decisions(found)
-    names = found.names if found.task == "multiclass" else ["0", "1"]
+def _classes(sheet: Page, place: Path, competition: Competition, answers: Answers) -> list[Sheet]:
+    decisions, answers = _decisions(answers)
+    names = answers.names if answers.task == "multiclass" else ["0", "1"]
     per_class = per_class_table(decisions, names)
     write_csv(place / "per_class.csv", per_class, "%.6g")
     write_csv(place / "confusion.csv", confusion_table(decisions, names), "%.6g")
-    if found.task == "multilabel":
-        _labels(made, place, per_class)
+    if answers.task == "multilabel":
+        _labels(sheet, place, per_class)
     else:
-        _confusion(made, place, competition, decisions, names)
-        _per_class(made, place, per_class)
-    _calibration(made, place, found)
-    return cases.sheets(found, ["pairs"], EXAMPLES)
+        _confusion(sheet, place, competition, decisions, names)
+        _per_class(sheet, place, per_class)
+    _calibration(sheet, place, answers)
+    return cases.sheets(answers, ["pairs"], EXAMPLES)
 
 
-def _decisions(found: Answers) -> tuple[list[Decision], Answers]:
+def _decisions(answers: Answers) -> tuple[list[Decision], Answers]:
     """Every way to decide, and the answers at the one that examples are shown for: argmax, or the best F1."""
-    if found.task == "multiclass":
-        return [Decision("argmax", None, _counts(found.truth, found.decided, len(found.names)))], found
-    made = []
-    decided = found.decided.copy()
-    for k, name in enumerate(found.names):
-        rows = found.label == k
-        truth, p = found.truth[rows], found.prob[rows, 1]
+    if answers.task == "multiclass":
+        return [Decision("argmax", None, _counts(answers.truth, answers.decided, len(answers.names)))], answers
+    decisions = []
+    decided = answers.decided.copy()
+    for k, name in enumerate(answers.names):
+        rows = answers.label == k
+        truth, p = answers.truth[rows], answers.prob[rows, 1]
         for at, threshold in (("0.5", 0.5), *thresholds(truth, p).items()):
             counts = _counts(truth, (p >= threshold).astype(np.int64), 2)
-            made.append(Decision(at, threshold, counts, name if found.task == "multilabel" else ""))
+            decisions.append(Decision(at, threshold, counts, name if answers.task == "multilabel" else ""))
             if at == "best F1":
                 decided[rows] = p >= threshold
-    return made, replace(found, decided=decided)
+    return decisions, replace(answers, decided=decided)
 
 
 def _counts(truth: np.ndarray, answer: np.ndarray, k: int) -> np.ndarray:
@@ -201,7 +201,7 @@ def _bare(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _confusion(
-    made: Page, place: Path, competition: Competition, decisions: Sequence[Decision], names: Sequence[str]
+    sheet: Page, place: Path, competition: Competition, decisions: Sequence[Decision], names: Sequence[str]
 ) -> None:
     titles = [one.at if one.threshold is None else f"{one.at}: p ≥ {one.threshold:.3g}" for one in decisions]
     titles = ["threshold 0.5" if title.startswith("0.5:") else title for title in titles]
@@ -210,21 +210,21 @@ def _confusion(
     words = "Shares of each true class's rows, and counts."
     if competition.task == "binary":
         words += " Best F1 and best Youden (sensitivity + specificity - 1) are chosen on these rows: they flatter."
-    made.add("Confusion", page.text(words) + _both(made, place, "confusion", figure, "Confusion matrix"))
+    sheet.add("Confusion", page.text(words) + _both(sheet, place, "confusion", figure, "Confusion matrix"))
     for name, row in zip(names, decisions[-1].counts.T, strict=True):
         if not row.sum():
-            made.warnings.append(f"No row is answered {name}.")
+            sheet.warnings.append(f"No row is answered {name}.")
 
 
-def _per_class(made: Page, place: Path, table: pd.DataFrame) -> None:
+def _per_class(sheet: Page, place: Path, table: pd.DataFrame) -> None:
     if table["at"].nunique() == 1 and len(table) > 2:
-        figure = _both(made, place, "per_class", run_figures.by_class(table), "Precision, recall and F1 of each class")
-        made.add("Classes", figure + page.folded("as a table", _table(table)))
+        figure = _both(sheet, place, "per_class", run_figures.by_class(table), "Precision, recall and F1 of each class")
+        sheet.add("Classes", figure + page.folded("as a table", _table(table)))
         return
-    made.add("Classes", _table(table))
+    sheet.add("Classes", _table(table))
 
 
-def _labels(made: Page, place: Path, per_class: pd.DataFrame) -> None:
+def _labels(sheet: Page, place: Path, per_class: pd.DataFrame) -> None:
     best = per_class[(per_class["class"] == "1") & (per_class["at"] == "best F1")]
     shown = best.assign(**{"class": best["label"]}) if "label" in best else best.assign(**{"class": "label"})
     words = "Each label at the threshold of its best F1, chosen on these rows; 0.5 and Youden's in per_class.csv."
@@ -233,35 +233,35 @@ def _labels(made: Page, place: Path, per_class: pd.DataFrame) -> None:
         figure = run_figures.by_class(shown)
         body = (
             page.text(words)
-            + _both(made, place, "per_class", figure, "Each label")
+            + _both(sheet, place, "per_class", figure, "Each label")
             + page.folded(
                 "as a table", _table(shown.drop(columns=["at", *([] if "label" not in shown else ["label"])]))
             )
         )
-    made.add("Labels", body)
+    sheet.add("Labels", body)
 
 
 def _table(table: pd.DataFrame) -> str:
     return page.table(list(table.columns), table.astype(object).to_numpy().tolist())
 
 
-def _calibration(made: Page, place: Path, found: Answers) -> None:
-    if found.task == "multiclass":
-        curves = {"the answer": (found.sure, (found.truth == found.decided).astype(float))}
+def _calibration(sheet: Page, place: Path, answers: Answers) -> None:
+    if answers.task == "multiclass":
+        curves = {"the answer": (answers.sure, (answers.truth == answers.decided).astype(float))}
         words, kinds = "How often the likeliest class is right, by its probability.", ("wrong", "right")
     else:
         curves = {
-            name: (found.prob[found.label == k, 1], found.truth[found.label == k].astype(float))
-            for k, name in enumerate(found.names[: len(run_figures.PALETTE)])
+            name: (answers.prob[answers.label == k, 1], answers.truth[answers.label == k].astype(float))
+            for k, name in enumerate(answers.names[: len(run_figures.PALETTE)])
         }
         words, kinds = "How often it is 1, by its probability.", ("is 0", "is 1")
     if any(p.min() < 0 or p.max() > 1 for p, _ in curves.values()):
-        made.add("Calibration", page.text("Predictions lie outside 0..1: they rank rows, but are no probabilities."))
+        sheet.add("Calibration", page.text("Predictions lie outside 0..1: they rank rows, but are no probabilities."))
         return
     gap = float(np.mean([expected_error(p, y) for p, y in curves.values()]))
-    made.tile(f"{gap:.3f}", "calibration error (ECE)")
+    sheet.tile(f"{gap:.3f}", "calibration error (ECE)")
     figure = run_figures.calibration(curves, kinds)
-    made.add("Calibration", page.text(words) + _both(made, place, "calibration", figure, "Calibration curve"))
+    sheet.add("Calibration", page.text(words) + _both(sheet, place, "calibration", figure, "Calibration curve"))
 
 
 def expected_error(p: np.ndarray, happened: np.ndarray) -> float:
@@ -273,35 +273,35 @@ def expected_error(p: np.ndarray, happened: np.ndarray) -> float:
 # --- numbers ----------------------------------------------------------------------------------------------
 
 
-def _regression(made: Page, place: Path, found: Answers) -> list[Sheet]:
-    pred, truth = found.prob.T
+def _regression(sheet: Page, place: Path, answers: Answers) -> list[Sheet]:
+    pred, truth = answers.prob.T
     error = pred - truth
-    made.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error, all rows")
-    made.tile(f"{np.abs(error).mean():.4g}", "mean absolute error, all rows")
-    made.tile(f"{1 - np.sum(error**2) / max(np.sum((truth - truth.mean()) ** 2), 1e-300):.3f}", "R²")
+    sheet.tile(f"{np.sqrt(np.mean(error**2)):.4g}", "root mean squared error, all rows")
+    sheet.tile(f"{np.abs(error).mean():.4g}", "mean absolute error, all rows")
+    sheet.tile(f"{1 - np.sum(error**2) / max(np.sum((truth - truth.mean()) ** 2), 1e-300):.3f}", "R²")
     parts = [k for k in np.array_split(np.argsort(pred, kind="stable"), min(stats.BINS, len(pred))) if len(k)]
     rows = [
         (len(k), pred[k].min(), pred[k].max(), truth[k].mean(), error[k].mean(), np.abs(error[k]).mean()) for k in parts
     ]
     table = pd.DataFrame(rows, columns=["rows", "from", "to", "mean truth", "mean residual", "mean absolute error"])
     write_csv(place / "residuals.csv", table, "%.6g")
-    figure = run_figures.residuals(truth, pred, found.names[0])
-    made.add(
+    figure = run_figures.residuals(truth, pred, answers.names[0])
+    sheet.add(
         "Residuals",
-        _both(made, place, "residuals", figure, "Residuals")
+        _both(sheet, place, "residuals", figure, "Residuals")
         + page.folded("by tenths of the prediction", _table(table)),
     )
-    return cases.sheets(found, ["worst"], 2 * EXAMPLES)
+    return cases.sheets(answers, ["worst"], 2 * EXAMPLES)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
-def _both(made: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
+def _both(sheet: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     """The figure as <name>.png and for the page."""
     figures.save(figure, place / f"{name}.png")
     figure.set_layout_engine("none")  # laid out; not once more for the page
-    return made.figure(figure, alt)
+    return sheet.figure(figure, alt)
 
 
 def _images(competition: Competition, info: RunInfo) -> Cache | None:
@@ -314,7 +314,7 @@ def _images(competition: Competition, info: RunInfo) -> Cache | None:
     return cache.open_size(competition.derived(), size)
 
 
-def _examples(made: Page, competition: Competition, sheets: Sequence[Sheet], images: Cache | None) -> None:
+def _examples(report: Page, competition: Competition, sheets: Sequence[Sheet], images: Cache | None) -> None:
     body = ""
     for sheet in sheets:
         body += f"<h3>{page.escape(sheet.title)}</h3>" + page.text(sheet.lead, soft=True) + '<div class="strip">'
@@ -328,9 +328,9 @@ def _examples(made: Page, competition: Competition, sheets: Sequence[Sheet], ima
             body += f"{page.escape(words)}</figcaption></figure>"
         body += "</div>"
     if competition.task == "regression":
-        made.add("Largest errors", body)
+        report.add("Largest errors", body)
     elif body:
-        made.add("Most confused", page.text("Rows answered wrongly: look for wrong labels, too.") + body)
+        report.add("Most confused", page.text("Rows answered wrongly: look for wrong labels, too.") + body)
 
 
 def _places(images: Cache | None, ids: list[str]) -> np.ndarray:

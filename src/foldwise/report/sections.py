@@ -32,52 +32,52 @@ CONFLICTS = (
 COLUMNS = 16  # metadata columns drawn against the target
 
 
-def _target(facts: Survey, sheet: Page) -> str:
-    competition = facts.competition
+def _target(survey: Survey, sheet: Page) -> str:
+    competition = survey.competition
     if competition.task == "regression":
         name = str(competition.target)
-        return sheet.figure(figures.target_histogram(facts.train["target"], name), "histogram of the target")
-    counts = facts.counts
-    body = sheet.figure(figures.class_balance(counts, len(facts.train)), "training images by class")
+        return sheet.figure(figures.target_histogram(survey.train["target"], name), "histogram of the target")
+    counts = survey.counts
+    body = sheet.figure(figures.class_balance(counts, len(survey.train)), "training images by class")
     if len(counts) > 30:
         body += page.text(f"The 20 largest and 8 smallest of {len(counts):,} classes.", soft=True)
-    rare = counts[counts < facts.fold_table["fold"].nunique()]
+    rare = counts[counts < survey.fold_table["fold"].nunique()]
     if len(rare):
         words = counted(len(rare), "class", "classes")
         body += page.text(f"{words} with fewer images than there are folds, such as {rare.index[0]}.")
     if competition.task == "multilabel":
-        labels = facts.truth.sum(axis=1)
+        labels = survey.truth.sum(axis=1)
         body += page.text(f"{(labels == 0).sum():,} images carry no label; on average {labels.mean():.2f} an image.")
-        body += sheet.figure(figures.together(facts.truth), "labels that come together")
+        body += sheet.figure(figures.together(survey.truth), "labels that come together")
     return body
 
 
-def _grid(facts: Survey, sheet: Page) -> str:
+def _grid(survey: Survey, sheet: Page) -> str:
     rng = np.random.default_rng(0)
     rows = []
-    for name in facts.counts.index[facts.counts > 0][:CLASSES]:
-        ids = facts.train.loc[facts.members(name), "id"].to_numpy()
+    for name in survey.counts.index[survey.counts > 0][:CLASSES]:
+        ids = survey.train.loc[survey.members(name), "id"].to_numpy()
         picked = rng.choice(ids, min(ACROSS, len(ids)), replace=False)
-        rows.append(_strip(facts, name, f"{len(ids):,} images", "train", picked))
-    test = facts.table[(facts.table["split"] == "test") & facts.table["error"].isna()]
+        rows.append(_strip(survey, name, f"{len(ids):,} images", "train", picked))
+    test = survey.table[(survey.table["split"] == "test") & survey.table["error"].isna()]
     if len(test):
         picked = rng.choice(test["id"].to_numpy(), min(ACROSS, len(test)), replace=False)
-        rows.append(_strip(facts, "test", f"{len(test):,} images", "test", picked))
-    more = f" The {CLASSES} largest of {len(facts.counts):,} classes." if len(facts.counts) > CLASSES else ""
-    lead = f"Drawn at random, windowed, cropped and resized as they were cached at {facts.images.size} pixels.{more}"
+        rows.append(_strip(survey, "test", f"{len(test):,} images", "test", picked))
+    more = f" The {CLASSES} largest of {len(survey.counts):,} classes." if len(survey.counts) > CLASSES else ""
+    lead = f"Drawn at random, windowed, cropped and resized as they were cached at {survey.images.size} pixels.{more}"
     return page.text(lead, soft=True) + "".join(rows)
 
 
-def _strip(facts: Survey, name: str, count: str, split: str, ids: np.ndarray) -> str:
-    pixels = facts.images.read(facts.images.rows(split, list(ids)))
+def _strip(survey: Survey, name: str, count: str, split: str, ids: np.ndarray) -> str:
+    pixels = survey.images.read(survey.images.rows(split, list(ids)))
     shown = "".join(page.picture(pixel, str(one), THUMB) for pixel, one in zip(pixels, ids, strict=True))
     words = f"<div><b>{escape(name)}</b><br><span class=soft>{escape(count)}</span></div>"
     return f'<div class="class">{words}<div class="strip">{shown}</div></div>'
 
 
-def _before_after(facts: Survey, sheet: Page) -> str:
+def _before_after(survey: Survey, sheet: Page) -> str:
     """Each image option that is set, alone, and all of them together, on the same raw files."""
-    chosen = facts.competition.image
+    chosen = survey.competition.image
     default = ImageOptions(max_pixels=chosen.max_pixels, truncated=chosen.truncated)  # what is read at all
     changed = [name for name in ImageOptions.model_fields if getattr(chosen, name) != getattr(default, name)]
     if not changed:
@@ -88,38 +88,40 @@ def _before_after(facts: Survey, sheet: Page) -> str:
         steps[f"{name}: {value}"] = default.model_copy(update={name: value})
     if len(changed) > 1:
         steps["all together"] = chosen
-    files = facts.train.sample(min(ACROSS, len(facts.train)), random_state=1)
-    size = min(WHOLE, 2 * facts.images.size)
+    files = survey.train.sample(min(ACROSS, len(survey.train)), random_state=1)
+    size = min(WHOLE, 2 * survey.images.size)
     rows = []
     for name, options in steps.items():
-        shown = [image.read_image(facts.competition.raw() / path, size=size, options=options) for path in files["path"]]
+        shown = [
+            image.read_image(survey.competition.raw() / path, size=size, options=options) for path in files["path"]
+        ]
         strip = "".join(page.picture(pixel, f"{i}, {name}", THUMB) for pixel, i in zip(shown, files["id"], strict=True))
         rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
     lead = "The same images without and with each option of `image:`, all else at its default."
     return page.text(lead, soft=True) + "".join(rows)
 
 
-def _crops(facts: Survey, sheet: Page) -> str:
+def _crops(survey: Survey, sheet: Page) -> str:
     """Boxes of 08_crop.py: how many, what became of the others, what the margin keeps, and pictures."""
-    made = load_crop_meta(facts.competition)
-    if made is None:
+    meta = load_crop_meta(survey.competition)
+    if meta is None:
         return ""
-    boxes = load_boxes(facts.competition)
-    if boxes["id"].tolist() != facts.table["id"].tolist():
+    boxes = load_boxes(survey.competition)
+    if boxes["id"].tolist() != survey.table["id"].tolist():
         return page.text("The crops were made for other images than there are now: run 08_crop.py again.")
-    by = f"from {made['boxes']}" if made["method"] == "boxes" else f"by detector {made['detector']}"
-    by += f", fine-tuned on {counted(made['trained_on'], 'image')}" if "trained_on" in made else ""
-    shape = ", square" if made["square"] else ""
+    by = f"from {meta['boxes']}" if meta["method"] == "boxes" else f"by detector {meta['detector']}"
+    by += f", fine-tuned on {counted(meta['trained_on'], 'image')}" if "trained_on" in meta else ""
+    shape = ", square" if meta["square"] else ""
     body = page.text(
-        f"{made['images'] - made['whole']:,} of {counted(made['images'], 'readable image')} have a box {by}; "
-        f"{counted(made['whole'], 'image')} {'stays' if made['whole'] == 1 else 'stay'} whole. Margin on each side: "
-        f"{made['margin']:g} of the box's side{shape} ({made['margin_chosen']})."
+        f"{meta['images'] - meta['whole']:,} of {counted(meta['images'], 'readable image')} have a box {by}; "
+        f"{counted(meta['whole'], 'image')} {'stays' if meta['whole'] == 1 else 'stay'} whole. Margin on each side: "
+        f"{meta['margin']:g} of the box's side{shape} ({meta['margin_chosen']})."
     )
-    if made["reasons"]:
-        body += page.table(["why the whole image", "images"], list(made["reasons"].items()))
-    body += _crop_recall(made, sheet)
+    if meta["reasons"]:
+        body += page.table(["why the whole image", "images"], list(meta["reasons"].items()))
+    body += _crop_recall(meta, sheet)
     pictures = contact_sheet(
-        facts.competition, facts.table, boxes, crops(boxes, facts.table, made["margin"], made["square"])
+        survey.competition, survey.table, boxes, crops(boxes, survey.table, meta["margin"], meta["square"])
     )
     cards = [
         f'<figure class="pair">{page.picture(picture, name, 116)}{escape(name)}'
@@ -130,8 +132,8 @@ def _crops(facts: Survey, sheet: Page) -> str:
     return body + page.text(lead, soft=True) + f'<div class="pairs singles">{"".join(cards)}</div>'
 
 
-def _crop_recall(made: dict[str, Any], sheet: Page) -> str:
-    met = made["recall"]
+def _crop_recall(meta: dict[str, Any], sheet: Page) -> str:
+    met = meta["recall"]
     if met is None:
         return page.text(
             "How much of the object the crops keep is not known: there are no true boxes to measure it by "
@@ -146,33 +148,33 @@ def _crop_recall(made: dict[str, Any], sheet: Page) -> str:
         f"{met['nested_recall']:.2%} and {met['nested_whole']:.1%}."
     )
     margins = pd.DataFrame(met["margins"])
-    figure = figures.crop_margins(margins, made["margin"], met["images"])
+    figure = figures.crop_margins(margins, meta["margin"], met["images"])
     body = page.text(words) + sheet.figure(figure, "share of true boxes kept, by margin")
     heads = ["margin", "area kept", "kept wholly", "worst", "share of the image"]
     rows = margins[["margin", "recall", "whole", "lowest", "area"]].to_numpy().tolist()
-    return body + page.folded("The table", page.table(heads, rows, hot=lambda k: rows[k][0] == made["margin"]))
+    return body + page.folded("The table", page.table(heads, rows, hot=lambda k: rows[k][0] == meta["margin"]))
 
 
-def _files(facts: Survey, sheet: Page) -> str:
-    known = facts.table[facts.table["error"].isna()]
+def _files(survey: Survey, sheet: Page) -> str:
+    known = survey.table[survey.table["error"].isna()]
     formats = known.groupby(["format", "split"]).size().unstack(fill_value=0)
     rows = [[str(name), *map(int, counts)] for name, counts in zip(formats.index, formats.to_numpy(), strict=True)]
     body = sheet.figure(figures.sizes(known), "sizes, shapes and weights of the files")
-    others = index.left_out(facts.competition).removeprefix(", ")
+    others = index.left_out(survey.competition).removeprefix(", ")
     body += page.table(["format", *map(str, formats.columns)], rows)
     return body + (page.text(f"{others}.") if others else "")
 
 
-def _light(facts: Survey, sheet: Page) -> str:
-    statistics, table = facts.statistics, facts.table
+def _light(survey: Survey, sheet: Page) -> str:
+    statistics, table = survey.statistics, survey.table
     body = page.text("Of the cached images: each line is a distribution, its ends cut at the middle 99 %.", soft=True)
-    largest = [str(name) for name in facts.counts.index[:6]]
+    largest = [str(name) for name in survey.counts.index[:6]]
     by = pd.Series(pd.NA, index=table.index, dtype="object")
     for name in largest:  # of several labels an image counts for its rarest: the last to be written
-        by[facts.train.index[facts.members(name)]] = name
+        by[survey.train.index[survey.members(name)]] = name
     colours = dict(zip(largest, figures.PALETTE, strict=False))
-    word = "third of the target" if facts.competition.task == "regression" else "class"
-    body += f"<h3>By {word}{', the six largest' if len(facts.counts) > 6 else ''}</h3>"
+    word = "third of the target" if survey.competition.task == "regression" else "class"
+    body += f"<h3>By {word}{', the six largest' if len(survey.counts) > 6 else ''}</h3>"
     body += sheet.figure(figures.light(statistics, by, colours), f"brightness, contrast and colour by {word}")
     if table["split"].nunique() > 1:
         shown = figures.light(statistics, table["split"], figures.SPLITS)
@@ -180,20 +182,20 @@ def _light(facts: Survey, sheet: Page) -> str:
     return body
 
 
-def _metadata(facts: Survey, sheet: Page) -> str:
-    columns = [name for name in index.metadata_columns(facts.competition) if facts.train[name].notna().any()]
+def _metadata(survey: Survey, sheet: Page) -> str:
+    columns = [name for name in index.metadata_columns(survey.competition) if survey.train[name].notna().any()]
     if not columns:
         return ""
-    binary = facts.competition.task != "regression"
-    names = list(facts.truth)[: 5 if len(facts.truth.columns) > 1 else 1]
-    truth = facts.truth[names]
+    binary = survey.competition.task != "regression"
+    names = list(survey.truth)[: 5 if len(survey.truth.columns) > 1 else 1]
+    truth = survey.truth[names]
     lead = "Dots with 95 % intervals (Wilson) by value, number of images in brackets; dotted: all images."
-    if len(facts.counts) > len(names) > 1:
-        word = "largest classes" if facts.competition.task == "multiclass" else "first labels"
-        lead += f" The {len(names)} {word} of {len(facts.counts):,}."
+    if len(survey.counts) > len(names) > 1:
+        word = "largest classes" if survey.competition.task == "multiclass" else "first labels"
+        lead += f" The {len(names)} {word} of {len(survey.counts):,}."
     body = page.text(lead if binary else lead.replace(" (Wilson)", " of the mean"), soft=True)
     for start in range(0, min(len(columns), COLUMNS), 2):  # by twos: short ones do not stretch to the longest
-        frames = {c: figures.by_value(facts.train[c], truth) for c in columns[start : start + 2]}
+        frames = {c: figures.by_value(survey.train[c], truth) for c in columns[start : start + 2]}
         base = [float(truth[name].mean()) for name in names]
         figure = figures.against_target(frames, names, base, binary)
         body += sheet.figure(figure, f"target by {' and by '.join(columns[start : start + 2])}")
@@ -202,73 +204,73 @@ def _metadata(facts: Survey, sheet: Page) -> str:
     )
 
 
-def _missing(facts: Survey, sheet: Page) -> str:
-    columns = index.metadata_columns(facts.competition)
+def _missing(survey: Survey, sheet: Page) -> str:
+    columns = index.metadata_columns(survey.competition)
     if not columns:
         return ""
-    shares = facts.table[columns].isna().groupby(facts.table["split"]).mean().T
+    shares = survey.table[columns].isna().groupby(survey.table["split"]).mean().T
     shares = shares[[split for split in figures.SPLITS if split in shares]]
     if not (shares.to_numpy() > 0).any():
         return page.text("Every metadata column is filled in every row.")
     return sheet.figure(figures.missing(shares.head(40)), "missing metadata by column")
 
 
-def _folds(facts: Survey, sheet: Page) -> str:
-    task, shown = facts.competition.task, list(facts.truth)[:6]
-    truth = facts.truth.set_axis(facts.train["id"], axis=0)
+def _folds(survey: Survey, sheet: Page) -> str:
+    task, shown = survey.competition.task, list(survey.truth)[:6]
+    truth = survey.truth.set_axis(survey.train["id"], axis=0)
     rows = []
-    for fold, part in facts.fold_table.groupby("fold"):
+    for fold, part in survey.fold_table.groupby("fold"):
         values = truth.loc[part["id"], shown]
-        found: list[Any] = values.mean().tolist() if task == "regression" else values.sum().astype(int).tolist()
+        cells: list[Any] = values.mean().tolist() if task == "regression" else values.sum().astype(int).tolist()
         if task == "binary":
-            found.append(f"{values.iloc[:, 0].mean():.1%}")
-        rows.append([str(fold), len(part), int(part["group"].nunique()), *found])
+            cells.append(f"{values.iloc[:, 0].mean():.1%}")
+        rows.append([str(fold), len(part), int(part["group"].nunique()), *cells])
     words = {"binary": ["positives", "share"], "regression": ["mean target"]}.get(task, list(map(str, shown)))
     more = ""
-    if len(facts.counts) > len(shown) > 1:
-        more = page.text(f"Images a fold of {len(shown)} of the {len(facts.counts):,} classes.", soft=True)
+    if len(survey.counts) > len(shown) > 1:
+        more = page.text(f"Images a fold of {len(shown)} of the {len(survey.counts):,} classes.", soft=True)
     return page.table(["fold", "images", "groups", *words], rows) + more
 
 
-def _duplicates(facts: Survey, sheet: Page) -> str:
-    if facts.audit is None:
+def _duplicates(survey: Survey, sheet: Page) -> str:
+    if survey.audit is None:
         return ""
-    found, n = facts.audit.facts, len(facts.audit.pairs)
+    counts, n = survey.audit.meta, len(survey.audit.pairs)
     lead = (
-        f"{found['images']:,} images compared at {SIZE} pixels: {found['candidates']:,} candidates by "
+        f"{counts['images']:,} images compared at {SIZE} pixels: {counts['candidates']:,} candidates by "
         f"perceptual hash, {counted(n, 'pair')} confirmed on pixels. A pair says how many of the hash's 64 bits "
         "differ, and how well the fine structure agrees (0 to 1)."
-        + (f" {found['flat']:,} images without detail compared by their files only." if found["flat"] else "")
+        + (f" {counts['flat']:,} images without detail compared by their files only." if counts["flat"] else "")
     )
     body = page.text(lead, soft=True)
-    pairs = facts.audit.pairs
+    pairs = survey.audit.pairs
     within = pairs["same_label"].eq(True).fillna(False)
     test = (pairs["split_a"] == "test") & (pairs["split_b"] == "test")
     for heading, part in (
-        *zip(CONFLICTS, facts.audit.accused(facts.table), strict=True),
-        ("Across train and test", facts.audit.across),
+        *zip(CONFLICTS, survey.audit.accused(survey.table), strict=True),
+        ("Across train and test", survey.audit.across),
         ("Labelled alike, now in one group", pairs[within]),
         ("Within test", pairs[test]),
     ):
         if len(part):
-            body += f"<h3>{heading} ({len(part):,})</h3>" + _pairs(facts, part)
+            body += f"<h3>{heading} ({len(part):,})</h3>" + _pairs(survey, part)
     if n:
         body += page.text("All pairs are in duplicates.csv.", soft=True)
     return body
 
 
-def _pairs(facts: Survey, pairs: pd.DataFrame) -> str:
-    body = "".join(_pair(facts, pair) for pair in pairs.head(PAIRS).itertuples())
+def _pairs(survey: Survey, pairs: pd.DataFrame) -> str:
+    body = "".join(_pair(survey, pair) for pair in pairs.head(PAIRS).itertuples())
     more = page.text(f"The first {PAIRS} of {len(pairs):,}.", soft=True) if len(pairs) > PAIRS else ""
     return f'<div class="pairs">{body}</div>{more}'
 
 
-def _pair(facts: Survey, pair: Any) -> str:
+def _pair(survey: Survey, pair: Any) -> str:
     sides = []
     for split, name in ((pair.split_a, pair.id_a), (pair.split_b, pair.id_b)):
-        row = facts.row(split, name)
-        shown = page.picture(facts.images.read(np.array([row]))[0], name, 116)
-        label = f", {_label(facts, row)}" if split != "test" else ""
+        row = survey.row(split, name)
+        shown = page.picture(survey.images.read(np.array([row]))[0], name, 116)
+        label = f", {_label(survey, row)}" if split != "test" else ""
         sides.append(f"<div>{shown}{escape(name)}<br><span class=soft>{escape(split + label)}</span></div>")
     turned = "" if pair.view == "as it is" else f", {pair.view}"
     words = f"{pair.kind}{turned}: {pair.distance} of 64 bits, agreement {pair.agreement:.2f}"
@@ -277,26 +279,26 @@ def _pair(facts: Survey, pair: Any) -> str:
     return f'<figure class="{kind}"><div class="two">{"".join(sides)}</div>{caption}</figure>'
 
 
-def _label(facts: Survey, row: int) -> str:
-    if facts.competition.task == "multilabel":
-        names = facts.competition.targets
-        return ", ".join(name for name in names if facts.table[f"target_{name}"].iloc[row] > 0.5) or "no label"
-    value = facts.table["target"].iloc[row]
+def _label(survey: Survey, row: int) -> str:
+    if survey.competition.task == "multilabel":
+        names = survey.competition.targets
+        return ", ".join(name for name in names if survey.table[f"target_{name}"].iloc[row] > 0.5) or "no label"
+    value = survey.table["target"].iloc[row]
     return f"target {value:g}" if isinstance(value, float) else str(value)
 
 
-def _drift(facts: Survey, sheet: Page) -> str:
+def _drift(survey: Survey, sheet: Page) -> str:
     body = page.text(
         "What each column alone tells. Drift between train and test: Kolmogorov-Smirnov distance of numbers, share of "
         "rows that would have to move for categories. Predicts target: out-of-fold AUC of the column alone"
-        + (" (R² here)" if facts.competition.task == "regression" else ", of the class it tells best")
+        + (" (R² here)" if survey.competition.task == "regression" else ", of the class it tells best")
         + ". Tells test: the AUC of 'is this a test row'. Marked: a warning above.",
         soft=True,
     )
-    body += _compared(facts.compared)
+    body += _compared(survey.compared)
     shown = [
         sheet.figure(figures.responsible(one.columns, f"{one.name}\nAUC {one.auc}"), f"adversary on {one.name}")
-        for one in facts.adversaries
+        for one in survey.adversaries
     ]
     if shown:
         body += "<h3>Adversarial validation</h3>" + page.text(
@@ -308,11 +310,11 @@ def _drift(facts: Survey, sheet: Page) -> str:
     return body
 
 
-def _headers(facts: Survey, sheet: Page) -> str:
-    if not len(facts.headers):
+def _headers(survey: Survey, sheet: Page) -> str:
+    if not len(survey.headers):
         return ""
     lead = "Every public DICOM field that is not among the metadata; personal fields are left out."
-    return page.text(lead, soft=True) + page.folded(f"{len(facts.headers)} fields", _compared(facts.headers))
+    return page.text(lead, soft=True) + page.folded(f"{len(survey.headers)} fields", _compared(survey.headers))
 
 
 def _compared(compared: pd.DataFrame) -> str:
@@ -341,19 +343,19 @@ def _compared(compared: pd.DataFrame) -> str:
     return page.table(heads, rows, hot=lambda k: flagged[order[k]], bars=(4,))
 
 
-def _noise(facts: Survey, sheet: Page) -> str:
-    found = label_noise.of_runs(facts.competition, facts.table)
-    if found is None:
+def _noise(survey: Survey, sheet: Page) -> str:
+    suspects = label_noise.of_runs(survey.competition, survey.table)
+    if suspects is None:
         return ""
-    name, frame = found
-    frame = frame[frame["id"].isin(facts.train["id"])]
+    name, frame = suspects
+    frame = frame[frame["id"].isin(survey.train["id"])]
     lead = (
         f"{counted(len(frame), 'training row')} whose out-of-fold prediction by run {name} contradicts the label "
         "with confidence (Northcutt et al. 2021): mislabelled, or hard. The most contradicted first."
     )
     cards = []
     for row in frame.head(PAIRS).itertuples():
-        pixels = facts.images.read(facts.images.rows("train", [row.id]))[0]
+        pixels = survey.images.read(survey.images.rows("train", [row.id]))[0]
         words = f"given {row.given} ({row.p_given:.2f}), suggested {row.suggested} ({row.p_suggested:.2f})"
         cards.append(
             f'<figure class="pair">{page.picture(pixels, row.id, 116)}{escape(row.id)}'
@@ -362,9 +364,9 @@ def _noise(facts: Survey, sheet: Page) -> str:
     return page.text(lead, soft=True) + f'<div class="pairs singles">{"".join(cards)}</div>'
 
 
-def _unreadable(facts: Survey, sheet: Page) -> str:
-    unread = facts.table[facts.table["error"].notna()]
-    remarks = cache.remarks(facts.competition, facts.table, facts.images.size)
+def _unreadable(survey: Survey, sheet: Page) -> str:
+    unread = survey.table[survey.table["error"].notna()]
+    remarks = cache.remarks(survey.competition, survey.table, survey.images.size)
     odd = [[text, len(part), part["path"].iloc[0]] for text, part in remarks.groupby("remark")]
     read = page.table(["read all the same, though", "files", "such as"], odd) if odd else ""
     if not len(unread):

@@ -112,11 +112,11 @@ class Survey:
         frame, sources = drift.columns(self.competition, self.table, self.statistics)
         frame = frame[self._both]
         asked = {"metadata": ("table", "header"), "files and pixels": ("file", "pixels")}
-        made = [
+        told = [
             drift.adversarial(name, self.table, frame[[c for c in frame if sources[c] in kinds]])
             for name, kinds in asked.items()
         ]
-        return [one for one in made if one is not None]
+        return [one for one in told if one is not None]
 
     def row(self, split: str, name: str) -> int:
         """The row number in index and cache of an image, -1 where it could not be read."""

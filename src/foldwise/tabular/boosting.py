@@ -26,9 +26,9 @@ from foldwise.tabular.features import Inputs
 from foldwise.tabular.learners import Data, Fitted, Learner, Settings
 
 UNWATCHED = 100  # rounds where the watched rows hold one class only and cannot tell when to stop
-FEWEST = 0.05  # share of the rows that early stopping must at least watch
+FEWEST = 0.05  # share of the rows that early stopping must at least watch, or chance says when to stop
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear model, where neither given nor searched
-INNER = 4  # folds of a search, at most
+INNER = 4  # folds of a search, at most: the usual five folds less the one held out
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def fit(problem: Problem, plan: Plan, told: Callable[[str], None] = lambda line:
     seconds = plan.minutes * 60 * workers / len(every)
 
     def one(fold: int) -> Fold:
-        made = _fold(problem, plan, fold, seconds)
-        for line in made.notes:
+        result = _fold(problem, plan, fold, seconds)
+        for line in result.notes:
             told(f"fold {fold}: {line}")
-        return made
+        return result
 
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:  # linear algebra, too, on one thread a fold
         return list(pool.map(one, every))
@@ -212,19 +212,19 @@ def _rounds(
         return [[1] * targets], []
     held = _watched(problem, learn, fold, plan.seed)
     encoder, x, (x_watch,) = _encoded(problem, plan, rows, learn[~held], [learn[held]])
-    made, notes = [], []
+    fitted, notes = [], []
     for seed in range(plan.seeds):
-        found = []
+        rounds = []
         for y in problem.columns.T:
             data = _known(x, y[learn[~held]], encoder.categorical)
             watch = _known(x_watch, y[learn[held]], encoder.categorical)
             if not _tells(problem, data, watch):
-                found.append(min(UNWATCHED, settings["rounds"]))
-                notes.append(f"too few classes to stop early by: {found[-1]} rounds")
+                rounds.append(min(UNWATCHED, settings["rounds"]))
+                notes.append(f"too few classes to stop early by: {rounds[-1]} rounds")
             else:
-                found.append(max(1, _fit(problem, plan, settings, data, watch, settings["rounds"], seed).rounds))
-        made.append(found)
-    return made, sorted(set(notes))
+                rounds.append(max(1, _fit(problem, plan, settings, data, watch, settings["rounds"], seed).rounds))
+        fitted.append(rounds)
+    return fitted, sorted(set(notes))
 
 
 def _tells(problem: Problem, data: Data, watch: Data) -> bool:
@@ -283,8 +283,8 @@ def _settings(
         return _inner_score(problem, plan, asked, splits)
 
     if not plan.minutes:
-        found = max(STRENGTHS, key=lambda strength: score({**settings, "C": strength}))
-        return {**settings, "C": found}, None, 0
+        best = max(STRENGTHS, key=lambda strength: score({**settings, "C": strength}))
+        return {**settings, "C": best}, None, 0
     return _searched(problem, plan, settings, score, seconds, fold)
 
 
@@ -363,44 +363,44 @@ def _predicted(models: list[list[Fitted]], x: np.ndarray, outputs: int) -> np.nd
 def _by_source(encoder: Encoder, sources: Sequence[str]) -> np.ndarray:
     """float (F, sources): 1 where a feature comes from a source."""
     place = {name: k for k, name in enumerate(sources)}
-    made = np.zeros((len(encoder.sources), len(sources)))
-    made[np.arange(len(encoder.sources)), [place[name] for name in encoder.sources]] = 1
-    return made
+    indicator = np.zeros((len(encoder.sources), len(sources)))
+    indicator[np.arange(len(encoder.sources)), [place[name] for name in encoder.sources]] = 1
+    return indicator
 
 
 def _contributed(models: list[list[Fitted]], x: np.ndarray, encoder: Encoder, problem: Problem) -> np.ndarray:
     parts = [np.mean([model.contributions(x) for model in seeds], axis=0) for seeds in models]
-    found = np.concatenate(parts, axis=1)
-    return np.concatenate([found[..., :-1] @ _by_source(encoder, problem.inputs.sources), found[..., -1:]], axis=2)
+    added = np.concatenate(parts, axis=1)
+    return np.concatenate([added[..., :-1] @ _by_source(encoder, problem.inputs.sources), added[..., -1:]], axis=2)
 
 
 def _importance(models: list[list[Fitted]], encoder: Encoder, sources: Sequence[str]) -> dict[str, float]:
     """Share of the library's own measure, by source."""
-    found = sum(model.importance() for seeds in models for model in seeds) @ _by_source(encoder, sources)
-    return dict(zip(sources, map(float, found / max(found.sum(), 1e-12)), strict=True))
+    shares = sum(model.importance() for seeds in models for model in seeds) @ _by_source(encoder, sources)
+    return dict(zip(sources, map(float, shares / max(shares.sum(), 1e-12)), strict=True))
 
 
-def facts(found: Sequence[Fold]) -> dict[str, Any]:
+def folds_meta(results: Sequence[Fold]) -> dict[str, Any]:
     """What run.json tells of the folds: rounds, importance, and where it was searched the settings."""
-    made: dict[str, Any] = {}
-    for part in found:
-        made[str(part.fold)] = {"rounds": part.rounds, "importance": part.importance, "notes": part.notes}
+    by_fold: dict[str, Any] = {}
+    for part in results:
+        by_fold[str(part.fold)] = {"rounds": part.rounds, "importance": part.importance, "notes": part.notes}
         if part.trials:
-            made[str(part.fold)] |= {
+            by_fold[str(part.fold)] |= {
                 "params": part.settings,
                 "inner_score": _json(part.inner_score),
                 "trials": part.trials,
             }
         elif "C" in part.settings:
-            made[str(part.fold)] |= {"C": part.settings["C"]}
-    return {"folds": made}
+            by_fold[str(part.fold)] |= {"C": part.settings["C"]}
+    return {"folds": by_fold}
 
 
-def tuning_line(info: RunInfo, found: Sequence[Fold]) -> str:
+def tuning_line(info: RunInfo, results: Sequence[Fold]) -> str:
     """The score that the search saw beside the honest one."""
-    inner = [part.inner_score for part in found if part.inner_score is not None and np.isfinite(part.inner_score)]
+    inner = [part.inner_score for part in results if part.inner_score is not None and np.isfinite(part.inner_score)]
     honest = [value for value in info.fold_scores.values() if value is not None]
-    trials = f"{min(part.trials for part in found)} to {max(part.trials for part in found)} trials a fold"
+    trials = f"{min(part.trials for part in results)} to {max(part.trials for part in results)} trials a fold"
     return (
         f"{info.run}: {info.metric} on the inner folds where settings were chosen {_mean(inner)} (flattered by "
         f"the choice), on the folds that the search did not see {_mean(honest)}, means over folds; {trials}"

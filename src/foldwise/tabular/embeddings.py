@@ -165,11 +165,11 @@ def _make(path: Path, key: str, rows: Rows, embed: Embed, label: str) -> None:
     with tqdm(total=len(readable), initial=done, desc=label, unit="img", disable=None) as bar:
         for start in range(done, len(readable), CHUNK):
             chosen = readable[start : start + CHUNK]
-            made = embed(rows.images, rows.where[chosen], rows.table.iloc[chosen], label)
+            vectors = embed(rows.images, rows.where[chosen], rows.table.iloc[chosen], label)
             if out is None:
-                shape = (len(rows.where), made.shape[1])
+                shape = (len(rows.where), vectors.shape[1])
                 out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-            out[chosen] = made
+            out[chosen] = vectors
             out.flush()
             write_json(state, {"key": key, "done": start + len(chosen)})
             bar.update(len(chosen))
@@ -179,9 +179,9 @@ def _make(path: Path, key: str, rows: Rows, embed: Embed, label: str) -> None:
 
 def _continue(part: Path, state: Path, key: str) -> tuple[int, np.memmap | None]:
     if part.exists() and state.exists():
-        found = json.loads(state.read_text(encoding="utf-8"))
-        if found["key"] == key:
-            return int(found["done"]), np.lib.format.open_memmap(part, mode="r+")
+        kept = json.loads(state.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return int(kept["done"]), np.lib.format.open_memmap(part, mode="r+")
     for stale in (part, state):
         stale.unlink(missing_ok=True)
     return 0, None

@@ -55,9 +55,9 @@ class Embedding:
 
     def of_fold(self, fold: int) -> np.ndarray:
         """float32 (rows, D) as fold K's network, which did not train on fold K, sees all rows; NaN: no image."""
-        found = np.array(self.values[None if None in self.values else fold])
-        found[~found.any(axis=1)] = np.nan  # stored as zeros
-        return found
+        vectors = np.array(self.values[None if None in self.values else fold])
+        vectors[~vectors.any(axis=1)] = np.nan  # stored as zeros
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Inputs:
     stacks: list[Stack] = field(default_factory=list)
     embeddings: list[Embedding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[str]:
@@ -96,16 +96,16 @@ def gather(
     nothing is left, one of the columns to be target-encoded is not among them, or another run's folds are not these.
     """
     names = index.metadata_columns(competition)
-    made = table[names].copy()
+    frame_of = table[names].copy()
     if wish.groups:
-        made = pd.concat([made, group_columns(competition, table)], axis=1)
+        frame_of = pd.concat([frame_of, group_columns(competition, table)], axis=1)
     if wish.files:
-        made = pd.concat([made, file_columns(competition, table)], axis=1)
-    if not len(made.columns) and not wish.runs and not wish.embeddings:
+        frame_of = pd.concat([frame_of, file_columns(competition, table)], axis=1)
+    if not len(frame_of.columns) and not wish.runs and not wish.embeddings:
         raise UserError(f"{competition.file}: no metadata columns; name some under `metadata` or `dicom_tags`")
     train, test = folds.rows(table.assign(_row=np.arange(len(table))), fold_table), table[table["split"] == "test"]
     order = np.concatenate([train["_row"].to_numpy(dtype=np.int64), np.flatnonzero(table["split"] == "test")])
-    frame = made.iloc[order].reset_index(drop=True)
+    frame = frame_of.iloc[order].reset_index(drop=True)
     frame, notes = _usable(competition, frame, len(train))
     if not len(frame.columns) and not wish.runs and not wish.embeddings:
         raise UserError(f"{competition.file}: no metadata column is left to learn from: {'; '.join(notes)}")
@@ -115,8 +115,8 @@ def gather(
     stacks = [_stack(competition, run, table, fold_table) for run in wish.runs]
     ids = [*fold_table["id"].tolist(), *test["id"].tolist()]
     embeddings = [_embedding(competition, given, ids, fold_table) for given in wish.embeddings]
-    facts, lines = _drift(competition, table, fold_table, made[list(frame)], wish)
-    return Inputs(frame, len(train), stacks, embeddings, [*notes, *lines], facts)
+    meta, lines = _drift(competition, table, fold_table, frame_of[list(frame)], wish)
+    return Inputs(frame, len(train), stacks, embeddings, [*notes, *lines], meta)
 
 
 # --- made columns -----------------------------------------------------------------------------------------
@@ -138,13 +138,13 @@ def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame
             "leave the flag out"
         )
     key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
-    made = {"images in group": key.map(key.value_counts()).astype("float64")}
+    columns = {"images in group": key.map(key.value_counts()).astype("float64")}
     for name in index.metadata_columns(competition):
         if is_number(table[name]):
             values = pd.Series(numbers(table[name]), index=table.index)
             rank = values.groupby(key).rank(method="dense") - 1
-            made[f"{name} rank in group"] = rank / rank.groupby(key).transform("max").replace(0, np.nan)
-    return pd.DataFrame(made, index=table.index)
+            columns[f"{name} rank in group"] = rank / rank.groupby(key).transform("max").replace(0, np.nan)
+    return pd.DataFrame(columns, index=table.index)
 
 
 def file_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
@@ -209,15 +209,15 @@ def _drift(
     sources = {name: "file" if name in FILES else "table" for name in rows}
     compared = drift.compare(competition, table, fold_of, rows, sources)
     lines += drift.warnings(compared)
-    facts: dict[str, Any] = {"shift": _finite(compared.set_index("column")["drift"])}
+    meta: dict[str, Any] = {"shift": _finite(compared.set_index("column")["drift"])}
     adversary = drift.adversarial("metadata", table, rows)
     if adversary is not None:
         auc = adversary.auc
-        facts |= {"adversarial_auc": [auc.value, auc.low, auc.high]}
+        meta |= {"adversarial_auc": [auc.value, auc.low, auc.high]}
         if auc.low > DRIFTS:
             most = ", ".join(f"{name} ({share:.0%})" for name, share in adversary.columns.head(3).items())
             lines.append(f"drift: a model tells test rows from training rows by these columns, AUC {auc}; by {most}")
-    return {"drift": facts}, lines
+    return {"drift": meta}, lines
 
 
 def _finite(values: pd.Series) -> dict[str, float | None]:
@@ -246,14 +246,14 @@ def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table:
     tests = {}
     for fold in sorted(fold_table["fold"].unique().tolist()):
         own = run.folder / f"fold{fold}_test.csv"
-        found = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
-        _same_rows(own if own.exists() else run.folder / "test.csv", found, ids)
-        tests[fold] = _as_columns(competition, name, found.loc[ids, columns])
+        preds = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
+        _same_rows(own if own.exists() else run.folder / "test.csv", preds, ids)
+        tests[fold] = _as_columns(competition, name, preds.loc[ids, columns])
     return Stack(name, _as_columns(competition, name, train[columns]), tests)
 
 
-def _same_rows(path: Path, found: pd.DataFrame, ids: pd.Series) -> None:
-    lacking = ids[~ids.isin(found.index)]
+def _same_rows(path: Path, preds: pd.DataFrame, ids: pd.Series) -> None:
+    lacking = ids[~ids.isin(preds.index)]
     if len(lacking):
         raise UserError(f"{path}: no prediction for id '{lacking.iloc[0]}' ({len(lacking)} such); make the run anew")
 
@@ -262,7 +262,7 @@ def _as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.
     """Probabilities as log-odds, which linear models need and trees don't mind."""
     values = preds.to_numpy(dtype=float)
     if competition.task != "regression" and values.min(initial=0) >= 0 and values.max(initial=1) <= 1:
-        values = np.clip(values, 1e-7, 1 - 1e-7)
+        values = np.clip(values, 1e-7, 1 - 1e-7)  # float32's last digit below 1: log-odds within ±16
         values = np.log(values / (1 - values))
     labels = [f"run {name}{column.removeprefix('pred').replace('_', ': ', 1)}" for column in preds]
     return pd.DataFrame(values, columns=labels)
@@ -279,8 +279,8 @@ def _embedding(competition: Competition, given: str, ids: list[str], fold_table:
     folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
     alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
     if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
-        made = sorted(file.parent.name for file in competition.runs().glob("*/*embeddings.npy"))
-        raise UserError(f"{folder}: no embeddings{nearest(given, made)}; make them with 04_embed.py")
+        known = sorted(file.parent.name for file in competition.runs().glob("*/*embeddings.npy"))
+        raise UserError(f"{folder}: no embeddings{nearest(given, known)}; make them with 04_embed.py")
     files: dict[int | None, Path] = {None: alone}
     if path.suffix != ".npy" and not alone.exists():
         files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in sorted(fold_table["fold"].unique().tolist())}

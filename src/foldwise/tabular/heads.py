@@ -49,10 +49,10 @@ CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge",
 REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
 HEADS = tuple(dict.fromkeys([*CLASSIFIERS, *REGRESSORS]))
 
-TUNE_ROWS = 4000  # settings are chosen on so many rows at most
-INNER = 3  # inner splits
-LANDMARKS = 1000  # of Nystroem features
-MEMORY_SHARE = 0.6  # of the memory that is free now
+TUNE_ROWS = 4000  # settings are chosen on so many rows at most: a kernel's cost grows with their cube
+INNER = 3  # inner splits: each model still sees two thirds of the rows
+LANDMARKS = 1000  # of Nystroem features: their (1000, 1000) eigenproblem takes a second
+MEMORY_SHARE = 0.6  # of the memory that is free now: others grow, too
 BYTES_A_PAIR = 28  # at the peak: distances (4), the kernel in float64 (8), its damped copy (8), blocks
 
 GAMMAS = (1 / 16, 1 / 4, 1.0)  # relative to 1 / (total variance of the features): scikit-learn's gamma="scale"
@@ -70,7 +70,7 @@ LIGHTGBM = {
     "learning_rate": 0.1,
     "num_leaves": 15,
     "min_data_in_leaf": 10,
-    "feature_fraction": 0.2,
+    "feature_fraction": 0.2,  # embeddings have many columns that say the same
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
     "lambda_l2": 1.0,
@@ -104,18 +104,18 @@ class Neighbours:
         most = min(len(fit), int(max(setting["neighbours"] for setting in settings)))
 
         def of_block(block: Array) -> list[Array]:
-            made = []
+            results = []
             near = np.argpartition(block, most - 1, axis=1)[:, :most]
             near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
             distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
-            weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)
+            weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)  # a copy does not outvote all others
             for setting in settings:
                 k = min(most, int(setting["neighbours"]))
                 one = weight[:, :k].mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
                 total = np.einsum("nk,nkc->nc", weight[:, :k], votes[near[:, :k]]) + one * base
-                found = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
-                made.append(found[:, 1:] if self.classes == 2 else found)
-            return made
+                pred = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
+                results.append(pred[:, 1:] if self.classes == 2 else pred)
+            return results
 
         return _gathered(self.pairs.blocks(ask, fit), of_block)
 
@@ -140,10 +140,10 @@ class Logistic:
 
         def of_rows(part: Array) -> list[Array]:
             values = self.features.take(part) / np.float32(self.spread)
-            found = np.zeros((len(models), len(part), self.classes))
-            for of_model, model in zip(found, models, strict=True):
+            pred = np.zeros((len(models), len(part), self.classes))
+            for of_model, model in zip(pred, models, strict=True):
                 of_model[:, model.classes_] = model.predict_proba(values)
-            return list(found[..., 1:] if self.classes == 2 else found)
+            return list(pred[..., 1:] if self.classes == 2 else pred)
 
         return _gathered(_chunks(ask), of_rows)
 
@@ -172,8 +172,8 @@ class Boosting:
 
         def of_rows(part: Array) -> list[Array]:
             values = self.features.take(part)
-            made = [model.predict(values, num_iteration=int(setting["rounds"])) for setting in settings]
-            return [np.asarray(found).reshape(len(part), -1) for found in made]
+            results = [model.predict(values, num_iteration=int(setting["rounds"])) for setting in settings]
+            return [np.asarray(pred).reshape(len(part), -1) for pred in results]
 
         return _gathered(_chunks(ask), of_rows)
 
@@ -201,13 +201,13 @@ class Chunked:
         return _by_gamma(settings)
 
     def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
-        made = []
+        results = []
         mapped = self._map(settings[0])
         for setting in settings:
             target = _signs(y, self.classes)
             weights = np.column_stack([self._fit(mapped, fit, column, setting) for column in target.T])
-            made.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
-        return made
+            results.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
+        return results
 
     def _map(self, setting: Setting) -> Callable[[Array], Array]:
         """Row numbers -> float64 features with a last column of ones."""
@@ -293,7 +293,7 @@ class Link:
 def _loss(pred: Array, y: Array, classes: int) -> float:
     if classes == 0:
         return float(np.square(pred[:, 0] - y).mean())
-    return float(-np.log(np.clip(pred[np.arange(len(y)), y], 1e-6, 1)).mean())
+    return float(-np.log(np.clip(pred[np.arange(len(y)), y], 1e-6, 1)).mean())  # one sure error decides nothing
 
 
 # --- heads ------------------------------------------------------------------------------------------------
@@ -333,15 +333,15 @@ class Heads:
         """
         columns = list(y.T) if y.ndim == 2 else [y]
         features = Features.fit(self.source, fit, self.scale)
-        made, chosen = [], []
+        of_columns, chosen = [], []
         methods: dict[int, Method] = {}
         for column in columns:
             parts, setting = self._one(features, fit, column, asks, methods)
-            made.append(parts)
+            of_columns.append(parts)
             chosen.append(setting)
         if self.task == "multiclass":
-            return made[0], chosen
-        return [np.column_stack(parts) for parts in zip(*made, strict=True)], chosen
+            return of_columns[0], chosen
+        return [np.column_stack(parts) for parts in zip(*of_columns, strict=True)], chosen
 
     def _one(
         self, features: Features, fit: Array, y: Array, asks: Sequence[Array], methods: dict[int, Method]
@@ -365,7 +365,7 @@ class Heads:
         method = methods[classes]
         setting, link = _choose(method, _grid(self.name), fit, codes, self.groups[fit], classes, self.seed)
         ends = np.cumsum([len(ask) for ask in asks])
-        found = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
+        pred = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
         if link.is_flat:
             self._say(
                 f"{self.name}: nothing in some training rows tells their classes apart: their shares are predicted"
@@ -373,8 +373,8 @@ class Heads:
         if self.task == "multiclass":
             if classes < self.outputs:
                 self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
-            return np.split(placed(found, present, base_rates(y, self.outputs)), ends[:-1]), setting
-        return np.split(found[:, -1], ends[:-1]), setting
+            return np.split(placed(pred, present, base_rates(y, self.outputs)), ends[:-1]), setting
+        return np.split(pred[:, -1], ends[:-1]), setting
 
     def _method(self, features: Features, fit: Array, classes: int) -> Method:
         if self.name == "lightgbm":
@@ -450,8 +450,8 @@ def _choose(
         if classes and len(np.unique(y[part])) < classes:
             part = np.arange(len(fit))
     scores = _out_of_fold(method, settings, fit[part], y[part], strata[part], groups[part], seed)
-    links = [Link.of(method, found, y[part], classes) for found in scores]
-    losses = [_loss(link(found), y[part], classes) for link, found in zip(links, scores, strict=True)]
+    links = [Link.of(method, scored, y[part], classes) for scored in scores]
+    losses = [_loss(link(scored), y[part], classes) for link, scored in zip(links, scores, strict=True)]
     best = int(np.argmin(losses))
     if len(part) == len(fit) or method.calibrated or not classes:
         return settings[best], links[best]
@@ -468,19 +468,19 @@ def _out_of_fold(
         raise UserError("a fold's training rows are one group: nothing inside them to choose the head's settings by")
     split = folds.stratify(strata, groups, splits, seed)
     outputs = 1 if strata.shape[1] == 2 or y.dtype.kind == "f" else strata.shape[1]
-    made = {id(setting): np.zeros((len(fit), outputs)) for setting in settings}
+    scores = {id(setting): np.zeros((len(fit), outputs)) for setting in settings}
 
     def one(task: tuple[int, list[Setting]]) -> None:
         number, together = task
         ask = split == number
         if y.dtype.kind != "f" and len(np.unique(y[~ask])) < 2:
             return  # a class in one split only: no score tells these rows apart
-        for setting, found in zip(together, method.scores(fit[~ask], y[~ask], fit[ask], together), strict=True):
-            made[id(setting)][ask] = found
+        for setting, scored in zip(together, method.scores(fit[~ask], y[~ask], fit[ask], together), strict=True):
+            scores[id(setting)][ask] = scored
 
     with ThreadPoolExecutor(parallel.cores()) as pool, threadpool_limits(1):
         list(pool.map(one, product(range(splits), method.shares(settings))))
-    return [made[id(setting)] for setting in settings]
+    return [scores[id(setting)] for setting in settings]
 
 
 def available_memory() -> int:

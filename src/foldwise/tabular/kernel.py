@@ -102,13 +102,13 @@ class Pairs:
             yield self._of(self.features.take(part), others)
 
     def _of(self, a: Array, b: Array) -> Array:
-        made = a @ b.T
+        products = a @ b.T
         if self.squared:
-            made *= -2
-            made += np.einsum("nd,nd->n", a, a)[:, None]
-            made += np.einsum("nd,nd->n", b, b)
-            np.maximum(made, 0, out=made)
-        return made
+            products *= -2
+            products += np.einsum("nd,nd->n", a, a)[:, None]
+            products += np.einsum("nd,nd->n", b, b)
+            np.maximum(products, 0, out=products)
+        return products
 
 
 class Method(Protocol):
@@ -172,13 +172,13 @@ def _svc(kernel: Array, y: Array, setting: Setting, classes: int) -> Callable[[A
     model = SVC(C=setting["C"], kernel="precomputed", class_weight="balanced", cache_size=1000).fit(kernel, y)
 
     def scores(values: Array) -> Array:
-        found = model.decision_function(values)
+        decided = model.decision_function(values)
         if classes == 2:
-            return found[:, None]
-        if found.ndim == 1:
-            found = np.column_stack([-found, found])
-        whole = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
-        whole[:, model.classes_] = found
+            return decided[:, None]
+        if decided.ndim == 1:
+            decided = np.column_stack([-decided, decided])
+        whole = np.repeat(decided.min(axis=1, keepdims=True), classes, axis=1)  # classes that `y` lacks
+        whole[:, model.classes_] = decided
         return whole
 
     return scores

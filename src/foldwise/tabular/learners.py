@@ -78,14 +78,14 @@ def get(name: str) -> Learner:
     """The learner of that name; UserError where there is none, or its package is not installed."""
     if name not in LEARNERS:
         raise UserError(f"--model {name}: no such model{nearest(name, LEARNERS)}")
-    found = LEARNERS[name]
+    named = LEARNERS[name]
     try:
-        importlib.import_module(found.package.split("-")[0].replace("scikit", "sklearn"))
+        importlib.import_module(named.package.split("-")[0].replace("scikit", "sklearn"))
     except ImportError:
         raise UserError(
-            f"--model {name}: {found.package} is not installed; pip install {found.package}, or use --model lightgbm"
+            f"--model {name}: {named.package} is not installed; pip install {named.package}, or use --model lightgbm"
         ) from None
-    return found
+    return named
 
 
 def settings_of(learner: Learner, given: Settings) -> Settings:
@@ -190,12 +190,12 @@ class _XGBoost:
         return _dmatrix(Data(x, np.zeros(len(x)), self.categorical), labelled=False)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        found = self.model.predict(self._matrix(x), iteration_range=(0, self.rounds))
-        return found.astype(np.float64).reshape(len(x), -1)
+        pred = self.model.predict(self._matrix(x), iteration_range=(0, self.rounds))
+        return pred.astype(np.float64).reshape(len(x), -1)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        found = self.model.predict(self._matrix(x), pred_contribs=True, iteration_range=(0, self.rounds))
-        return found.astype(np.float64).reshape(len(x), -1, x.shape[1] + 1)
+        shap = self.model.predict(self._matrix(x), pred_contribs=True, iteration_range=(0, self.rounds))
+        return shap.astype(np.float64).reshape(len(x), -1, x.shape[1] + 1)
 
     def importance(self) -> np.ndarray:
         gains = self.model.get_score(importance_type="total_gain")
@@ -241,13 +241,13 @@ class _CatBoost:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         kind = "Probability" if self.classes else "RawFormulaVal"
-        found = self.model.predict(_pool(Data(x, np.zeros(0), self.categorical)), prediction_type=kind, thread_count=1)
-        return found[:, 1:] if self.classes == 1 else found.reshape(len(x), -1)
+        pred = self.model.predict(_pool(Data(x, np.zeros(0), self.categorical)), prediction_type=kind, thread_count=1)
+        return pred[:, 1:] if self.classes == 1 else pred.reshape(len(x), -1)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         pool = _pool(Data(x, np.zeros(0), self.categorical))
-        found = self.model.get_feature_importance(pool, type="ShapValues", thread_count=1)
-        return np.asarray(found, dtype=np.float64).reshape(len(x), -1, x.shape[1] + 1)
+        shap = self.model.get_feature_importance(pool, type="ShapValues", thread_count=1)
+        return np.asarray(shap, dtype=np.float64).reshape(len(x), -1, x.shape[1] + 1)
 
     def importance(self) -> np.ndarray:
         return np.asarray(self.model.get_feature_importance(type="PredictionValuesChange"), dtype=np.float64)
@@ -294,8 +294,8 @@ class _Linear:
     def predict(self, x: np.ndarray) -> np.ndarray:
         if not hasattr(self.model, "predict_proba"):
             return self.model.predict(x).reshape(len(x), 1)
-        found = self.model.predict_proba(x)
-        return found[:, 1:] if self.binary else found
+        pred = self.model.predict_proba(x)
+        return pred[:, 1:] if self.binary else pred
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         weights = np.atleast_2d(self.model.coef_)
@@ -363,10 +363,10 @@ class _Placed:
         return placed(self.model.predict(x), self.classes, self.rates)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        found = self.model.contributions(x)
-        made = np.zeros((len(x), len(self.rates), found.shape[2]))
-        made[:, self.classes[-found.shape[1] :]] = found  # a linear model of two classes gives the second's
-        return made
+        shap = self.model.contributions(x)
+        whole = np.zeros((len(x), len(self.rates), shap.shape[2]))
+        whole[:, self.classes[-shap.shape[1] :]] = shap  # a linear model of two classes gives the second's
+        return whole
 
     def importance(self) -> np.ndarray:
         return self.model.importance()
@@ -407,12 +407,12 @@ def base_rates(y: np.ndarray, classes: int) -> np.ndarray:
 
 def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """Probabilities (N, known classes) put among all classes (N, C); the others get their base rate."""
-    made = np.tile(rates, (len(pred), 1))
-    made[:, known] = pred * rates[known].sum()
-    return made
+    whole = np.tile(rates, (len(pred), 1))
+    whole[:, known] = pred * rates[known].sum()
+    return whole
 
 
-BOOSTING: Settings = {"rounds": 2000, "patience": 100}
+BOOSTING: Settings = {"rounds": 2000, "patience": 100}  # at rates of 0.03 to 0.05 it stops by itself before
 
 LEARNERS = {
     learner.name: learner

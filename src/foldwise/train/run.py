@@ -22,7 +22,7 @@ from foldwise.core.files import locked
 from foldwise.core.ranks import current_ranks, joined_ranks, wait_for_ranks
 from foldwise.core.schema import Strict
 from foldwise.data import folds, index
-from foldwise.data.competition import Competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import Recipe, recipe_settings
 from foldwise.data.runs import RunInfo, check_settings, finish_run, finished_folds, open_run, read_run_info
 
