@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -93,7 +94,12 @@ def test_a_refused_01_leaves_the_caches_as_they_were(prepared: Workplace, tmp_pa
 
 def test_a_cache_of_other_rows_than_the_index_is_refused(prepared: Workplace) -> None:
     ids = pd.read_csv(prepared.derived / "images_32_ids.csv")
-    ids.assign(ok=ids["ok"].where(ids["id"] != "tr0001", 0)).to_csv(prepared.derived / "images_32_ids.csv", index=False)
+    path, vouching = prepared.derived / "images_32_ids.csv", prepared.derived / "images_32.json"
+    ids.assign(ok=ids["ok"].where(ids["id"] != "tr0001", 0)).to_csv(path, index=False)
+    assert ", or damaged; run" in prepared.refused(*QUICK, "--fold", 0)
+    meta = json.loads(vouching.read_text())
+    del meta["vouches"]
+    files.write_voucher(vouching, meta, path)
     assert "other rows than index.parquet" in prepared.refused(*QUICK, "--fold", 0)
 
 
@@ -157,7 +163,7 @@ def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
 
 def test_a_second_01_is_refused_while_one_works(prepared: Workplace) -> None:
     with locked(prepared.derived / ".lock"):
-        assert "another 01_preprocess.py" in prepared.refused("01_preprocess.py", "--sizes", 32)
+        assert "another process (step 01 or 08)" in prepared.refused("01_preprocess.py", "--sizes", 32)
 
 
 def test_restart_and_other_settings_are_refused_while_a_fold_trains(prepared: Workplace) -> None:
@@ -293,8 +299,6 @@ def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.smoke
 def test_script_in_a_run_reaches_no_page(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
     evil = "<script>alert(1)</script>"
     folder = shutil.copytree(trained.runs / "quick", trained.runs / "evil")
     try:

@@ -215,4 +215,4 @@ def test_older_keys_are_read_under_their_new_names(tmp_path: Path) -> None:
     config = recipe_settings(made)
     config["train"]["cpu_step"] = config["train"].pop("precision")
     (tmp_path / "run.json").write_text(json.dumps({"run": "old", "config": config}))
-    assert read_run_info(tmp_path)["config"] == recipe_settings(made)
+    assert read_run_info(tmp_path).config == recipe_settings(made)

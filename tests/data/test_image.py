@@ -273,7 +273,7 @@ FUZZ = """
 import random, resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from foldwise import image
+from foldwise.data import image
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 folder = Path(sys.argv[2])
 files = [(p, p.read_bytes()) for p in map(Path, sys.argv[4:])]

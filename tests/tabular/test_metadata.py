@@ -16,7 +16,7 @@ from foldwise import UserError, metrics
 from foldwise.data import folds
 from foldwise.data.competition import load_competition
 from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
-from foldwise.data.runs import check_folds, load_run
+from foldwise.data.runs import RunInfo, check_folds, load_run
 from foldwise.tabular import boosting, features, learners
 
 MODELS = ["lightgbm", "xgboost", "catboost", "logreg"]
@@ -277,7 +277,7 @@ def test_seeds_are_averaged_and_the_search_never_sees_its_fold(tmp_path: Path, m
     _, after = fitted((about, worse, fold_table), minutes=5, trials=3)
     assert (after[0].valid == parts[0].valid).all() and after[0].settings == parts[0].settings
     assert not (after[1].valid == parts[1].valid).all()
-    line = boosting.tuning_line({"run": "r", "metric": "roc_auc", "fold_scores": {"0": 0.5}}, parts)
+    line = boosting.tuning_line(RunInfo(run="r", metric="roc_auc", fold_scores={"0": 0.5}), parts)
     assert "3 to 3 trials" in line and "did not see 0.5000" in line
 
 

@@ -301,7 +301,7 @@ def test_folds_in_fresh_interpreters_as_gpus_ask_for(
     made = recipe(about, "train.epochs=1")
     for name, gpus in (("fresh", True), ("forked", False)):
         status, infos = spread(about, {name: made}, [0, 1], devices=2, gpus=gpus)
-        assert status == 0 and sorted(infos[0]["folds"]) == ["0", "1"]
+        assert status == 0 and sorted(infos[0].folds) == ["0", "1"]
         assert f"{name} 1 | fold 1  epoch   1/1" in capsys.readouterr().err
     assert given == ["5", "7"]
     for file in ("fold0.csv", "fold1_test.csv", "fold1.safetensors"):

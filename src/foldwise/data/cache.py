@@ -125,7 +125,7 @@ def load_cache(competition: Competition, size: int, crop: bool = False, table: p
     if known is None or not path.exists():
         there = ", ".join(map(str, sizes(competition, crop)))
         has = f" (made so far: {there})" if there else ""
-        raise UserError(f"{path}: not there yet{has}; {how}")
+        raise UserError(f"{path}: not there yet{has}, or damaged; {how}")
     if known["image"] != _options_digest(competition.image):
         raise UserError(f"{path}: made with other `image` options than {competition.file} has now; {how} again")
     meta = load_crop_meta(competition) if crop else None

@@ -223,7 +223,7 @@ def _decoded(path: Path, size: Size, options: ImageOptions) -> Array:
 
 def _decode_dicom(path: Path, target: Size, options: ImageOptions) -> Array:
     # the larger side of the target is enough for the shorter side of the image, however it is fitted
-    return dicom.decode(path, max(target) if isinstance(target, tuple) else target, options)
+    return dicom.decode_reduced(path, max(target) if isinstance(target, tuple) else target, options)
 
 
 def _shorter_needed(rows: int, columns: int, size: int | tuple[int, int], fit: str) -> int:

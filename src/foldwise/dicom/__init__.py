@@ -8,7 +8,7 @@ from foldwise.dicom.parse import DicomError
 from foldwise.dicom.render import (
     DicomOptions,
     Size,
-    decode,
+    decode_reduced,
     describe,
     frame_count,
     is_dicom,
@@ -21,7 +21,7 @@ __all__ = [
     "DicomError",
     "DicomOptions",
     "Size",
-    "decode",
+    "decode_reduced",
     "describe",
     "frame_count",
     "is_dicom",

@@ -38,7 +38,7 @@ __all__ = [
     "WINDOWS",
     "DicomError",
     "DicomOptions",
-    "decode",
+    "decode_reduced",
     "describe",
     "frame_count",
     "is_dicom",
@@ -158,11 +158,11 @@ def read_image(path: str | Path, size: Size = None, options: DicomOptions | None
     where the file cannot be read safely.
     """
     at_least = None if size is None else max((size, size) if isinstance(size, int) else size)
-    image = decode(path, at_least, options)
+    image = decode_reduced(path, at_least, options)
     return image if size is None else resize(image, size)
 
 
-def decode(path: str | Path, at_least: int | None = None, options: DicomOptions | None = None) -> Array:
+def decode_reduced(path: str | Path, at_least: int | None = None, options: DicomOptions | None = None) -> Array:
     """The image at its native size or, where `at_least` and the codestream allow, at a half, a quarter, ...
     of it, its shorter side never below `at_least` (unless it was before)."""
     options = options or _DEFAULT
