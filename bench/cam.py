@@ -46,11 +46,23 @@ def interval(values: np.ndarray, of: str, draws: int = 2000) -> str:
     return f"{function(values):.3f} ({low:.3f} to {high:.3f})"
 
 
+def energy_inside(heat: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each map's sum that lies inside its box, and the box's share of the area; (B,) each.
+
+    heat: (B, S, S), 0 or more. box: (B, 4) x0, y0, x1, y1 as shares of width and height. A map of zeros gives NaN.
+    """
+    at = (np.arange(heat.shape[1]) + 0.5) / heat.shape[1]
+    across = (at >= box[:, :1]) & (at < box[:, 2:3])
+    down = (at >= box[:, 1:2]) & (at < box[:, 3:4])
+    inside = down[:, :, None] & across[:, None, :]
+    total = heat.sum(axis=(1, 2))
+    share = np.where(inside, heat, 0).sum(axis=(1, 2)) / np.where(total > 0, total, np.nan)
+    return share, inside.mean(axis=(1, 2))
+
+
 def report(name: str, heat: np.ndarray, box: np.ndarray) -> None:
     """One line: shares, their ratio, how often it is above 1, and how often the map's peak lies in the box."""
-    from foldwise.model import explain
-
-    share, area = explain.energy_inside(heat, box)
+    share, area = energy_inside(heat, box)
     known = np.isfinite(share)
     share, area, heat, box = share[known], area[known], heat[known], box[known]
     top = heat.reshape(len(heat), -1).argmax(axis=1)
@@ -85,9 +97,12 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
     from sklearn.model_selection import StratifiedKFold
 
     from foldwise.core import parallel
-    from foldwise.model import explain
-    from foldwise.model.explain import Claim, Subject
+    from foldwise.data import competition
+    from foldwise.data.recipe import load_recipe
+    from foldwise.model import explain, precision
+    from foldwise.model.fold_models import FoldModel
     from foldwise.model.network import IMAGENET, PretrainedNetwork
+    from foldwise.model.targets import OutputTarget, Targets
 
     parallel.tune_allocator()
     torch.set_num_threads(parallel.cores())
@@ -107,11 +122,15 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
         parameter.requires_grad_(False)
     names = (weights.parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()[1:]
 
-    subject = Subject(network, lambda logits: logits, lambda logits: logits.softmax(dim=1))
+    recipe, classes = load_recipe("mobilenetv2"), [str(k) for k in range(len(names))]
+    plain = precision.of_device(recipe, torch.device("cpu"))
+    targets = Targets("multiclass", classes, classes, "softmax")
+    prior = np.full(len(classes), 1 / len(classes))
+    model = FoldModel(competition.load("raccoon"), recipe, 0, targets, [network], None, plain, prior)
     layers = explain.cam_layers(network, SIZE)
-    top = subject.predict(photos).argmax(axis=1)
+    top = model.answer(photos).argmax(axis=1)
     counts = pd.Series([names[k].split(",")[0] for k in top]).value_counts()
-    covered = interval(explain.energy_inside(np.ones((len(box), SIZE, SIZE)), box)[1], "median")
+    covered = interval(energy_inside(np.ones((len(box), SIZE, SIZE)), box)[1], "median")
     print(f"{len(photos)} photos of one raccoon each; the box covers {covered} of them; layer {layers['backbone']}")
     print("top-1 answers: " + ", ".join(f"{name} {n}" for name, n in counts.head(8).items()))
     print(
@@ -123,7 +142,7 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
     report("centre (no network)", np.repeat(centre[None], len(photos), axis=0), box)
     for method in methods:
         started = time.perf_counter()
-        heat = explain.cams(subject, photos, [Claim(int(k)) for k in top], layers, method=method).maps
+        heat = explain.cams(model, photos, [OutputTarget(int(k)) for k in top], layers, method=method).maps
         report(f"top-1, {method}", next(iter(heat.values())), box)
         print(f"{'':<22} {1000 * (time.perf_counter() - started) / len(photos):.0f} ms an image", file=sys.stderr)
 
@@ -145,7 +164,7 @@ def measure(data: Path, weights: Path, images: int, methods: list[str]) -> None:
             classifier.bias[0] = float(head.intercept_[0])
         mine = held[held < len(photos)]
         for method in methods:
-            made = explain.cams(subject, photos[mine], [Claim(0)] * len(mine), layers, method=method).maps
+            made = explain.cams(model, photos[mine], [OutputTarget(0)] * len(mine), layers, method=method).maps
             heat[method][mine] = next(iter(made.values()))
     print(f"\nraccoon against {len(others)} ants and bees: accuracy of the held-out folds {np.mean(right):.3f}")
     for method in methods:

@@ -68,12 +68,11 @@ display(cases.table(sheets).round(3))
 
 
 # %%
-def subject(fold: int) -> explain.Subject:
+def model_of(fold: int) -> fold_models.FoldModel:
     """The model of a fold, ready to be asked."""
-    if fold not in subjects:
+    if fold not in models:
         models[fold] = fold_models.load_fold(about, recipe, run, fold, table)
-        subjects[fold] = explain.subject_of(models[fold])
-    return subjects[fold]
+    return models[fold]
 
 
 def pixels(case: cases.Case) -> np.ndarray:
@@ -82,17 +81,16 @@ def pixels(case: cases.Case) -> np.ndarray:
 
 
 def heat(case: cases.Case) -> list[np.ndarray]:
-    """A map (S, S) in 0..1 for each of the case's views."""
-    model = subject(case.fold)
-    claims = [explain.Claim(view.output, view.sign) for view in case.views]
-    image = np.repeat(pixels(case)[None], len(claims), axis=0)
-    beside = models[case.fold].metadata(rows.loc[[case.id] * len(claims)])
+    """A map (S, S) in 0..1 for each of the case's targets."""
+    model = model_of(case.fold)
+    image = np.repeat(pixels(case)[None], len(case.targets), axis=0)
+    beside = model.metadata(rows.loc[[case.id] * len(case.targets)])
     layers = explain.cam_layers(model.network, recipe.image_size)
-    made = explain.cams(model, image, claims, layers, beside)
+    made = explain.cams(model, image, case.targets, layers, beside)
     return list(np.mean(list(made.maps.values()), axis=0))
 
 
-models, subjects, numbers = {}, {}, itertools.count(1)
+models, numbers = {}, itertools.count(1)
 for sheet in sheets:
     readable = [case for case in sheet.cases if images.rows("train", [case.id])[0] >= 0]
     cards = []
@@ -113,9 +111,9 @@ for sheet in sheets:
 curves = []
 for case in cases.sample(found, 8):
     if images.rows("train", [case.id])[0] >= 0:
-        claim, model = explain.Claim(case.views[0].output, case.views[0].sign), subject(case.fold)
-        beside = models[case.fold].metadata(rows.loc[[case.id]])
-        curves.append(explain.deletion(model, pixels(case)[None], [claim], heat(case)[0][None], beside))
+        model = model_of(case.fold)
+        beside = model.metadata(rows.loc[[case.id]])
+        curves.append(explain.deletion(model, pixels(case)[None], case.targets[:1], heat(case)[0][None], beside))
 orders = {order: np.concatenate([one[order] for one in curves]) for order in curves[0]}
 areas = {order: explain.area(values) for order, values in orders.items()}
 saved = {order: areas[order] - areas["map"] for order in orders if order != "map"}

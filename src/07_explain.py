@@ -42,10 +42,21 @@ def main() -> None:
     competition = load_competition(args.competition)
     recipe = recipe_of(competition, args.run)
     parallel.tune_allocator()
-    from foldwise.report.explain import Request, write_explain_report  # torch
+    from foldwise.report.explain import write_explain_report  # torch
 
-    asked = Request(args.rows, args.sheet, args.count, args.layer, args.method, args.maximise, args.deletion)
-    print(f"look at {write_explain_report(competition, recipe, args.run, asked)}")
+    page = write_explain_report(
+        competition,
+        recipe,
+        args.run,
+        rows=args.rows,
+        sheets=args.sheet,
+        count=args.count,
+        layer=args.layer,
+        method=args.method,
+        maximise=args.maximise,
+        deletion=args.deletion,
+    )
+    print(f"look at {page}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from foldwise.data.image import ImageOptions
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import finished_folds, read_folds, read_run_info, recipe_of
 from foldwise.model import explain, fold_models
+from foldwise.model.targets import OutputTarget
 from foldwise.report import cases
 
 MODELS = 16  # kept loaded; the one not used for longest makes room
@@ -108,7 +109,7 @@ class Service:
         self.competition = competition
         self.table = index.load_index(competition)
         self.names = index.classes(competition, self.table)
-        self._models: OrderedDict[tuple[str, int, str], fold_models.Trained] = OrderedDict()
+        self._models: OrderedDict[tuple[str, int, str], fold_models.FoldModel] = OrderedDict()
         self._loading, self._embedding, self._explaining = threading.Lock(), threading.Lock(), threading.Lock()
 
     @property
@@ -152,7 +153,7 @@ class Service:
         """Folds whose models are there."""
         return fold_models.trained_folds(self.competition, self.weights_of(run))
 
-    def model(self, run: str, fold: int, use: str = "predict") -> fold_models.Trained:
+    def model(self, run: str, fold: int, use: str = "predict") -> fold_models.FoldModel:
         """A fold's model, loaded once for each use."""
         key = (run, fold, use)
         with self._loading:  # quick, and two visitors must not load the same one twice
@@ -244,9 +245,9 @@ class Service:
         rows = self.described(pd.DataFrame({"id": answer.ids[:1]}), metadata)
         with self._explaining:
             layers = explain.cam_layers(trained.network, recipe.image_size)
-            claims = [explain.Claim(output)]
-            heat = explain.cams(explain.subject_of(trained), image, claims, layers, trained.metadata(rows))
-        return np.mean([maps[0] for maps in heat.maps.values()], axis=0)
+            targets = [OutputTarget(output)]
+            found = explain.cams(trained, image, targets, layers, trained.metadata(rows))
+        return np.mean([maps[0] for maps in found.maps.values()], axis=0)
 
     # --- blends -------------------------------------------------------------------------------------------
 

@@ -20,14 +20,15 @@ from foldwise import UserError
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import load_recipe
 from foldwise.data.runs import recipe_of
-from foldwise.model import explain, fold_models
-from foldwise.model.explain import Claim, Subject
+from foldwise.model import explain, fold_models, precision
+from foldwise.model.fold_models import FoldModel
 from foldwise.model.network import IMAGENET, PretrainedNetwork, create_network
+from foldwise.model.targets import OutputTarget, Targets
 from foldwise.report import cases, explain_figures
-from foldwise.report import explain as explain_page
-from foldwise.report.explain import Request
+from foldwise.report.explain import Explanation
 
 SIZE = 32
+BOTH = [OutputTarget(0), OutputTarget(1)]
 
 
 class Corner(nn.Module):
@@ -70,11 +71,16 @@ class Corner(nn.Module):
         return torch.stack([answer, -answer], dim=1)
 
 
-def subject(network: nn.Module) -> Subject:
-    """A network asked for classes; nothing in it learns, as in a frozen one."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    return Subject(network, lambda logits: logits, lambda logits: logits.softmax(dim=1))
+def fold_model(network: nn.Module, classes: int = 2) -> FoldModel:
+    """A network that tells `classes` apart, as a fold's model; nothing in it learns, as in a frozen one."""
+    network.requires_grad_(False)
+    names = [str(k) for k in range(classes)]
+    targets = Targets("multiclass", names, names, "softmax")
+    recipe = load_recipe("baseline")
+    plain = precision.of_device(recipe, torch.device("cpu"))
+    return FoldModel(
+        about("multiclass"), recipe, 0, targets, [network.eval()], None, plain, np.full(classes, 1 / classes)
+    )
 
 
 def as_is(body: nn.Module, *mean_std: tuple[float, ...]) -> PretrainedNetwork:
@@ -84,11 +90,11 @@ def as_is(body: nn.Module, *mean_std: tuple[float, ...]) -> PretrainedNetwork:
     return network
 
 
-def corner(layout: str = "nchw") -> Subject:
-    return subject(as_is(Corner(layout), (0.0,) * 3, (1.0,) * 3))
+def corner(layout: str = "nchw") -> FoldModel:
+    return fold_model(as_is(Corner(layout), (0.0,) * 3, (1.0,) * 3))
 
 
-def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -> Subject:
+def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -> FoldModel:
     """A small timm network, its weights moved off the zeros that some layers start from."""
     recipe = load_recipe("baseline", ["model.pretrained=false", "model.mode=scratch", f"image_size={size}", *overrides])
     torch.manual_seed(0)
@@ -96,7 +102,15 @@ def made(*overrides: str, size: int = 64, outputs: int = 2, metadata: int = 0) -
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return subject(network)
+    return fold_model(network)
+
+
+def energy_inside(heat: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The fractions of each map's sum and of its area that lie in its box (x0, y0, x1, y1 in 0..1)."""
+    at = (np.arange(heat.shape[1]) + 0.5) / heat.shape[1]
+    across, down = ((at >= box[:, k : k + 1]) & (at < box[:, k + 2 : k + 3]) for k in (0, 1))
+    inside = down[:, :, None] & across[:, None, :]
+    return np.where(inside, heat, 0).sum(axis=(1, 2)) / heat.sum(axis=(1, 2)), inside.mean(axis=(1, 2))
 
 
 def noise(count: int = 2, size: int = 64) -> np.ndarray:
@@ -115,13 +129,13 @@ def test_the_map_falls_where_the_answer_comes_from(layout: str) -> None:
     lit[1, SIZE // 2 :, : SIZE // 2] = 200  # lower left: for class 1
     layers = explain.cam_layers(asked.network, SIZE)
     assert layers == {"backbone": "backbone.out"}
-    heat = explain.cams(asked, lit, [Claim(0), Claim(1)], layers).maps["backbone"]
+    heat = explain.cams(asked, lit, BOTH, layers).maps["backbone"]
     for each, (down, right) in zip(heat, [(0, 1), (1, 0)], strict=True):
         share = each.reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / each.sum()
         assert share[down, right] > 0.8, share
-    against = explain.cams(asked, lit, [Claim(1), Claim(0)], layers).maps["backbone"]
+    against = explain.cams(asked, lit, [OutputTarget(1), OutputTarget(0)], layers).maps["backbone"]
     assert (against == 0).all(), "nothing speaks for the other class"
-    ig, total, difference = explain.integrated_gradients(asked, torch.from_numpy(lit), [Claim(0), Claim(1)])
+    ig, total, difference = explain.integrated_gradients(asked, torch.from_numpy(lit), BOTH)
     share = explain.ig_map(ig).numpy().reshape(2, 2, SIZE // 2, 2, SIZE // 2).sum(axis=(2, 4))
     assert share[0, 0, 1] > 0.9 * share[0].sum()
     assert share[1, 1, 0] > 0.9 * share[1].sum()
@@ -134,18 +148,18 @@ def test_the_map_of_a_trained_network_falls_on_what_it_learnt(method: str) -> No
     """Class 1: a bright square somewhere. A small CNN learns it in seconds; its map must lie on the square."""
     asked, images, boxes = learnt()
     layers = explain.cam_layers(asked.network, SIZE)
-    heat = next(iter(explain.cams(asked, images, [Claim(1)] * len(images), layers, method=method).maps.values()))
-    share, area = explain.energy_inside(heat, boxes)
+    heat = next(iter(explain.cams(asked, images, [OutputTarget(1)] * len(images), layers, method=method).maps.values()))
+    share, area = energy_inside(heat, boxes)
     assert heat.shape == (len(images), SIZE, SIZE)
     assert np.median(share / area) > 2
     peaks = heat.reshape(len(heat), -1).max(axis=1)
     assert np.allclose(peaks[peaks > 0], 1)
 
 
-_LEARNT: list[tuple[Subject, np.ndarray, np.ndarray]] = []
+_LEARNT: list[tuple[FoldModel, np.ndarray, np.ndarray]] = []
 
 
-def learnt() -> tuple[Subject, np.ndarray, np.ndarray]:
+def learnt() -> tuple[FoldModel, np.ndarray, np.ndarray]:
     """A small CNN that tells noise with a bright square from noise; images with squares, and their boxes."""
     if _LEARNT:
         return _LEARNT[0]
@@ -174,7 +188,7 @@ def learnt() -> tuple[Subject, np.ndarray, np.ndarray]:
         optimizer.step()
     assert (network(pixels).argmax(dim=1) == truth).float().mean() > 0.95
     box = np.column_stack([at[:96, 1], at[:96, 0], at[:96, 1] + 8, at[:96, 0] + 8]) / SIZE
-    _LEARNT.append((subject(network), images[:32], box[:32]))
+    _LEARNT.append((fold_model(network), images[:32], box[:32]))
     return _LEARNT[0]
 
 
@@ -197,7 +211,7 @@ def test_gradcam_is_captums() -> None:
     from captum.attr import LayerGradCam
 
     asked, images = made("model.name=test_resnet"), torch.from_numpy(noise())
-    seen = explain.maps(asked, images, [Claim(1), Claim(1)], ["backbone.layer3"])
+    seen = explain.maps(asked, images, [OutputTarget(1), OutputTarget(1)], ["backbone.layer3"])
     ours = explain.gradcam(seen.activation["backbone.layer3"], seen.gradient["backbone.layer3"])
     theirs = LayerGradCam(asked.network, asked.network.backbone.layer3).attribute(
         images.float(), target=1, relu_attributions=True
@@ -211,7 +225,7 @@ def test_evidence_against_is_the_other_map() -> None:
     asked = made("model.name=test_resnet", outputs=1)
     images, layers = noise(), explain.cam_layers(asked.network, 64)
     seen = {
-        sign: explain.maps(asked, torch.from_numpy(images), [Claim(0, sign)] * 2, list(layers.values()))
+        sign: explain.maps(asked, torch.from_numpy(images), [OutputTarget(0, sign)] * 2, list(layers.values()))
         for sign in (1, -1)
     }
     (layer,) = layers.values()
@@ -234,17 +248,17 @@ def test_the_default_layer_is_the_last_that_can_say_where(
     asked = made(f"model.name={name}", size=size)
     found = explain.cam_layers(asked.network, size)
     assert found == {"backbone": f"backbone.{layer}"}
-    seen = explain.maps(asked, torch.from_numpy(noise(2, size)), [Claim(0), Claim(1)], list(found.values()))
+    seen = explain.maps(asked, torch.from_numpy(noise(2, size)), BOTH, list(found.values()))
     assert seen.activation[f"backbone.{layer}"].shape == (2, *shape)
     assert (seen.gradient[f"backbone.{layer}"].abs().sum(dim=(1, 2, 3)) > 0).all()
-    heat = explain.cams(asked, noise(2, size), [Claim(0), Claim(1)], found).maps["backbone"]
+    heat = explain.cams(asked, noise(2, size), BOTH, found).maps["backbone"]
     assert heat.shape == (2, size, size)
 
 
 def test_swin_maps_are_channels_last() -> None:
     asked = made("model.name=swin_tiny_patch4_window7_224", size=224)
     found = explain.cam_layers(asked.network, 224)
-    seen = explain.maps(asked, torch.from_numpy(noise(1, 224)), [Claim(0)], list(found.values()))
+    seen = explain.maps(asked, torch.from_numpy(noise(1, 224)), [OutputTarget(0)], list(found.values()))
     assert seen.activation["backbone.norm"].shape == (1, 768, 7, 7)
 
 
@@ -258,18 +272,18 @@ def test_two_backbones_give_two_maps_and_fusion_takes_metadata() -> None:
     layers = explain.cam_layers(asked.network, 64)
     assert set(layers) == {"backbone", "second"}
     beside = np.array([[1, 0, -2], [0, 0, 0]], np.float32)
-    heat = explain.cams(asked, noise(), [Claim(0), Claim(1)], layers, beside)
+    heat = explain.cams(asked, noise(), BOTH, layers, beside)
     assert {name: each.shape for name, each in heat.maps.items()} == dict.fromkeys(layers, (2, 64, 64))
     chosen = explain.cam_layers(asked.network, 64, "second.blocks.1")
     assert chosen == {"backbone": layers["backbone"], "second": "second.blocks.1"}
 
     images, meta = asked.tensors(noise(), beside)
-    added, whole = explain.metadata_contributions(asked, images, [Claim(0), Claim(1)], meta)
+    added, whole = explain.metadata_contributions(asked, images, BOTH, meta)
     assert added.shape == (2, 3)
     assert torch.allclose(added.sum(dim=1), whole, atol=0.02 * float(whole.abs().max()) + 1e-5)
     assert (added[beside == 0].abs() < 1e-7).all(), "a feature at the average adds nothing"
-    logits = asked.logits(images, torch.stack([meta[0], 0 * meta[0]]))
-    same = asked.logits(images[:1].repeat(2, 1, 1, 1), torch.stack([meta[0], 0 * meta[0]]))[:, 0]
+    logits = asked.network(images, torch.stack([meta[0], 0 * meta[0]]))
+    same = asked.network(images[:1].repeat(2, 1, 1, 1), torch.stack([meta[0], 0 * meta[0]]))[:, 0]
     assert logits.shape == (2, 2)
     assert float(whole[0]) == pytest.approx(float(same[0] - same[1]), abs=1e-4)
 
@@ -285,13 +299,12 @@ def test_a_misspelt_layer_lists_the_nearest() -> None:
 
 
 def test_integrated_gradients_are_complete() -> None:
-    asked = made("model.name=test_resnet")
+    asked, targets = made("model.name=test_resnet"), [OutputTarget(0), OutputTarget(1, -1)]
     images = torch.from_numpy(noise())
-    _, total, difference = explain.integrated_gradients(asked, images, [Claim(0), Claim(1, -1)], steps=96)
+    _, total, difference = explain.integrated_gradients(asked, images, targets, steps=96)
     with torch.inference_mode():
-        before, after = (
-            asked.claimed(asked.logits(x), [Claim(0), Claim(1, -1)]) for x in (explain.blurred(images), images)
-        )
+        start = explain.blurred(images)
+        before, after = (explain.evidence_for(asked, asked.network(x), targets) for x in (start, images))
     assert torch.allclose(difference, after - before, atol=1e-4)
     assert torch.allclose(total, difference, rtol=0.05, atol=0.02)
 
@@ -300,45 +313,34 @@ def test_integrated_gradients_are_complete() -> None:
 def test_stages_filters_and_maximised_inputs() -> None:
     asked = made("model.name=test_resnet")
     layers = explain.stages(asked.network, 64)["backbone"]
-    seen = explain.feature_maps(asked, noise()[0], Claim(1), layers)
+    seen = explain.feature_maps(asked, noise()[0], OutputTarget(1), layers)
     assert [stage.channels for stage in seen] == [32, 32, 48, 192, 96]
     sides = [stage.mean.shape[0] for stage in seen]
     assert sides == sorted(sides, reverse=True)
     assert all((np.diff(np.abs(stage.weights)) <= 1e-6).all() for stage in seen), "strongest first"
     filters = explain.first_filters(asked.network.backbone)
     assert filters is not None and filters.shape[-1] == 3
-    start = float(asked.claimed(asked.logits(torch.full((1, 64, 64, 3), 128.0)), [Claim(1)]))
-    image, reached = explain.maximise(asked, Claim(1), 64, steps=20)
+    start = float(explain.evidence_for(asked, asked.network(torch.full((1, 64, 64, 3), 128.0)), [OutputTarget(1)]))
+    image, reached = explain.maximise(asked, OutputTarget(1), 64, steps=20)
     assert image.dtype == np.uint8 and image.shape == (64, 64, 3)
     assert reached > start
-    assert np.array_equal(image, explain.maximise(asked, Claim(1), 64, steps=20)[0])
+    assert np.array_equal(image, explain.maximise(asked, OutputTarget(1), 64, steps=20)[0])
 
 
 @pytest.mark.smoke
 def test_deletion_by_a_true_map_beats_chance_and_a_false_one_does_not() -> None:
     asked, images, boxes = learnt()
-    images, boxes, claims = images[:8], boxes[:8], [Claim(1)] * 8
+    images, boxes, targets = images[:8], boxes[:8], [OutputTarget(1)] * 8
     at = (np.arange(SIZE) + 0.5) / SIZE
     inside = (at[:, None] >= boxes[:, None, None, 1]) & (at[:, None] < boxes[:, None, None, 3])
     inside = inside & (at >= boxes[:, None, None, 0]) & (at < boxes[:, None, None, 2])
     heat = inside[:, 0].astype(np.float32) if inside.ndim == 4 else inside.astype(np.float32)
-    true = {o: explain.area(c) for o, c in explain.deletion(asked, images, claims, heat).items()}
-    false = {o: explain.area(c) for o, c in explain.deletion(asked, images, claims, 1 - heat).items()}
+    true = {o: explain.area(c) for o, c in explain.deletion(asked, images, targets, heat).items()}
+    false = {o: explain.area(c) for o, c in explain.deletion(asked, images, targets, 1 - heat).items()}
     assert true["map"].mean() < true["random"].mean() - 0.1
     assert false["map"].mean() > false["random"].mean()
-    curves = explain.deletion(asked, images, claims, heat)["map"]
-    assert np.allclose(curves[:, 0], asked.predict(images)[:, 1], atol=1e-5)
-
-
-@pytest.mark.smoke
-def test_energy_inside_a_box() -> None:
-    heat = np.zeros((3, 8, 8))
-    heat[0, :4, :4] = 1  # all of it
-    heat[1] = 1  # a quarter, as the area
-    share, area = explain.energy_inside(heat, np.array([[0, 0, 0.5, 0.5]] * 3))
-    assert area.tolist() == [0.25] * 3
-    assert share[:2].tolist() == [1, 0.25]
-    assert np.isnan(share[2])
+    curves = explain.deletion(asked, images, targets, heat)["map"]
+    assert np.allclose(curves[:, 0], asked.answer(images)[:, 1], atol=1e-5)
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -373,7 +375,7 @@ def test_sheets_of_a_binary_run() -> None:
         ("y = 1, taken for y = 0", ("a",)),
     ]
     missed = worst.cases[0]
-    assert [(view.name, view.sign) for view in missed.views] == [("y = 0", -1), ("y = 1", 1)]
+    assert [(target.name, target.sign) for target in missed.targets] == [("y = 0", -1), ("y = 1", 1)]
     assert missed.fold == 0 and missed.probability == pytest.approx(0.95) and not missed.right
 
 
@@ -383,7 +385,10 @@ def test_sheets_of_other_tasks() -> None:
     table = pd.DataFrame({**rows, "target": ["01", "x", "x"], "pred_01": [0.2, 0.4, 0.1], "pred_x": [0.8, 0.6, 0.9]})
     worst, _, pair = cases.sheets(cases.answers(about("multiclass"), table), cases.SHEETS, 5)
     assert ids(worst)[0] == "a" and pair.title == "01, taken for x"
-    assert [(view.name, view.output, view.sign) for view in worst.cases[0].views] == [("x", 1, 1), ("01", 0, 1)]
+    assert [(target.name, target.output, target.sign) for target in worst.cases[0].targets] == [
+        ("x", 1, 1),
+        ("01", 0, 1),
+    ]
 
     table = pd.DataFrame({**rows, "target": [1.0, 5.0, 3.0], "pred": [1.1, 2.0, 3.0]})
     worst, right = cases.sheets(cases.answers(about("regression"), table), cases.SHEETS, 5)
@@ -396,7 +401,7 @@ def test_sheets_of_other_tasks() -> None:
     found = cases.answers(about("multilabel", ["p", "q"]), table)
     worst = cases.sheets(found, ["worst"], 2)[0]
     assert [(case.id, case.truth) for case in worst.cases] == [("b", "q = 1"), ("a", "q = 0")]
-    assert [view.output for view in worst.cases[0].views] == [1, 1]
+    assert [target.output for target in worst.cases[0].targets] == [1, 1]
     assert [case.truth for case in cases.chosen(found, ["a"])] == ["p = 1", "q = 0"]
 
 
@@ -470,11 +475,10 @@ def explained_with(place: Workplace, other: object, count: int = 6) -> float:
         )
         about = load_competition(str(place.competition))
         recipe = recipe_of(about, "quick")
-        material, folds_trained = explain_page._material(about, recipe, "quick")
-        asked = Request(sheets=["worst"], count=count)
-        sheets = explain_page._sheets(material, asked, folds_trained)
-        found = explain_page._explain(material, sheets, [], asked)
-        return max(abs(explain_page._own(material, case, found) - case.probability) for case in sheets[0].cases)
+        explained = Explanation(about, recipe, "quick")
+        sheets = explained.sheets(["worst"], count)
+        explained.ask(sheets, [])
+        return max(abs(explained._own(case) - case.probability) for case in sheets[0].cases)
 
 
 def test_rows_by_id_unreadable_ones_are_named(explained: Workplace, tmp_path: Path) -> None:
@@ -519,11 +523,11 @@ def test_maps_of_real_weights_fall_on_the_raccoon() -> None:
     weights = shared("weights", "mobilenetv2_100.safetensors")
     overlay = {"file": str(weights)}
     network = as_is(timm.create_model("mobilenetv2_100", pretrained=True, pretrained_cfg_overlay=overlay), *IMAGENET)
-    asked = subject(network)
+    asked = fold_model(network, 1000)
     images = np.stack([cv2.resize(cv2.imread(str(files[name]))[..., ::-1], (224, 224)) for name in table["filename"]])
-    claims = [Claim(int(k)) for k in asked.predict(images).argmax(axis=1)]
-    heat = explain.cams(asked, images, claims, explain.cam_layers(network, 224)).maps["backbone"]
+    targets = [OutputTarget(int(k)) for k in asked.answer(images).argmax(axis=1)]
+    heat = explain.cams(asked, images, targets, explain.cam_layers(network, 224)).maps["backbone"]
     scale = table[["width", "height", "width", "height"]].to_numpy(float)
-    share, area = explain.energy_inside(heat, table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float) / scale)
+    share, area = energy_inside(heat, table[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float) / scale)
     assert np.median(share / area) > 1.15
     assert np.mean(share > area) > 0.8

@@ -107,11 +107,6 @@ def _on_device(network: nn.Module) -> nn.Module:
     return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def coco_classes() -> list[str]:
-    """COCO's 80 class names, as torchvision's weights know them."""
-    return [name for name in _entry("resnet50")[1].meta["categories"] if name not in ("__background__", "N/A")]
-
-
 def _entry(name: str) -> tuple[Any, Any]:
     """(builder, weights entry) of torchvision."""
     from torchvision.models import detection

@@ -22,78 +22,13 @@ from torch import Tensor, nn
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
-from foldwise.model.fold_models import Trained
+from foldwise.model.fold_models import FoldModel
 from foldwise.model.network import Network
-from foldwise.model.predict import activate
-from foldwise.model.targets import Targets
+from foldwise.model.targets import OutputTarget
 
 Method = Literal["gradcam", "gradcam++", "ig"]
 COARSEST = 4  # a map of fewer cells a side can't say where: an earlier stage serves
 STAGES = 6  # feature maps shown of one backbone
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What is explained: `sign` times output `output` (sign -1: the evidence against it)."""
-
-    output: int = 0
-    sign: int = 1
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network and the meaning of its logits (B, outputs).
-
-    evidence: logits -> (B, C), unbounded, what gradients are of. activate: logits -> (B, C) predictions.
-    """
-
-    network: Network
-    evidence: Callable[[Tensor], Tensor]
-    activate: Callable[[Tensor], Tensor]
-
-    def logits(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """The network's outputs for images uint8 or float (B, S, S, 3)."""
-        return self.network(images, metadata)
-
-    def claimed(self, logits: Tensor, claims: Sequence[Claim]) -> Tensor:
-        """float (B,): the signed evidence of each row's claim."""
-        return _chosen(self.evidence(logits), claims)
-
-    def predict(self, images: np.ndarray, metadata: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
-        """float32 (N, C) predictions of images uint8 (N, S, S, 3) and metadata float32 (N, F)."""
-        made = []
-        with torch.inference_mode():
-            for k in range(0, len(images), batch):
-                logits = self.logits(*self.tensors(images[k : k + batch], _part(metadata, slice(k, k + batch))))
-                made.append(self.activate(logits).float().cpu().numpy())
-        return np.concatenate(made)
-
-    def tensors(self, images: np.ndarray, metadata: np.ndarray | None = None) -> tuple[Tensor, Tensor | None]:
-        """Both on the network's device."""
-        device = next(self.network.parameters()).device
-        return torch.from_numpy(images).to(device), None if metadata is None else torch.from_numpy(metadata).to(device)
-
-
-def subject_of(trained: Trained) -> Subject:
-    """A fold's model (the last of several snapshots), asked for the competition's predictions."""
-    return Subject(
-        trained.network,
-        lambda logits: evidence(logits, trained.targets),
-        lambda logits: activate(logits, trained.targets),
-    )
-
-
-def evidence(logits: Tensor, targets: Targets) -> Tensor:
-    """What gradients are of, (B, C): the logits, or the predictions' log-odds where outputs are not one for one."""
-    if targets.fold is None and targets.activation in {"softmax", "sigmoid", "identity"}:
-        return logits.float()
-    return torch.logit(activate(logits, targets), eps=1e-6)
-
-
-def _chosen(values: Tensor, claims: Sequence[Claim]) -> Tensor:
-    outputs = torch.tensor([claim.output for claim in claims], device=values.device)
-    signs = torch.tensor([claim.sign for claim in claims], device=values.device)
-    return values.gather(1, outputs[:, None]).squeeze(1) * signs
 
 
 def _part(values: np.ndarray | None, rows: Any) -> np.ndarray | None:
@@ -105,8 +40,7 @@ def _part(values: np.ndarray | None, rows: Any) -> np.ndarray | None:
 
 def backbones(network: Network) -> dict[str, nn.Module]:
     """{'backbone': ...}, and 'second' where the network has two."""
-    second = getattr(network, "second", None)
-    return {"backbone": network.backbone} | ({} if second is None else {"second": second})
+    return {"backbone": network.backbone} | ({} if network.second is None else {"second": network.second})
 
 
 def cam_layers(network: Network, size: int, layer: str | None = None) -> dict[str, str]:
@@ -282,10 +216,14 @@ class Maps:
 
 
 def maps(
-    subject: Subject, images: Tensor, claims: Sequence[Claim], layers: Sequence[str], metadata: Tensor | None = None
+    model: FoldModel,
+    images: Tensor,
+    targets: Sequence[OutputTarget],
+    layers: Sequence[str],
+    metadata: Tensor | None = None,
 ) -> Maps:
-    """Activations of the layers and the gradients there of each row's claim."""
-    network = subject.network.eval()
+    """Activations of the layers and the gradients there of each row's target."""
+    network = model.network.eval()
     modules = dict(network.named_modules())
     taken: dict[str, Tensor] = {}
 
@@ -296,12 +234,12 @@ def maps(
 
     with _hooked({name: modules[name] for name in layers}, keep), torch.enable_grad():
         start = images.float().requires_grad_()  # so that gradients reach a frozen network's layers
-        logits = subject.logits(start, metadata)
+        logits = model.network(start, metadata)
         missing = [name for name in layers if name not in taken]
         if missing:
             raise UserError(f"--layer {missing[0]}: is not run on the way from image to answer; choose another layer")
         grads = torch.autograd.grad(
-            subject.claimed(logits, claims).sum(), [taken[name] for name in layers], allow_unused=True
+            evidence_for(model, logits, targets).sum(), [taken[name] for name in layers], allow_unused=True
         )
     owners = backbones(network)
     activation, gradient = {}, {}
@@ -331,7 +269,7 @@ def gradcam_plus(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Heat:
-    """maps: {backbone: float32 (B, S, S)}, 0 or more, the largest of an image 1 (all zeros: no evidence for the claim).
+    """maps: {backbone: float32 (B, S, S)}, 0 or more, the largest of an image 1 (all zeros: no evidence for it).
 
     completeness: of integrated gradients, each image's (sum of attributions, difference of evidence).
     """
@@ -341,31 +279,31 @@ class Heat:
 
 
 def cams(
-    subject: Subject,
+    model: FoldModel,
     images: np.ndarray,
-    claims: Sequence[Claim],
+    targets: Sequence[OutputTarget],
     layers: dict[str, str],
     metadata: np.ndarray | None = None,
     method: Method = "gradcam",
     batch: int = 16,
 ) -> Heat:
-    """Maps of the evidence for each claim, one per backbone, for images uint8 (B, S, S, 3).
+    """Maps of the evidence for each target, one per backbone, for images uint8 (B, S, S, 3).
 
     layers: of `cam_layers`. Method 'ig' gives one map of the whole network, under 'image'.
     """
     made: dict[str, list[np.ndarray]] = {}
     completeness: list[tuple[float, float]] = []
     for k in range(0, len(images), batch):
-        part, rows = slice(k, k + batch), claims[k : k + batch]
-        tensors = subject.tensors(images[part], _part(metadata, part))
+        part, rows = slice(k, k + batch), targets[k : k + batch]
+        tensors = model.tensors(images[part], _part(metadata, part))
         if method == "ig":
-            attributions, total, difference = integrated_gradients(subject, tensors[0], rows, tensors[1])
+            attributions, total, difference = integrated_gradients(model, tensors[0], rows, tensors[1])
             found = {"image": ig_map(attributions)}
             completeness += zip(total.tolist(), difference.tolist(), strict=True)
         else:
-            way = gradcam if method == "gradcam" else gradcam_plus
-            seen = maps(subject, tensors[0], rows, list(layers.values()), tensors[1])
-            found = {owner: way(seen.activation[name], seen.gradient[name]) for owner, name in layers.items()}
+            weigh = gradcam if method == "gradcam" else gradcam_plus
+            seen = maps(model, tensors[0], rows, list(layers.values()), tensors[1])
+            found = {owner: weigh(seen.activation[name], seen.gradient[name]) for owner, name in layers.items()}
         for owner, values in found.items():
             made.setdefault(owner, []).append(upsampled(values.cpu().numpy(), images.shape[1]))
     return Heat({owner: np.concatenate(parts) for owner, parts in made.items()}, completeness)
@@ -381,67 +319,76 @@ def upsampled(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def integrated_gradients(
-    subject: Subject, images: Tensor, claims: Sequence[Claim], metadata: Tensor | None = None, steps: int = 48
+    model: FoldModel, images: Tensor, targets: Sequence[OutputTarget], metadata: Tensor | None = None, steps: int = 48
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Integrated gradients (Sundararajan 2017) by captum, from a heavily blurred copy of each image.
 
     Returns attributions (B, S, S, 3) in units of evidence, and two (B,) that completeness says are equal: their sum
     over each image, and the evidence's difference between image and blurred copy.
     """
-    from captum.attr import IntegratedGradients
 
-    start = blurred(images)
+    def evidence(floats: Tensor, beside: Tensor | None, places: Tensor, signs: Tensor) -> Tensor:
+        return _chosen(model.evidence(model.network(floats, beside)), places, signs)
 
-    def claimed(floats: Tensor, beside: Tensor | None, outputs: Tensor, signs: Tensor) -> Tensor:
-        values = subject.evidence(subject.logits(floats, beside))
-        return values.gather(1, outputs[:, None]).squeeze(1) * signs
-
-    subject.network.eval()
-    more = (metadata, *_claim_tensors(claims, images.device))
-    with torch.enable_grad():
-        found, gap = IntegratedGradients(claimed).attribute(
-            images.float(),
-            start,
-            additional_forward_args=more,
-            n_steps=steps,
-            internal_batch_size=max(16, len(images)),
-            return_convergence_delta=True,
-        )
-    total = found.sum(dim=(1, 2, 3)).detach()
-    return found.detach(), total, total - gap.detach()
+    more = (metadata, *_places_and_signs(targets, images.device))
+    return _attributed(model, evidence, images.float(), blurred(images), more, steps)
 
 
 def metadata_contributions(
-    subject: Subject, images: Tensor, claims: Sequence[Claim], metadata: Tensor, steps: int = 32
+    model: FoldModel, images: Tensor, targets: Sequence[OutputTarget], metadata: Tensor, steps: int = 32
 ) -> tuple[Tensor, Tensor]:
     """What each metadata feature adds to the evidence, (B, F), from the average row (zeros: features are standardised
     or one-hot), by integrated gradients with the image held; and (B,) the evidence's whole difference."""
+
+    def evidence(beside: Tensor, floats: Tensor, places: Tensor, signs: Tensor) -> Tensor:
+        return _chosen(model.evidence(model.network(floats, beside)), places, signs)
+
+    more = (images, *_places_and_signs(targets, images.device))
+    added, _, difference = _attributed(model, evidence, metadata, torch.zeros_like(metadata), more, steps)
+    return added, difference
+
+
+def _attributed(
+    model: FoldModel,
+    evidence: Callable[..., Tensor],
+    values: Tensor,
+    start: Tensor,
+    more: tuple[Tensor | None, ...],
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attributions to `values` (B, ...), their sum (B,), and the evidence's difference from `start` (B,)."""
     from captum.attr import IntegratedGradients
 
-    def claimed(beside: Tensor, floats: Tensor, outputs: Tensor, signs: Tensor) -> Tensor:
-        return subject.evidence(subject.logits(floats, beside)).gather(1, outputs[:, None]).squeeze(1) * signs
-
-    subject.network.eval()
-    more = (images, *_claim_tensors(claims, images.device))
+    model.network.eval()
     with torch.enable_grad():
-        found, gap = IntegratedGradients(claimed).attribute(
-            metadata,
-            torch.zeros_like(metadata),
+        attributions, gap = IntegratedGradients(evidence).attribute(
+            values,
+            start,
             additional_forward_args=more,
             n_steps=steps,
-            internal_batch_size=max(16, len(images)),
+            internal_batch_size=max(16, len(values)),  # not all steps at once: memory is that of a small batch
             return_convergence_delta=True,
         )
-    return found.detach(), (found.sum(dim=1) - gap).detach()
+    total = attributions.sum(dim=tuple(range(1, attributions.ndim))).detach()
+    return attributions.detach(), total, total - gap.detach()
 
 
-def _claim_tensors(claims: Sequence[Claim], device: torch.device) -> tuple[Tensor, Tensor]:
-    pairs = torch.tensor([(claim.output, claim.sign) for claim in claims], device=device)
+def evidence_for(model: FoldModel, logits: Tensor, targets: Sequence[OutputTarget]) -> Tensor:
+    """float (B,): what the logits (B, outputs) say for each row's target."""
+    return _chosen(model.evidence(logits), *_places_and_signs(targets, logits.device))
+
+
+def _chosen(values: Tensor, places: Tensor, signs: Tensor) -> Tensor:
+    return values.gather(1, places[:, None]).squeeze(1) * signs
+
+
+def _places_and_signs(targets: Sequence[OutputTarget], device: torch.device) -> tuple[Tensor, Tensor]:
+    pairs = torch.tensor([(target.output, target.sign) for target in targets], device=device)
     return pairs[:, 0], pairs[:, 1]
 
 
 def ig_map(attributions: Tensor) -> Tensor:
-    """(B, S, S): evidence for the claim a pixel, its colours added, smoothed over S/32 pixels; 0 or more."""
+    """(B, S, S): evidence for the target a pixel, its colours added, smoothed over S/32 pixels; 0 or more."""
     plane = attributions.sum(dim=-1)[:, None]
     width = max(1, plane.shape[-1] // 32) | 1
     return F.avg_pool2d(plane.relu(), width, stride=1, padding=width // 2).squeeze(1)
@@ -475,16 +422,16 @@ class Stage:
 
 
 def feature_maps(
-    subject: Subject,
+    model: FoldModel,
     image: np.ndarray,
-    claim: Claim,
+    target: OutputTarget,
     layers: Sequence[str],
     metadata: np.ndarray | None = None,
     most: int = 8,
 ) -> list[Stage]:
     """What each layer makes of an image uint8 (S, S, 3): its `most` channels of largest |gradient x activation|."""
-    tensors = subject.tensors(image[None], None if metadata is None else metadata[None])
-    seen = maps(subject, tensors[0], [claim], layers, tensors[1])
+    tensors = model.tensors(image[None], None if metadata is None else metadata[None])
+    seen = maps(model, tensors[0], [target], layers, tensors[1])
     found = []
     for name in layers:
         values, grads = seen.activation[name][0], seen.gradient[name][0]
@@ -512,21 +459,21 @@ def first_filters(backbone: nn.Module, most: int = 64) -> np.ndarray | None:
 
 
 def maximise(
-    subject: Subject, claim: Claim, size: int, metadata: int = 0, steps: int = 128, seed: int = 0
+    model: FoldModel, target: OutputTarget, size: int, metadata: int = 0, steps: int = 128, seed: int = 0
 ) -> tuple[np.ndarray, float]:
     """An image uint8 (size, size, 3) that raises the evidence by gradient ascent, and the evidence reached.
 
     The image is a sum of pictures from coarse to fine, so that no scale runs away with it; it is shifted at random at
     each step, and rough images cost (Olah 2017, "Feature visualization"). Metadata, if any, is that of the average row.
     """
-    device = next(subject.network.parameters()).device
+    device = model.device
     generator = torch.Generator().manual_seed(seed)
     sides = [side for k in range(8) if (side := size >> k) >= 4]
     levels = [(0.1 * torch.randn(1, 3, s, s, generator=generator)).to(device).requires_grad_() for s in sides]
     beside = torch.zeros(1, metadata, device=device) if metadata else None
     gains = [min(1.0, size / (4 * side)) for side in sides]  # fine detail alone is what fools a network
     optimizer = torch.optim.AdamW(levels, lr=0.03, weight_decay=0.5)  # drawn back to gray, so that colours don't clip
-    subject.network.eval()
+    model.network.eval()
 
     def render() -> Tensor:
         planes = [
@@ -540,7 +487,7 @@ def maximise(
             picture = render()
             shift = torch.randint(-size // 16, size // 16 + 1, (2,), generator=generator).tolist()
             moved = torch.roll(picture, shift, (2, 3))
-            evidence = subject.claimed(subject.logits(moved.permute(0, 2, 3, 1), beside), [claim]).sum()
+            evidence = evidence_for(model, model.network(moved.permute(0, 2, 3, 1), beside), [target]).sum()
             rough = (picture.diff(dim=2).abs().mean() + picture.diff(dim=3).abs().mean()) / 255
             grads = torch.autograd.grad(-evidence + 10.0 * rough, levels)
             for level, grad in zip(levels, grads, strict=True):
@@ -548,7 +495,7 @@ def maximise(
             optimizer.step()
     image = render().detach().permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
     with torch.inference_mode():
-        reached = float(subject.claimed(subject.logits(image, beside), [claim]))
+        reached = float(evidence_for(model, model.network(image, beside), [target]))
     return image[0].cpu().numpy(), reached
 
 
@@ -559,25 +506,25 @@ CELLS = 14  # cells a side that a deletion order ranks
 
 
 def deletion(
-    subject: Subject,
+    model: FoldModel,
     images: np.ndarray,
-    claims: Sequence[Claim],
+    targets: Sequence[OutputTarget],
     heat: np.ndarray,
     metadata: np.ndarray | None = None,
     steps: int = 14,
     draws: int = 2,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Deletion curves (Petsiuk 2018): the claim's prediction while ever more cells give way to a blurred copy.
+    """Deletion curves (Petsiuk 2018): the target's prediction while ever more cells give way to a blurred copy.
 
     Cells of a 14 x 14 grid go in three orders: by the map `heat` (B, S, S), largest first; at random (the mean of
     `draws`); and from the centre outwards, which is what a map must beat on photos of centred things.
-    Returns {order: float32 (B, steps + 1)}, the prediction of the claimed side (1 - p for sign -1) at shares
+    Returns {order: float32 (B, steps + 1)}, the prediction of the target's side (1 - p for sign -1) at fractions
     0, 1/steps, ..., 1 of the cells.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, list[np.ndarray]] = {order: [] for order in ORDERS}
-    for k, (image, claim) in enumerate(zip(images, claims, strict=True)):
+    for k, (image, target) in enumerate(zip(images, targets, strict=True)):
         soft = blurred(torch.from_numpy(image[None]))[0].round().to(torch.uint8).numpy()
         beside = _part(metadata, slice(k, k + 1))
         cells = cv2.resize(heat[k], (CELLS, CELLS), interpolation=cv2.INTER_AREA).ravel()
@@ -587,7 +534,7 @@ def deletion(
             ("random", [rng.random(CELLS**2) for _ in range(draws)]),
             ("centre", [_distance() + tie]),
         ):
-            curves = [_curve(subject, image, soft, np.argsort(rank), claim, beside, steps) for rank in ranks]
+            curves = [_curve(model, image, soft, np.argsort(rank), target, beside, steps) for rank in ranks]
             found[order].append(np.mean(curves, axis=0))
     return {order: np.stack(curves).astype(np.float32) for order, curves in found.items()}
 
@@ -598,11 +545,11 @@ def _distance() -> np.ndarray:
 
 
 def _curve(
-    subject: Subject,
+    model: FoldModel,
     image: np.ndarray,
     soft: np.ndarray,
     order: np.ndarray,
-    claim: Claim,
+    target: OutputTarget,
     metadata: np.ndarray | None,
     steps: int,
 ) -> np.ndarray:
@@ -613,25 +560,10 @@ def _curve(
     gone = [plane < round(len(order) * k / steps) for k in range(steps + 1)]
     shown = np.stack([np.where(mask[..., None], soft, image) for mask in gone])
     beside = None if metadata is None else np.repeat(metadata, len(shown), axis=0)
-    pred = subject.predict(shown, beside)[:, claim.output]
-    return pred if claim.sign > 0 else 1 - pred
+    pred = model.answer(shown, beside)[:, target.output]
+    return pred if target.sign > 0 else 1 - pred
 
 
 def area(curves: np.ndarray) -> np.ndarray:
-    """Area under deletion curves (B, steps + 1) over shares 0..1, (B,): the smaller, the more the order mattered."""
+    """Area under deletion curves (B, steps + 1) over fractions 0..1, (B,): the smaller, the more the order mattered."""
     return np.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1)
-
-
-def energy_inside(heat: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each map's sum that lies inside its box, and the box's share of the area; (B,) each.
-
-    heat: (B, S, S), 0 or more. box: (B, 4) x0, y0, x1, y1 as shares of width and height. A map of zeros gives NaN.
-    """
-    size = heat.shape[1]
-    at = (np.arange(size) + 0.5) / size
-    across = (at >= box[:, :1]) & (at < box[:, 2:3])
-    down = (at >= box[:, 1:2]) & (at < box[:, 3:4])
-    inside = down[:, :, None] & across[:, None, :]
-    total = heat.sum(axis=(1, 2))
-    share = np.where(inside, heat, 0).sum(axis=(1, 2)) / np.where(total > 0, total, np.nan)
-    return share, inside.mean(axis=(1, 2))

@@ -25,14 +25,14 @@ from foldwise.model.crops import crop_again
 from foldwise.model.finetune import load_weights
 from foldwise.model.network import Network, create_network
 from foldwise.model.precision import Precision
-from foldwise.model.predict import embed_rows, pick_device, predict_rows, say_unreadable
+from foldwise.model.predict import activate, embed_rows, pick_device, predict_rows, say_unreadable
 from foldwise.model.targets import Targets
 
 Preds = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Trained:
+class FoldModel:
     """One fold's model: networks (one, or several snapshots) in evaluation mode on the device, and what goes with them.
 
     encoder: metadata columns -> features, where the network is fused with them. prior: float32 (C,), the training
@@ -77,14 +77,34 @@ class Trained:
         """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
         return embed_rows(self.network, images, cache_rows, self.recipe, label, self.metadata(rows))
 
-    def logits_of(self, images: np.ndarray | Tensor, rows: pd.DataFrame | None = None) -> Tensor:
-        """float32 (B, outputs) logits of uint8 (B, S, S, 3) images, of the last snapshot; gradients flow."""
-        pixels = torch.as_tensor(images).to(self.device)
-        metadata = self.metadata(rows)
-        return self.network(pixels, None if metadata is None else torch.from_numpy(metadata).to(self.device))
+    @property
+    def features(self) -> list[str]:
+        """Names of the metadata features that the networks take."""
+        return [] if self.encoder is None else self.encoder.names
+
+    def tensors(self, images: np.ndarray, metadata: np.ndarray | None = None) -> tuple[Tensor, Tensor | None]:
+        """Both on the networks' device."""
+        pixels = torch.from_numpy(images).to(self.device)
+        return pixels, None if metadata is None else torch.from_numpy(metadata).to(self.device)
+
+    def answer(self, images: np.ndarray, metadata: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
+        """float32 (N, C) predictions of the last snapshot for images uint8 (N, S, S, 3) and metadata float32 (N, F)."""
+        parts = []
+        with torch.inference_mode():
+            for k in range(0, len(images), batch):
+                beside = None if metadata is None else metadata[k : k + batch]
+                logits = self.network(*self.tensors(images[k : k + batch], beside))
+                parts.append(activate(logits, self.targets).cpu().numpy())
+        return np.concatenate(parts)
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        """What gradients are of, (B, C): the logits, or the predictions' log-odds where outputs are not one for one."""
+        if self.targets.fold is None and self.targets.activation in {"softmax", "sigmoid", "identity"}:
+            return logits.float()
+        return torch.logit(activate(logits, self.targets), eps=1e-6)  # finite where a probability is 0 or 1
 
 
-def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> Trained:
+def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> FoldModel:
     """The model of one fold of a run, on the device; UserError where its weights are not there. `table`: the index."""
     stem = competition.runs() / run / f"fold{fold}"
     plan = targets.plan(competition, recipe, table)
@@ -93,19 +113,18 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
     device = pick_device(recipe)
     meta = fold_meta(stem.parent, fold)
     how = precision.named(str(meta.get("precision", meta.get("step", ""))), recipe, device)  # step: as it was called
-    networks = []
+    networks, features = [], 0 if encoder is None else len(encoder.names)
     for path in files:
         if not path.exists():
             raise UserError(f"{path}: not there; train it with 02_train.py --fold {fold}")
-        features = 0 if encoder is None else len(encoder.names)
-        made = create_network(recipe, plan.outputs, features, plan.learnt, pretrained=False)
+        network = create_network(recipe, plan.outputs, features, plan.learnt, pretrained=False)
         weights.check_classes(path, plan.learnt)
-        load_weights(made, path)
-        networks.append(how.to_memory_format(made.to(device)).eval())
+        load_weights(network, path)
+        networks.append(how.to_memory_format(network.to(device)).eval())
     fold_table = folds.load_folds(competition)
     others = folds.rows(table, fold_table)[(fold_table["fold"] != fold).to_numpy()]
     prior = index.prior(competition, others, plan.names)
-    return Trained(competition, recipe, fold, plan, networks, encoder, how, prior)
+    return FoldModel(competition, recipe, fold, plan, networks, encoder, how, prior)
 
 
 def _encoder(path: Path) -> Numbers:
@@ -122,16 +141,16 @@ def predict_folds(
     check_folds(competition, run, fold_table)
     images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
-    found: Preds = {}
+    preds: Preds = {}
     for fold in trained_folds(competition, run):
         model = load_fold(competition, recipe, run, fold, table)
         valid = train[(fold_table["fold"] == fold).to_numpy()]
         say_unreadable(f"fold {fold} test", test["id"].tolist(), images.rows_of(test) >= 0)
-        found[fold] = (
+        preds[fold] = (
             model.predict(images, images.rows_of(valid), valid, f"fold {fold} valid"),
             model.predict(images, images.rows_of(test), test, f"fold {fold} test"),
         )
-    return found
+    return preds
 
 
 def predict_folder(
@@ -176,7 +195,7 @@ def predict_folder(
 def trained_folds(competition: Competition, run: str) -> list[int]:
     """Folds of a run whose weights are there; UserError where there are none."""
     folder = competition.runs() / run
-    found = sorted(int(path.stem[4:]) for path in folder.glob("fold*.safetensors") if path.stem[4:].isdigit())
-    if not found:
+    trained = sorted(int(path.stem[4:]) for path in folder.glob("fold*.safetensors") if path.stem[4:].isdigit())
+    if not trained:
         raise UserError(f"{folder}: holds no fold<K>.safetensors; train the run with 02_train.py")
-    return found
+    return trained

@@ -26,6 +26,15 @@ Activation = Literal["softmax", "sigmoid", "normalised", "ordinal", "identity"]
 
 
 @dataclass(frozen=True)
+class OutputTarget:
+    """What is explained of a network: the evidence for output `output` of its predictions, or against it (sign -1)."""
+
+    output: int = 0
+    sign: int = 1
+    name: str = ""  # of the answer that this speaks for
+
+
+@dataclass(frozen=True)
 class Targets:
     """names: what the predictions mean (index.classes). learnt: the classes the network tells apart, [] for one output.
 

@@ -14,18 +14,10 @@ import pandas as pd
 
 from foldwise.data import index, oof
 from foldwise.data.competition import Competition
+from foldwise.model.targets import OutputTarget
 
 SHEETS = ("worst", "right", "pairs")
 PAIRS = 6  # confusion pairs that get a sheet
-
-
-@dataclass(frozen=True)
-class View:
-    """One thing to explain of a case: the evidence for `name`, which is `sign` times output `output`."""
-
-    name: str
-    output: int
-    sign: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Case:
     answer: str
     probability: float
     of_truth: float
-    views: tuple[View, ...]
+    targets: tuple[OutputTarget, ...]
 
     @property
     def right(self) -> bool:
@@ -93,22 +85,24 @@ class Answers:
             return self.names[cls]
         return f"{self.names[self.label[k]]} = {cls}"
 
-    def view(self, k: int, cls: int) -> View:
+    def target(self, k: int, cls: int) -> OutputTarget:
         """What to explain of case k as evidence for class `cls`."""
         if self.task == "multiclass":
-            return View(self.names[cls], cls, 1)
-        return View(self.name(k, cls), int(self.label[k]), 1 if cls == 1 else -1)
+            return OutputTarget(cls, 1, self.names[cls])
+        return OutputTarget(int(self.label[k]), 1 if cls == 1 else -1, self.name(k, cls))
 
     def case(self, k: int) -> Case:
         """Entry k, explained for its answer and, where that is wrong, for the truth too."""
         row_id, fold = str(self.table["id"].iloc[k]), int(self.table["fold"].iloc[k])
         if self.task == "regression":
             value, truth = map(float, self.prob[k])
-            return Case(row_id, fold, f"{truth:.4g}", f"{value:.4g}", value, truth, (View(self.names[0], 0, 1),))
+            return Case(
+                row_id, fold, f"{truth:.4g}", f"{value:.4g}", value, truth, (OutputTarget(0, 1, self.names[0]),)
+            )
         said, true = int(self.decided[k]), int(self.truth[k])
-        views = tuple(self.view(k, cls) for cls in dict.fromkeys((said, true)))
+        targets = tuple(self.target(k, cls) for cls in dict.fromkeys((said, true)))
         return Case(
-            row_id, fold, self.name(k, true), self.name(k, said), float(self.sure[k]), float(self.of_truth[k]), views
+            row_id, fold, self.name(k, true), self.name(k, said), float(self.sure[k]), float(self.of_truth[k]), targets
         )
 
 

@@ -29,15 +29,15 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.n
     gray = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
     level = np.clip(heat, 0, 1).astype(np.float32)
     colour = matplotlib.colormaps["plasma"](0.15 + 0.85 * level)[..., :3].astype(np.float32) * 255
-    share = strength * level[..., None]
-    return (0.85 * gray * (1 - share) + colour * share).round().astype(np.uint8)
+    fraction = strength * level[..., None]
+    return (0.85 * gray * (1 - fraction) + colour * fraction).round().astype(np.uint8)
 
 
 def strip(panels: Sequence[np.ndarray]) -> np.ndarray:
     """Square pictures uint8 (S, S, 3) side by side, enlarged to at least 224 pixels: uint8 (H, W, 3)."""
     side = max(PANEL, max(len(panel) for panel in panels))
-    way = [cv2.INTER_CUBIC if len(panel) < side else cv2.INTER_AREA for panel in panels]
-    shown = [cv2.resize(panel, (side, side), interpolation=how) for panel, how in zip(panels, way, strict=True)]
+    how = [cv2.INTER_CUBIC if len(panel) < side else cv2.INTER_AREA for panel in panels]
+    shown = [cv2.resize(panel, (side, side), interpolation=each) for panel, each in zip(panels, how, strict=True)]
     gap = np.full((side, GAP, 3), 255, np.uint8)
     parts = [part for panel in shown for part in (panel, gap)][:-1]
     return np.concatenate(parts, axis=1)
@@ -111,19 +111,6 @@ def filters(weights: np.ndarray, across: int = 16) -> Figure:
 
 
 @figures.styled
-def gallery(pictures: Sequence[np.ndarray], names: Sequence[str], across: int = 4) -> Figure:
-    """Pictures with a line of words above each."""
-    rows = -(-len(pictures) // across)
-    figure, axes = figures.panels(across, rows * 2.85, rows=rows)
-    for place, picture, name in zip(axes, pictures, names, strict=False):
-        place.imshow(picture)
-        place.set_title(name, fontsize=9, fontweight="normal")
-    for place in axes:
-        place.axis("off")
-    return figure
-
-
-@figures.styled
 def deletion(curves: dict[str, np.ndarray], quantity: str, differences: dict[str, np.ndarray]) -> Figure:
     """Deletion curves (images, steps + 1) by order, their mean with its 95 % interval; beside it, for each image, by
     how much the area under the map's curve is smaller than under the other orders'."""
@@ -160,9 +147,9 @@ def contributions(values: pd.DataFrame, most: int = 14) -> Figure:
     figure, (axes,) = figures.panels(1, 1.0 + 0.3 * len(order))
     rng = np.random.default_rng(0)
     for k, name in enumerate(order[::-1]):
-        found = values[name].to_numpy()
-        colour = [ORANGE if value > 0 else PALETTE[0] for value in found]
-        axes.scatter(found, k + rng.uniform(-0.16, 0.16, len(found)), s=16, alpha=0.65, linewidths=0, color=colour)
+        added = values[name].to_numpy()
+        colour = [ORANGE if value > 0 else PALETTE[0] for value in added]
+        axes.scatter(added, k + rng.uniform(-0.16, 0.16, len(added)), s=16, alpha=0.65, linewidths=0, color=colour)
     axes.axvline(0, color=figures.INK, linewidth=0.8)
     axes.set_yticks(range(len(order)), [figures.short(name, 34) for name in order[::-1]])
     axes.set_xlabel("added to the evidence for the positive or named class, against the average row (log-odds, logits)")

@@ -30,7 +30,7 @@ from foldwise.data.competition import Competition
 from foldwise.data.recipe import Head, Recipe, load_recipe, recipe_settings, run_name
 from foldwise.data.runs import check_folds
 from foldwise.model import fold_models, weights
-from foldwise.model.fold_models import Trained
+from foldwise.model.fold_models import FoldModel
 from foldwise.model.network import Network, create_network
 from foldwise.model.predict import embed_rows, pick_device, say_unreadable, with_fallback
 from foldwise.tabular.heads import Heads, available_memory, check
@@ -110,7 +110,7 @@ def _made_of(recipe: Recipe) -> dict[str, Any]:
     return {"image_size": recipe.image_size, "crop": recipe.crop, "model": settings["model"], "views": views}
 
 
-def _trained(load_fold: Callable[[], Trained]) -> Embed:
+def _trained(load_fold: Callable[[], FoldModel]) -> Embed:
     loaded = lru_cache(load_fold)  # only where something is left to embed
     return lambda images, where, rows, label: loaded().embed(images, where, rows, label)
 
