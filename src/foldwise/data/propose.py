@@ -185,13 +185,11 @@ def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
         file = path.rpartition("/")[2]
         for key in {file, file.rpartition(".")[0] or file}:
             places.setdefault(key, []).append(path)
-    rows = table.sample(min(TRIED, len(table)), random_state=0)
+    rows = table.sample(min(TRIED, len(table)), random_state=0).to_dict("records")
     best: tuple[int, str, str] = (0, "", "")
     for column in table:
         templates = Counter(
-            template
-            for row in rows.to_dict("records")
-            for template in _templates(str(row[column]), str(column), row, places)
+            template for row in rows for template in _templates(str(row[column]), str(column), row, places)
         )
         if templates:
             template, count = templates.most_common(1)[0]
@@ -249,28 +247,22 @@ def _task(values: pd.Series) -> tuple[str, str]:
 
 def _metric(task: str, asked: pd.DataFrame | None, table: pd.DataFrame, target: str | list[str]) -> tuple[str, str]:
     metric, others = METRICS[task]
-    if asked is None or not len(asked) or task in {"multilabel", "regression"}:
+    if asked is None or not len(asked) or task != "multiclass":
         return metric, others
     shown = asked[asked.columns[1]]
-    labels = asked.shape[1] == 2 and not (pd.api.types.is_float_dtype(shown) and (shown % 1 != 0).any())
-    if task == "binary":
+    if asked.shape[1] > 2 or (pd.api.types.is_float_dtype(shown) and (shown % 1 != 0).any()):  # probabilities
         return metric, others
     grades = pd.api.types.is_integer_dtype(table[str(target)]) and table[str(target)].nunique() <= 10
-    if labels:
-        return ("quadratic_weighted_kappa" if grades else "accuracy"), f"log_loss, {others}"
-    return metric, others
+    return ("quadratic_weighted_kappa" if grades else "accuracy"), f"log_loss, {others}"
 
 
 def _groups(table: pd.DataFrame, row_id: str, target: str | list[str]) -> list[str]:
     """Columns whose values repeat and whose names say that rows belong together, the likeliest first."""
     taken = {row_id, *(target if isinstance(target, list) else [target])}
-    columns = [c for c in table if c not in taken and 1 < table[c].nunique() < table[c].notna().sum()]
-    ranked = [(k, c) for c in columns for k, word in enumerate(GROUPS) if word in str(c).lower() and _many(table[c])]
+    # a site of seven values is a category, no group
+    columns = [c for c in table if c not in taken and 20 < table[c].nunique() < table[c].notna().sum()]
+    ranked = [(k, c) for c in columns for k, word in enumerate(GROUPS) if word in str(c).lower()]
     return list(dict.fromkeys(str(column) for _, column in sorted(ranked, key=lambda one: one[0])))
-
-
-def _many(values: pd.Series) -> bool:
-    return bool(values.nunique() > 20)  # a site of seven values is a category, not a group
 
 
 def _test(raw: Raw, made: Proposal, held: pd.DataFrame | None, test: str | None, row_id: str, images: str) -> None:

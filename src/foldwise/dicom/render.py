@@ -34,19 +34,6 @@ from foldwise.core.source import ReadWarning
 from foldwise.dicom.decode import Array, Frame, Layout, decode_frame, layout_of, name_of
 from foldwise.dicom.parse import DicomError, Parsed, metadata, parse, parse_with_pydicom, scan
 
-__all__ = [
-    "WINDOWS",
-    "DicomError",
-    "DicomOptions",
-    "decode_reduced",
-    "describe",
-    "frame_count",
-    "is_dicom",
-    "read_header",
-    "read_image",
-    "resize",
-]
-
 # Customary windows of CT, (center, width) in Hounsfield units
 WINDOWS = {
     "brain": (40.0, 80.0),
