@@ -193,8 +193,15 @@ def ridge(z: Array, problem: Problem) -> Combiner:
             held += float(w @ gram @ w - 2 * w @ cross + 2 * b * (w @ total) - 2 * b * truth + b * b * count)
         losses.append(held)
     w, b = _ridge_solve(whole, STRENGTHS[int(np.argmin(losses))])
-    line = Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b)
-    return line if problem.task == "regression" else Function(w, lambda new: np.clip(line(new), 0, 1))
+    return within(Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b), problem)
+
+
+def within(line: Linear, problem: Problem) -> Combiner:
+    """What weights of any sign put outside 0..1 comes back: as near to the ends as so many rows can tell from them."""
+    if problem.task == "regression" or line.space == "logit":
+        return line
+    least = 0.5 / problem.target.shape[0]
+    return Function(line.weights, lambda new: np.clip(line(new), least, 1 - least))
 
 
 def _moments(z: Array, problem: Problem) -> list[Any]:

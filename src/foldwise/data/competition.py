@@ -128,6 +128,9 @@ class SubmissionShape(Strict):
         description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a row",
     )
     aggregate: Literal["mean", "max", "median"] = Field("mean", description="over the images of one row")
+    public: float = Field(
+        1.0, gt=0, le=1, description="share of the test rows that the public leaderboard is scored on"
+    )
     prediction: Literal["auto", "value", "label"] = Field(
         "auto",
         description="what the host wants: probabilities (value) or classes (label); auto asks the metric and columns",
