@@ -133,7 +133,7 @@ def _methods_table(meta: Meta) -> str:
     chosen = [row["method"] == meta["method"] and row["space"] == meta["space"] for row in ranked]
     head = ["method", "what it is", "nested", "behind best", "standard error", "within half"]
     more = (
-        "Chosen: the simplest within half a paired standard error of the best, never one below the best single run, and "
+        "Chosen: the simplest within half a paired standard error of the best, never one below the best single run; "
         "signed weights or trees only where they are two ahead of all others. The headline is not that row's score "
         "but the score of this choosing, done anew without each fold, and so free of the flattery of a best of many."
     )
