@@ -83,7 +83,13 @@ def fitted(made, model: str = "lightgbm", wish: features.Wish | None = None, **p
     settings = {**found.defaults, **QUICKLY}
     inputs = features.gather(about, table, fold_table, wish or features.Wish(), plan.get("target_encode", ()))  # type: ignore[arg-type]
     problem = boosting.Problem.of(about, table, fold_table, inputs)
-    return problem, boosting.fit(problem, boosting.Plan(found, settings, **plan))  # type: ignore[arg-type]
+    parts = boosting.fit(problem, boosting.Plan(found, settings, **plan))  # type: ignore[arg-type]
+    boosting.save_models(about.file.parent, parts)
+    for part in parts:  # as JSON and text, every model says the same
+        rows = inputs.of_fold(part.fold)[np.arange(inputs.training, len(inputs.frame))]
+        again = boosting.load_model(about.file.parent, part.fold).predict(rows)
+        assert again == pytest.approx(part.test, rel=1e-12 if model == "catboost" else 0, abs=0)  # its JSON rounds
+    return problem, parts
 
 
 def oof_of(problem: boosting.Problem, parts: list[boosting.Fold]) -> np.ndarray:
