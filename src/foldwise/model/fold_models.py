@@ -25,7 +25,7 @@ from foldwise.model.crops import crop_again
 from foldwise.model.finetune import load_weights
 from foldwise.model.network import Network, create_network
 from foldwise.model.precision import Precision
-from foldwise.model.predict import activate, embed_rows, pick_device, predict_rows, say_unreadable
+from foldwise.model.predict import activate, embed_rows, pick_device, predict_readable, predict_rows, say_unreadable
 from foldwise.model.targets import Targets
 
 Preds = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -72,6 +72,13 @@ class FoldModel:
         return predict_rows(
             self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how, self.prior
         )
+
+    def predict_readable(
+        self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "predict"
+    ) -> np.ndarray:
+        """As `predict`, of rows that all have an image."""
+        beside, how = self.metadata(rows), self.precision
+        return predict_readable(self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how)
 
     def embed(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
         """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""

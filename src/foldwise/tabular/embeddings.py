@@ -92,7 +92,7 @@ def each_fold(
     rows = Rows.of(competition, recipe, table, fold_table)
     place = folder(competition, recipe, source, run)
     if run is None:
-        shared = _stored(place, "embeddings", rows, *_pretrained(recipe, source), competition)
+        shared = _stored(place, "embeddings", rows, *pretrained(recipe, source), competition)
         for fold in sorted(fold_table["fold"].unique().tolist()):
             yield fold, shared, rows
         return
@@ -116,8 +116,10 @@ def _trained(load_fold: Callable[[], FoldModel]) -> Embed:
     return lambda images, where, rows, label: loaded().embed(images, where, rows, label)
 
 
-def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
-    """The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
+def pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
+    """What embeds by a recipe's weights, and what says so beside the array.
+
+    The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
     backbones = [backbone for backbone in (recipe.model, recipe.model.second) if backbone is not None]
     if not all(backbone.has_weights for backbone in backbones) or recipe.model.mode == "scratch":
         raise UserError(
