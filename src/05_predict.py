@@ -14,6 +14,7 @@ examples
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from foldwise.data import folds, image, index, oof
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import recipe_settings
 from foldwise.data.runs import recipe_of, write_run
+from foldwise.inference import writer
 
 
 def main() -> None:
@@ -37,6 +39,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--started", type=float, metavar="T", help="when they began, in seconds since 1970 (default: with this command)"
+    )
+    parser.add_argument(
+        "--folds", type=int, nargs="+", metavar="K", help="--submission: by these folds' models alone, for a rehearsal"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
@@ -55,15 +60,18 @@ def main() -> None:
     if args.submission:
         predict_blend(competition, args)
         return
-    if args.hours is not None or args.started is not None:
-        parser.error("--hours and --started go with --submission")
+    for flag in ("hours", "started", "folds"):
+        if getattr(args, flag) is not None:
+            parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
     parallel.tune_allocator()
     from foldwise.model import fold_models  # torch, matplotlib
     from foldwise.report.run import report_run
 
     if args.images:
-        table, broken = fold_models.predict_folder(competition, recipe, args.run, Path(args.images))
+        from foldwise.inference.predict import predict_folder
+
+        table, broken = predict_folder(competition, recipe, args.run, Path(args.images))
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}")
@@ -79,14 +87,16 @@ def main() -> None:
 
 
 def predict_blend(competition: Competition, args: Namespace) -> None:
+    started = writer.process_start() if args.started is None else args.started
+    deadline = None if args.hours is None else started + 3600 * args.hours
+    first = writer.begin(competition, args.submission, Path(args.out))  # before torch: a valid file at once
     parallel.tune_allocator()
-    from foldwise.inference.predict import predict_submission  # torch
+    from foldwise.inference.predict import predict_submission
 
-    done = predict_submission(competition, args.submission, Path(args.out), args.hours, args.started, args.workers)
+    done = predict_submission(first, deadline, args.workers, args.folds)
     left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""
-    print(
-        f"{args.out}: {done.rows:,} rows, {done.unreadable} images unreadable, {cli.duration(done.seconds)}{left_out}"
-    )
+    broken = f"{done.unreadable} images unreadable"
+    print(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")
 
 
 if __name__ == "__main__":

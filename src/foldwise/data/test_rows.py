@@ -118,9 +118,13 @@ def _without_table(competition: Competition, split: Split) -> pd.DataFrame:
         pattern = re.compile(_pattern(template))
         paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files] if folder.is_dir() else []
         seen += [match.groupdict() for match in map(pattern.fullmatch, paths) if match]
-    if seen and competition.id in seen[0]:
-        return pd.DataFrame(seen)
-    return pd.DataFrame({competition.id: sample_ids(competition)})
+    asked = [] if competition.aggregates else sample_ids(competition)
+    if not seen or competition.id not in seen[0]:
+        return pd.DataFrame({competition.id: sample_ids(competition)})
+    images = pd.DataFrame(seen).drop_duplicates(competition.id).set_index(competition.id)
+    if images.index.isin(asked).any():  # the sample says which rows there are, the folder where their images lie
+        images = images.reindex(asked).fillna("")
+    return images.rename_axis(competition.id).reset_index()
 
 
 def _pattern(template: str) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +74,15 @@ class Looks:
                 embed = embeddings.pretrained(source.recipe, "")[0]
                 self._recipes[source.key] = lambda images, where, rows: embed(images, where, rows, "embed")
             return self._recipes[source.key]
-        place = (source.run, source.fold)
-        if place not in self._folds:
-            self._folds[place] = fold_models.load_fold(
-                self.competition, source.recipe, source.run, source.fold, self.table
-            )
-        model = replace(self._folds[place], recipe=source.recipe)
+        model = replace(self.fold(source), recipe=source.recipe)
         return model.predict_readable if source.what == "pred" else model.embed
+
+    def fold(self, source: Source) -> FoldModel:
+        """The fold's model behind a run's source."""
+        place = (str(source.run), int(source.fold or 0))
+        if place not in self._folds:
+            self._folds[place] = fold_models.load_fold(self.competition, source.recipe, *place, self.table)
+        return self._folds[place]
 
 
 @dataclass
@@ -196,13 +197,9 @@ class Pixels:
         readable = np.concatenate(masks)
         width = max(part.shape[1] for part in parts)
         whole = np.zeros((len(readable), width), np.float32)
-        whole[readable] = np.concatenate([part.reshape(-1, width) for part in parts])
+        if readable.any():
+            whole[readable] = np.concatenate([part for part in parts if len(part)])
         return whole, readable
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """Of the rows."""
-        return self.rows["id"].tolist()
 
 
 def views(source: Source) -> int:
