@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from foldwise import UserError, metrics
 from foldwise.blend import fit_weights, make_folds, stacking
 from foldwise.blend.methods import METHODS, shrunk
+from foldwise.blend.mixture import Mixture
 from foldwise.blend.run_set import renames
 from foldwise.blend.search import Problem
-from foldwise.blend.spaces import Calibration
+from foldwise.blend.spaces import Calibration, Maps, ranks
 from foldwise.data import folds, submission
 from foldwise.data.competition import load_competition
 from foldwise.report.blend import note_scores
@@ -482,3 +483,43 @@ def test_multiclass_stacking_chooses_its_pull_by_the_folds() -> None:
         for method in ("stack", "mean")
     )
     assert stack < plain
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_saved_blend_predicts_the_same_and_each_row_by_itself(method, task):
+    rng = np.random.default_rng(3)
+    target = rng.integers(0, 2 if task == "binary" else 3, 300)
+    truth = target if task == "binary" else np.eye(3)[target]
+    preds = np.clip(truth * 0.2 + rng.random((3, *truth.shape)) * 0.7, 0.01, 0.99)
+    if task == "multiclass":
+        preds /= preds.sum(axis=2, keepdims=True)
+    metric = "roc_auc" if task == "binary" else "log_loss"
+    if "thresholds" in method and task == "multiclass":
+        pytest.skip("for binary targets")
+    if method in {"thresholds", "stack_thresholds", "vote"}:
+        metric = "accuracy"
+    blend = fit_weights(preds, target, metric, method, nested=False, task=task)
+    again = Mixture.of_saved(json.loads(json.dumps(blend.mixture.saved())))
+    new = preds[:, ::7]
+    assert np.array_equal(again.predict(new), blend.predict(new))
+    alone = np.concatenate([again.predict(new[:, k : k + 1]) for k in range(new.shape[1])])
+    assert alone == pytest.approx(blend.predict(new), abs=1e-12)
+
+
+def test_a_run_that_is_missing_hands_its_weight_to_the_others():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 200)
+    preds = np.clip(target * 0.3 + rng.random((3, 200)) * 0.6, 0, 1)
+    mixture = fit_weights(preds, target, "roc_auc", "mean", nested=False).mixture
+    preds[1, :50] = np.nan
+    assert mixture.predict(preds)[:50] == pytest.approx(preds[[0, 2], :50].mean(axis=0))
+    assert mixture.predict(preds)[50:] == pytest.approx(preds[:, 50:].mean(axis=0))
+
+
+def test_ranks_among_out_of_fold_predictions_are_exact_on_them_and_rise_beyond():
+    values = np.random.default_rng(1).random((1, 500))
+    maps = Maps.ranks(values)
+    assert maps(values) == pytest.approx(ranks(values))
+    beyond = maps(np.array([[-0.5, -0.1, 0.0, 0.5, 1.0, 1.2, 3.0]]))[0]
+    assert (np.diff(beyond) > 0).all() and beyond[0] > 0 and beyond[-1] < 1

@@ -13,7 +13,7 @@ from foldwise.blend import trust
 from foldwise.blend.fit import Blend, fit_weights
 from foldwise.blend.methods import METHODS
 from foldwise.blend.run_set import RunSet
-from foldwise.blend.spaces import Scaling
+from foldwise.blend.spaces import RANKED, Scaling, ranks, to_space
 from foldwise.data.competition import Competition
 
 Array = NDArray[Any]
@@ -77,8 +77,19 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         "oof_against_test": trust.drift(runs.preds, _tests_like_oof(runs), runs.names, seed),
     }
     meta["verdict"] = verdict(meta)
+    meta["rank_order_kept"] = _rank_order_kept(runs, blend)
     meta["warnings"] = warnings(meta)
-    return plain_json(meta)
+    return plain_json({**meta, "mixture": blend.mixture.saved()})
+
+
+def _rank_order_kept(runs: RunSet, blend: Blend) -> float | None:
+    """Spearman's correlation of the test predictions with those of ranks among the test rows, as they once were."""
+    if blend.space not in RANKED:
+        return None
+    prepare = blend.prepare
+    among_test = blend.combiner(to_space(blend.space, prepare.scaling(runs.tests), prepare.task))
+    both = np.stack([blend.predict(runs.tests).reshape(-1), among_test.reshape(-1)])
+    return float(trust.correlation(ranks(both))[0, 1])
 
 
 def _rarer(target: Array) -> int:
@@ -197,6 +208,12 @@ def warnings(meta: Meta) -> list[str]:
     if meta["draws_undefined"]:
         share = f"{meta['draws_undefined']} of {meta['draws']}"
         lines.append(f"{share} bootstrap draws are left out of the intervals: {meta['metric']} has no value on them")
+    kept = meta["rank_order_kept"]
+    if kept is not None and kept < 0.9999:
+        lines.append(
+            "ranks are taken among the out-of-fold predictions, so that a row's score does not depend on the rows "
+            f"beside it; ranks among the test rows, as before, would order these otherwise (correlation {kept:.4f})"
+        )
     apart = abs(meta["in_sample_score"] - meta["nested_score"])
     width = meta["interval_95"][1] - meta["interval_95"][0]
     if apart > width / 2:

@@ -10,7 +10,7 @@ on the other folds and predicts this one. Only the second is worth comparing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
 from foldwise.blend.methods import FIXED_SPACE, METHODS, mean
+from foldwise.blend.mixture import Mixture, Prepare
 from foldwise.blend.search import Problem
-from foldwise.blend.spaces import SPACES, Calibration, Scaling, ranks, to_space
+from foldwise.blend.spaces import RANKED, SPACES, Calibration, Maps, Scaling, ranks, to_space
 from foldwise.blend.stacking import Combiner
 from foldwise.core.schema import nearest
 from foldwise.data.folds import stratify
@@ -52,7 +53,7 @@ class Blend:
     interval: tuple[float, float]
     nested: Array
     combiner: Combiner
-    prepare: Callable[[Array], Array]
+    prepare: Prepare
     fitted: Array
     table: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
@@ -60,12 +61,17 @@ class Blend:
     def predict(self, preds: ArrayLike) -> Array:
         """(models, rows[, classes]) in the order of the runs fitted -> (rows,) or (rows, classes).
 
-        Ranks are taken within the rows given, so predict the whole test set at once.
+        Ranks are taken among the out-of-fold predictions: what a row gets does not depend on the rows beside it.
         """
         array = _stack(preds, self.names)
         if array.shape[0] != len(self.names):
             raise UserError(f"the blend is of {len(self.names)} runs, predictions came from {array.shape[0]}")
-        return self.combiner(self.prepare(array))
+        return self.mixture.predict(array)
+
+    @property
+    def mixture(self) -> Mixture:
+        """What predicts, and no more: to be saved."""
+        return Mixture(list(self.names), self.prepare, self.combiner)
 
 
 def fit_weights(
@@ -220,9 +226,11 @@ def _applies(method: str, problem: Problem, preds: Array) -> bool:
         "vote": metric.decides,
         "per_class": preds.ndim == 3 and metric.name != "log_loss",
         "hierarchical": bool(problem.families),
-        # weights of any sign leave 0..1, and an order is all that their clipped ends keep
-        "ridge": not metric.probability or task == "regression",
+        # free to turn all runs over, which pays where noise errs against the labels; clipped ends keep an order only
+        "ridge": task == "regression",
         "hill_negative": not metric.probability or task == "regression",
+        "hill": False,  # where `weights` ends, too, from another start: by name only
+        "caruana": False,
         "lightgbm": problem.target.shape[0] >= 1000 and (preds.ndim == 2 or preds.shape[2] <= 30),
         "calibrated": preds.ndim == 2 or preds.shape[2] <= 30,
     }.get(method, True)
@@ -245,8 +253,8 @@ class _Work:
             self.spaces[name] = to_space(name, self.preds, self.problem.task, self.problem.folds)
         return self.spaces[name]
 
-    def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Callable[[Array], Array]]:
-        """The combiner fitted on `rows` (all where None), and what turns predictions into its space."""
+    def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Calibration | None]:
+        """The combiner fitted on `rows` (all where None), and its calibration, if that is its space."""
         method, space = choice
         problem = self.problem if rows is None else _with_inner_folds(self.problem.take(rows))
         if space == "calibrated":
@@ -254,8 +262,7 @@ class _Work:
             maps = Calibration(preds, problem.target, problem.folds, problem.seed)
             return METHODS[method].fit(maps.fitted, problem, space), maps
         z = self.space(space)
-        combiner = METHODS[method].fit(z if rows is None else z[:, rows], problem, space)
-        return combiner, lambda preds: to_space(space, preds, problem.task)
+        return METHODS[method].fit(z if rows is None else z[:, rows], problem, space), None
 
     def nested(self, choice: Choice) -> Array:
         """Predictions for every fold by the method fitted on the other folds."""
@@ -270,8 +277,8 @@ class _Work:
 
         def one(k: int) -> None:
             train, held = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
-            combiner, prepare = self.fit(choice, train)
-            seen = prepare(self.preds[:, held]) if space == "calibrated" else self.space(space)[:, held]
+            combiner, maps = self.fit(choice, train)
+            seen = maps(self.preds[:, held]) if maps else self.space(space)[:, held]
             out[held] = combiner(seen)
 
         big = self.preds.size > 50_000_000
@@ -322,14 +329,14 @@ class _Work:
     def finish(
         self, method: str, space: str, nested: Array | None, table: list[dict[str, Any]], note: str = ""
     ) -> Blend:
-        combiner, into = self.fit((method, space))
-        seen = into.fitted if isinstance(into, Calibration) else self.space(space)
+        combiner, calibration = self.fit((method, space))
+        seen = calibration.fitted if calibration else self.space(space)
         fitted = combiner(seen)
         score, interval = float("nan"), (float("nan"), float("nan"))
         if nested is not None:
             score = self.score(nested)
             interval = stats.interval(self.bootstrap([nested], self.draws)[:, 0], score) if self.draws else interval
-        scaling = self.scaling
+        maps = calibration.maps if calibration else Maps.ranks(self.preds) if space in RANKED else None
         return Blend(
             method,
             space,
@@ -341,7 +348,7 @@ class _Work:
             interval,
             fitted if nested is None else nested,
             combiner,
-            lambda preds: into(scaling(preds)),
+            Prepare(self.scaling, space, self.problem.task, maps),
             fitted,
             table,
             note,

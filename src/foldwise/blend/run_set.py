@@ -219,8 +219,8 @@ def _line_up(
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
         target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
         fold, group, total = fold[first], group[first], rows["row_id"].nunique()
-        single, _ = _join_tests(competition, single, test_ids, table)
-        tests, test_ids = _join_tests(competition, tests, test_ids, table)
+        single, _ = join_tests(competition, single, test_ids, table)
+        tests, test_ids = join_tests(competition, tests, test_ids, table)
     if columns == ["pred"]:
         preds, tests, single = preds[:, :, 0], tests[:, :, 0], single[:, :, 0]
     return RunSet(
@@ -240,7 +240,8 @@ def _line_up(
     )
 
 
-def _join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+def join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+    """Predictions of images (M, T, C) joined to those of submission rows, and these rows' ids."""
     row_of = table[table["split"] == "test"].set_index("id")["row_id"].reindex(ids)
     if row_of.isna().any():
         raise UserError(f"the runs' test tables: id '{ids[row_of.isna()][0]}' is no test image of {competition.name}")

@@ -54,9 +54,9 @@ def build_index(competition: Competition, workers: int | None = None, dask: str 
         extra = [_split(competition, "extra", split) for split in competition.extra]
         frames.append(_once(competition, "extra", pd.concat(extra, ignore_index=True)))
     index = pd.concat(frames, ignore_index=True)
-    headers = _headers(competition, index, workers, dask)
-    index = _header_groups(competition, pd.concat([index, headers], axis=1))
-    index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
+    index = pd.concat([index, headers(competition, index, workers, dask)], axis=1)
+    index = header_groups(competition, index)
+    index = a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     check_readable(competition, index)
     classes(competition, index)
     index = _typed(competition, index)
@@ -294,15 +294,9 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
-    path = competition.raw_of(split) / str(split.table)
-    row_id = competition.submission.row_id or competition.id
-    row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
-    identity = {competition.id, *(column for template in split.templates for column in template_columns(template))}
-    keys = identity | set(template_columns(row_template))
-    keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
     group = competition.group_column
-    keys |= {group} if group else set()
-    table = read_table(path, sorted(keys))
+    path, table = table_of(competition, split)
+    identity = identity_columns(competition, split)
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
@@ -316,17 +310,44 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
         empty = table[column].isna() | (table[column] == "")
         if empty.any():
             raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 2}: '{column}' is empty")
+    rows = rows_of_table(competition, split, table, path)
+    if name != "test":
+        labels = _targets(competition, table, path)
+        at = list(rows).index("path") + 1
+        rows = pd.concat([rows.iloc[:, :at], labels, rows.iloc[:, at:]], axis=1)
+    return rows if name == "test" else _labelled(competition, name, rows)
 
+
+def identity_columns(competition: Competition, split: Split) -> set[str]:
+    """The columns that a row can't do without: its id, and what its image's path is made of."""
+    return {competition.id, *(column for template in split.templates for column in template_columns(template))}
+
+
+def _row_template(competition: Competition) -> str:
+    row_id = competition.submission.row_id or competition.id
+    return row_id if template_columns(row_id) else f"{{{row_id}}}"
+
+
+def table_of(competition: Competition, split: Split) -> tuple[Path, pd.DataFrame]:
+    """A split's table and where it lies; ids, groups and class names in it are text."""
+    path = competition.raw_of(split) / str(split.table)
+    keys = identity_columns(competition, split) | set(template_columns(_row_template(competition)))
+    keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
+    keys |= {competition.group_column} if competition.group_column else set()
+    return path, read_table(path, sorted(keys))
+
+
+def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """id, row_id, group, path and the metadata columns (null where the table has none) of a split's table."""
+    row_template = _row_template(competition)
     rows = pd.DataFrame({"id": table[competition.id]})
     known = set(template_columns(row_template)) <= set(table)
     rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
     rows["group"] = _groups(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
-    if name != "test":
-        rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
         rows[column] = table.get(column)
-    return rows if name == "test" else _labelled(competition, name, rows)
+    return rows
 
 
 def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
@@ -365,7 +386,7 @@ def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd
     return named.astype(str).where(named.notna() & (named.astype(str) != ""), ids)
 
 
-def _header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
+def header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     """Groups by a header field, where the competition names one and the table has no such column."""
     tag = competition.group_column
     if tag not in index:
@@ -476,20 +497,23 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _headers(competition: Competition, index: pd.DataFrame, workers: int | None, dask: str | None) -> pd.DataFrame:
+def headers(
+    competition: Competition, index: pd.DataFrame, workers: int | None = None, dask: str | None = None
+) -> pd.DataFrame:
+    """What the files' headers say of index rows: format, sizes, why one can't be read, the DICOM tags asked for."""
     raw = competition.raw()
     group = competition.group_column
     tags = list(dict.fromkeys([*competition.dicom_tags, *([group] if group and dicom.is_keyword(group) else [])]))
     job = partial(_read_headers, str(raw), tuple(tags))
-    headers: list[dict[str, Any]] = [{} for _ in range(len(index))]
+    each: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
-        headers[row] = {"error": str(result)} if isinstance(result, Exception) else result
+        each[row] = {"error": str(result)} if isinstance(result, Exception) else result
     columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *tags]
-    return pd.DataFrame(headers, columns=columns)
+    return pd.DataFrame(each, columns=columns)
 
 
-def _a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
+def a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
     """A row per frame, id '<id>#<k>', frame k; row_id and group stay those of the file."""
     count = index.pop("frames").astype("Int64").fillna(1).astype(int)
     spread = index.loc[index.index.repeat(count)]
@@ -563,6 +587,14 @@ def read_numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
         return pd.to_numeric(points).astype("float64").reindex(values.index), text[:0]
     years = text.map(parse.age).astype("float64")
     return numbers.fillna(years), text[years.isna()]
+
+
+def like(known: pd.Series, values: pd.Series) -> pd.Series:
+    """New rows' values of a metadata column in the type that the known rows gave it."""
+    if not pd.api.types.is_numeric_dtype(known):
+        return _text(values)
+    numbers = typed(values)
+    return numbers if pd.api.types.is_float_dtype(numbers) else read_numbers(values)[0]
 
 
 def typed(values: pd.Series) -> pd.Series:
