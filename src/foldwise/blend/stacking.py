@@ -51,16 +51,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Clipped:
-    """A weighted sum, cut off at 0 and 1."""
+    """A weighted sum, cut off at `least` from 0 and from 1."""
 
     line: Linear
+    least: float
 
     @property
     def weights(self) -> Array:
         return self.line.weights
 
     def __call__(self, z: Array) -> Array:
-        return np.clip(self.line(z), 0, 1)
+        return np.clip(self.line(z), self.least, 1 - self.least)
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,14 @@ def ridge(z: Array, problem: Problem) -> Combiner:
             held += float(w @ gram @ w - 2 * w @ cross + 2 * b * (w @ total) - 2 * b * truth + b * b * count)
         losses.append(held)
     w, b = _ridge_solve(whole, STRENGTHS[int(np.argmin(losses))])
-    line = Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b)
-    return line if problem.task == "regression" else Clipped(line)
+    return within(Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b), problem)
+
+
+def within(line: Linear, problem: Problem) -> Combiner:
+    """What weights of any sign put outside 0..1 comes back: as near to the ends as so many rows can tell from them."""
+    if problem.task == "regression" or line.space == "logit":
+        return line
+    return Clipped(line, 0.5 / problem.target.shape[0])
 
 
 def _moments(z: Array, problem: Problem) -> list[Any]:

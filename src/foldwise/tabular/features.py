@@ -150,12 +150,12 @@ def _host_group(table: pd.DataFrame) -> pd.Series:
 
 def _check_groups(competition: Competition, table: pd.DataFrame) -> None:
     """UserError where the competition names no group, or the test rows have none."""
-    if competition.group is None:
+    if competition.groups_by is None:
         raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
     alone = (_host_group(table) == table["id"]).groupby(table["split"]).all()
     if alone.get("test", False) and not alone["train"]:
         raise UserError(
-            f"--group-features: test rows have no {competition.group}, so every one would seem alone in its group; "
+            f"--group-features: test rows have no {competition.groups_by}, so every one would seem alone in its group; "
             "leave the flag out"
         )
 
