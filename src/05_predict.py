@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from foldwise.core import cli, parallel
 from foldwise.core.cli import note
+from foldwise.core.files import write_json
 from foldwise.data import folds, image, index, oof
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import recipe_settings
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--folds", type=int, nargs="+", metavar="K", help="--submission: by these folds' models alone, for a rehearsal"
     )
+    parser.add_argument("--stats", metavar="FILE.json", help="--submission: write down what it took")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
         "--name", type=cli.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
@@ -60,7 +63,7 @@ def main() -> None:
     if args.submission:
         predict_blend(competition, args)
         return
-    for flag in ("hours", "started", "folds"):
+    for flag in ("hours", "started", "folds", "stats"):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
@@ -94,6 +97,8 @@ def predict_blend(competition: Competition, args: Namespace) -> None:
     from foldwise.inference.predict import predict_submission
 
     done = predict_submission(first, deadline, args.workers, args.folds)
+    if args.stats:
+        write_json(Path(args.stats), asdict(done))
     left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""
     broken = f"{done.unreadable} images unreadable"
     print(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")

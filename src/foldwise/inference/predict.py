@@ -29,7 +29,7 @@ from foldwise.data.runs import mean_test
 from foldwise.inference.budget import Budget, Choice
 from foldwise.inference.members import Member, Source, members_of
 from foldwise.inference.pixels import Looks, Pixels, chunks
-from foldwise.inference.writer import Submission
+from foldwise.inference.writer import Submission, process_start
 from foldwise.model.fold_models import trained_folds
 from foldwise.model.predict import say_unreadable, with_fallback
 from foldwise.tabular import boosting, embeddings
@@ -38,14 +38,25 @@ from foldwise.tabular.features import Wish, as_columns, columns
 FIRST_REPLACED = 120.0  # seconds between two replacements, at least: each costs what heads and the CSV cost
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """What was predicted: rows of the submission, images that could not be read, what was left out."""
+    """What was predicted: rows of the submission, images that could not be read, what was left out; what it took.
+
+    per_image: seconds; row_bytes: of memory, and disk_bytes: of the work folder, that grow with the images; seconds of
+    what comes before them and after; peak_bytes of memory, those of the processes that decode included once.
+    """
 
     rows: int
-    unreadable: int
-    notes: list[str]
-    dropped: list[str]
+    images: int = 0
+    unreadable: int = 0
+    notes: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    per_image: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    row_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass
@@ -134,11 +145,13 @@ def predict_submission(
     tests = _without_images(work, choice)
     if not choice.sources:
         _finish(work)
-        return Outcome(len(rows), 0, work.notes, [])
+        return Outcome(len(rows), notes=work.notes, peak_bytes=_peak())
     pixels = _open(work, choice, workers)
     budget = Budget(deadline, _overlapped())
     whole = choice
+    begun = time.time()
     choice = _look(work, pixels, choice, budget, tests)
+    looked = time.time()
     readable = pixels.seen(choice.sources)
     written = work.write({**tests, **work.predict(choice, pixels, readable)} if readable.any() else tests)
     if not readable.all():
@@ -147,8 +160,33 @@ def predict_submission(
     if unreadable:
         some = next(iter(pixels.broken), None) or rows["id"][rows["error"].notna()].iloc[0]
         work.say(f"{unreadable} of {len(rows):,} images can't be read, such as {some}: predicted as the others' mean")
+    disk = sum(file.stat().st_size for file in work.folder.rglob("*") if file.is_file())
+    table = float(work.rows.memory_usage(deep=True).sum())
+    stored = [pixels.values(key, source, readable)[0] for key, source in choice.sources.items() if readable.any()]
+    values = sum(array.nbytes for array in stored)
     _finish(work)
-    return Outcome(written, unreadable, work.notes, choice.left_out(whole))
+    return Outcome(
+        written,
+        len(rows),
+        unreadable,
+        work.notes,
+        choice.left_out(whole),
+        choice.seconds(pixels.pace, budget.overlapped),
+        begun - process_start(),
+        time.time() - looked,
+        (4 * table + 2 * values) / len(rows),  # tables are joined, values gathered: each lies there more than once
+        disk / len(rows),
+        _peak(),
+    )
+
+
+def _peak() -> int:
+    """Bytes of memory that this process, and the largest of those it started, held at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return sum(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _without_images(work: Work, choice: Choice) -> dict[str, pd.DataFrame]:
