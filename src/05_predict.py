@@ -15,7 +15,7 @@ examples
 from __future__ import annotations
 
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,6 +45,10 @@ def main() -> None:
     parser.add_argument(
         "--folds", type=int, nargs="+", metavar="K", help="--submission: by these folds' models alone, for a rehearsal"
     )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="--submission: processes that share the images (default: one a GPU)"
+    )
+    parser.add_argument("--part", type=int, default=0, help=SUPPRESS)  # which of them this is
     parser.add_argument("--stats", metavar="FILE.json", help="--submission: write down what it took")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
@@ -63,7 +67,7 @@ def main() -> None:
     if args.submission:
         predict_blend(competition, args)
         return
-    for flag in ("hours", "started", "folds", "stats"):
+    for flag in ("hours", "started", "folds", "stats", "devices"):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
@@ -92,11 +96,17 @@ def main() -> None:
 def predict_blend(competition: Competition, args: Namespace) -> None:
     started = writer.process_start() if args.started is None else args.started
     deadline = None if args.hours is None else started + 3600 * args.hours
-    first = writer.begin(competition, args.submission, Path(args.out))  # before torch: a valid file at once
+    # before torch: a valid file at once
+    first = writer.begin(competition, args.submission, Path(args.out), write=not args.part)
     parallel.tune_allocator()
-    from foldwise.inference.predict import predict_submission
+    from foldwise.inference.predict import How, predict_part, predict_submission
 
-    done = predict_submission(first, deadline, args.workers, args.folds)
+    devices = args.devices or max(1, parallel.gpus())
+    how = How(deadline, args.folds, args.workers, (args.part, devices))
+    if args.part:
+        predict_part(first, how)
+        return
+    done = predict_submission(first, how)
     if args.stats:
         write_json(Path(args.stats), asdict(done))
     left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""

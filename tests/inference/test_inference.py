@@ -155,6 +155,18 @@ def test_when_the_hours_are_short_what_is_left_out_is_said(hidden: Workplace) ->
     assert "time is over" in said
 
 
+def test_two_processes_share_the_images(hidden: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.read_csv(hidden.raw / "test.csv")
+    more = pd.concat([table.assign(image_id=[f"{one}x{k}" for one in table["image_id"]]) for k in range(5)])
+    for one, old in zip(more["image_id"], 5 * table["image_id"].tolist(), strict=True):
+        shutil.copy(hidden.raw / "test" / f"{old}.png", hidden.raw / "test" / f"{one}.png")
+    more.to_csv(hidden.raw / "test.csv", index=False)  # two chunks
+    (hidden.raw / "sample_submission.csv").unlink()
+    alone, _ = predicted(hidden, "stack")
+    shared, _ = predicted(hidden, "stack", "--devices", 2)
+    pd.testing.assert_frame_equal(shared, alone, rtol=1e-6)
+
+
 def test_what_can_not_be_predicted_is_named(hidden: Workplace) -> None:
     out = ("--out", hidden.root / "out.csv")
     assert "not there; did you mean 'stack'" in hidden.refused("05_predict.py", "--submission", "stak", *out)
