@@ -27,6 +27,7 @@ from foldwise.core.cli import duration, note
 from foldwise.core.files import temporary_folder, write_json, write_text
 from foldwise.data import index, oof
 from foldwise.data.competition import Competition
+from foldwise.data.recipe import Recipe
 from foldwise.inference.budget import Choice
 from foldwise.inference.members import Member, members_of
 from foldwise.inference.pixels import BATCH, Looks, Pace, Pixels
@@ -71,6 +72,7 @@ def make_bundle(competition: Competition, name: str, out: Path, wish: Wish) -> d
     if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
         raise UserError(f"{out}: holds other files; choose an empty folder")
     members = members_of(competition, saved.mixture.needed)
+    whole, out = out, out.with_name(f"{out.name}.part")
     shutil.rmtree(out, ignore_errors=True)
     dataset, root = out / "dataset", out / "dataset" / "root"
     changes = half_precision(competition, members, table) if wish.fp16 else {}
@@ -99,6 +101,8 @@ def make_bundle(competition: Competition, name: str, out: Path, wish: Wish) -> d
         "bytes": sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file()),
     }
     write_json(out / "bundle.json", about)
+    shutil.rmtree(whole, ignore_errors=True)
+    out.rename(whole)
     return about
 
 
@@ -183,6 +187,8 @@ def _copy_member(competition: Competition, member: Member, root: Path, fp16: boo
     if ending:
         _copy(runs / member.name, target / member.name, [f"fold{fold}{ending}" for fold in member.folds])
     for source in member.sources(member.folds):
+        if source.recipe.model.labels:
+            _copy_named(source.recipe.model.labels, "model.labels", root)
         if source.run is None:
             _copy_backbones(source.recipe, root)
             continue
@@ -201,30 +207,39 @@ def _copy_member(competition: Competition, member: Member, root: Path, fp16: boo
 
 
 def _copy(folder: Path, to: Path, names: Iterable[str]) -> None:
+    """Files that are there; a JSON that names weights or labels by an absolute path names them as in the bundle."""
     to.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (folder / name).exists():
-            shutil.copy(folder / name, to)
+    for name in filter(lambda name: (folder / name).exists(), names):
+        text = (folder / name).read_bytes()
+        if name.endswith(".json"):
+            text = re.sub(rb'("(?:weights|labels)": )"/[^"]*/([^"/]+)"', rb'\1"input/weights/\2"', text)
+        (to / name).write_bytes(text)
 
 
-def _copy_backbones(recipe: Any, root: Path) -> None:
+def _copy_named(path: str, key: str, root: Path) -> None:
+    """A file that a recipe names, to where it is looked for in the bundle."""
+    from foldwise.model import weights
+
+    to = root / (f"input/weights/{Path(path).name}" if Path(path).is_absolute() else path)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(weights.named(path, key), to)
+
+
+def _copy_backbones(recipe: Recipe, root: Path) -> None:
     """A recipe's pretrained weights where the bundle finds them: by the model's name, or at the path it names."""
     from foldwise.model import network, weights
 
     for backbone in filter(None, (recipe.model, recipe.model.second)):
+        if backbone.weights is not None:
+            _copy_named(backbone.weights, "model.weights", root)
+            continue
         file = weights.of_backbone(backbone)
         to = root / "input" / "weights" / f"{backbone.name}{'.safetensors' if file is None else file.suffix}"
-        if backbone.weights is not None:
-            if Path(backbone.weights).is_absolute():
-                raise UserError(f"model.weights={backbone.weights}: name it relative to the repository, to be bundled")
-            to = root / backbone.weights
-        if to.exists():
-            continue
         to.parent.mkdir(parents=True, exist_ok=True)
-        if file is None:
-            network.save_pretrained(backbone.name, to)
-        else:
+        if file is not None:
             shutil.copy(file, to)
+        elif not to.exists():
+            network.save_pretrained(backbone.name, to)
 
 
 def half_precision(competition: Competition, members: Mapping[str, Member], table: pd.DataFrame) -> dict[str, Any]:

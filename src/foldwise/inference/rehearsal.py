@@ -192,12 +192,14 @@ def _any_submission(competition: Competition) -> str:
 def _tamper(competition: Competition, folder: Path, paths: Sequence[str], new: Sequence[str]) -> list[str]:
     """What a hidden test set may hold; the ids that it touches."""
     (folder / paths[0]).write_bytes(b"broken")
+    split = competition.test
+    if split is None or split.table is None:
+        return [new[0]]  # any other file is a row, and no row is without one
     (folder / paths[1]).unlink()
     (folder / paths[0]).with_name("nobodys" + Path(paths[0]).suffix).write_bytes(b"broken")
     tampered = [new[0], new[1]]
-    split = competition.test
     named = competition.metadata.categorical
-    if split is not None and split.table and named and split.table.endswith(".csv"):
+    if named and split.table.endswith(".csv"):
         frame = pd.read_csv(folder / split.table, dtype=str, keep_default_na=False)
         if named[0] in frame:
             frame.loc[2, named[0]] = "never seen"
@@ -309,7 +311,9 @@ def rehearse(folder: Path, hidden_rows: int = 21_000, rows: int = ROWS, home: st
         if verdict.add("submission", f"{out.name} was written" if out.exists() else "none", out.exists()):
             _judge(verdict, competition, about, hidden, out)
         if stats.exists():
-            _count_unreadable(verdict, json.loads(stats.read_text(encoding="utf-8")), about)
+            _count_unreadable(
+                verdict, json.loads(stats.read_text(encoding="utf-8")), about, min(2, len(hidden.tampered))
+            )
             _scale(verdict, json.loads(stats.read_text(encoding="utf-8")), about, hidden_rows)
     return verdict
 
@@ -407,11 +411,13 @@ def _judge(verdict: Verdict, competition: Competition, about: Mapping[str, Any],
     verdict.add("score", f"{competition.metric} {scored[0]:.4f}, out of fold {scored[1]:.4f} on these rows", same)
 
 
-def _count_unreadable(verdict: Verdict, stats: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Two are planted; more means that a decoder is not there."""
-    more = stats["unreadable"] - 2
+def _count_unreadable(verdict: Verdict, stats: Mapping[str, Any], about: Mapping[str, Any], planted: int) -> None:
+    """More than were planted means that a decoder is not there."""
+    more = stats["unreadable"] - planted
     why = f": wheels that the bundle lacks: {', '.join(about['missing_wheels'])}" if about["missing_wheels"] else ""
-    says = f"{more} of {stats['images']} can't be read there{why}" if more > 0 else "all but the two that were damaged"
+    says = (
+        f"{more} of {stats['images']} can't be read there{why}" if more > 0 else f"all but {planted} that were damaged"
+    )
     verdict.add("images", says, more <= 0)
 
 
