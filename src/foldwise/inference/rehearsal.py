@@ -96,11 +96,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A made-up hidden test set: the folder, new ids by old ones, and the rows that were tampered with."""
+    """A made-up hidden test set: the folder; of each image its old id, the new one, and its submission row; the new
+    ids that were tampered with."""
 
     folder: Path
     old: list[str]
     new: list[str]
+    rows: list[str]
     tampered: list[str]
 
 
@@ -119,13 +121,13 @@ def swap(competition: Competition, fold: int, folder: Path, most: int) -> Hidden
     chosen = groups[size.loc[groups].cumsum().shift(fill_value=0).to_numpy() < most]
     mine = mine[mine["group"].isin(chosen)]
     new = _new_ids(mine["id"].tolist(), table["id"].tolist())
-    paths = _write_table(competition, test, mine, new, folder)
+    paths, row_ids = _write_table(competition, test, mine, new, folder)
     for old, to in zip(mine["path"], paths, strict=True):
         target = folder / to
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read(competition.raw() / old))
     tampered = _tamper(competition, folder, paths, new)
-    return Hidden(folder, mine["id"].tolist(), new, tampered)
+    return Hidden(folder, mine["id"].tolist(), new, row_ids, tampered)
 
 
 def _new_ids(old: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -138,8 +140,8 @@ def _new_ids(old: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def _write_table(
     competition: Competition, split: Split, mine: pd.DataFrame, new: Sequence[str], folder: Path
-) -> list[str]:
-    """The host's tables of the new rows; where each row's image is to lie, below the folder."""
+) -> tuple[list[str], list[str]]:
+    """The host's tables of the new rows; where each row's image is to lie below the folder, and its submission row."""
     folder.mkdir(parents=True, exist_ok=True)
     row_ids = pd.Series(new)
     if split.table is None:
@@ -182,7 +184,7 @@ def _write_table(
         unique = row_ids.drop_duplicates().tolist()
         sample = {first.columns[0]: unique, **{c: [first[c].iloc[0]] * len(unique) for c in first.columns[1:]}}
         pd.DataFrame(sample).to_csv(folder / competition.sample_submission, index=False)
-    return paths
+    return paths, row_ids.tolist()
 
 
 def _any_submission(competition: Competition) -> str:
@@ -371,44 +373,53 @@ def _listing(folders: Sequence[Path]) -> str:
 
 def _judge(verdict: Verdict, competition: Competition, about: Mapping[str, Any], hidden: Hidden, out: Path) -> None:
     """The submission as the host would check it, and its rows against the blend of their out-of-fold predictions."""
-    saved = Saved.load(competition, about["submission"])
-    got = pd.read_csv(out)
-    first = got.columns[0]
-    got[first] = got[first].astype(str)
-    fine = not got.isna().any(axis=None) and not got[first].duplicated().any()
-    wanted = set(hidden.new) if not competition.aggregates else None
-    fine = fine and (wanted is None or set(got[first]) == wanted)
-    verdict.add("submission's rows", f"{len(got)} rows, columns {', '.join(got.columns[:4])}", bool(fine))
-    if competition.aggregates or not all(pd.api.types.is_numeric_dtype(got[c]) for c in got.columns[1:]):
+    text = list(pd.read_csv(out, nrows=0).columns[:1])
+    got = index.read_table(out, text).set_index(text[0])
+    rows, truth = _expected(competition, about["submission"], hidden)
+    fine = set(got.index) == set(rows.index) and not got.index.duplicated().any() and not got.isna().any(axis=None)
+    verdict.add("submission's rows", f"{len(got)} rows, columns {', '.join(map(str, got.columns[:4]))}", bool(fine))
+    if not fine:
         return
-    runs = {
-        name: oof.read_table(competition.runs() / name / "oof.csv").set_index("id") for name in saved.mixture.needed
-    }
-    columns = oof.pred_columns(next(iter(runs.values())))
-    shape = (len(saved.mixture.names), len(hidden.old), len(columns))
-    preds = np.full(shape, np.nan)
-    for m, name in enumerate(saved.mixture.names):
-        if name in runs:
-            preds[m] = runs[name].loc[hidden.old, columns].to_numpy()
-    expected = saved.mixture.predict(preds[:, :, 0] if columns == ["pred"] else preds).reshape(len(hidden.old), -1)
-    names = [name if name in got else got.columns[1] for name in (c.removeprefix("pred_") for c in columns)]
-    met = got.set_index(first).loc[hidden.new, names].to_numpy()
-    kept = np.array([one not in hidden.tampered for one in hidden.new])
-    apart = float(np.abs(met - expected)[kept].max())
+    sample = pd.DataFrame({text[0]: rows.index, **{c: [got[c].iloc[0]] * len(rows) for c in got}})
+    expected = submission.shape(competition, rows, sample, index.load_index(competition)).set_index(text[0])
+    spoilt = {row for row, new in zip(hidden.rows, hidden.new, strict=True) if new in hidden.tampered}
+    kept = [row for row in rows.index if row not in spoilt]
     near = NEAR[bool(about["fp16"])]
-    verdict.add(
-        "rows as out of fold", f"{int(kept.sum())} rows, at most {apart:.1e} apart (limit {near:g})", apart <= near
-    )
-    table = index.load_index(competition)
-    train = table[table["split"] == "train"].set_index("id", drop=False).loc[hidden.old]
-    scored = []
-    for values in (met, expected):
-        frame = oof.prediction_table(
-            competition, [c.removeprefix("pred_") for c in columns if c != "pred"], train, values, 0
+    if all(map(pd.api.types.is_float_dtype, got.dtypes)):
+        apart = float(np.abs(got.loc[kept].to_numpy() - expected.loc[kept, got.columns].to_numpy()).max())
+        verdict.add(
+            "rows as out of fold", f"{len(kept)} rows, {apart:.1e} apart at most ({near:g} allowed)", apart <= near
         )
-        scored.append(oof.score(competition, frame[kept], table))
-    same = bool(np.isnan(scored).any() or abs(scored[0] - scored[1]) <= 10 * near)
-    verdict.add("score", f"{competition.metric} {scored[0]:.4f}, out of fold {scored[1]:.4f} on these rows", same)
+    else:
+        other = int((got.loc[kept].astype(str) != expected.loc[kept, got.columns].astype(str)).any(axis=1).sum())
+        verdict.add("rows as out of fold", f"{other} of {len(kept)} labels differ", other <= near * len(kept))
+    if submission.wants_label(competition, got) or set(got) ^ set(expected):
+        return
+    pairs = [rows.assign(**dict(zip(rows, got.loc[rows.index].to_numpy().T, strict=True))), rows]
+    plain = competition.model_copy(update={"submission": competition.submission.model_copy(update={"row_id": None})})
+    scores = [oof.score(plain, pd.concat([truth, one], axis=1).loc[kept].reset_index()) for one in pairs]
+    same = bool(np.isnan(scores).any() or abs(scores[0] - scores[1]) <= 10 * near)
+    verdict.add("score", f"{competition.metric} {scores[0]:.4f}, out of fold {scores[1]:.4f} on these rows", same)
+
+
+def _expected(competition: Competition, name: str, hidden: Hidden) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """pred... and the truth of each submission row: the blend of its images' out-of-fold predictions."""
+    mixture, how = Saved.load(competition, name).mixture, competition.submission.aggregate
+    tables = {run: oof.read_table(competition.runs() / run / "oof.csv").set_index("id") for run in mixture.needed}
+    columns = oof.pred_columns(next(iter(tables.values())))
+    by_row = {
+        run: table.loc[hidden.old, columns].set_axis(hidden.rows, axis=0).groupby(level=0, sort=False).agg(how)
+        for run, table in tables.items()
+    }
+    ids = next(iter(by_row.values())).index
+    preds = np.full((len(mixture.names), len(ids), len(columns)), np.nan)
+    for m, run in enumerate(mixture.names):
+        preds[m] = by_row[run].to_numpy() if run in by_row else np.nan
+    pred = mixture.predict(preds[:, :, 0] if columns == ["pred"] else preds).reshape(len(ids), -1)
+    table = index.load_index(competition)
+    truth = table[table["split"] == "train"].set_index("id").loc[hidden.old, competition.truth]
+    truth = truth.set_axis(hidden.rows, axis=0).groupby(level=0, sort=False).max()
+    return pd.DataFrame(pred, ids, columns), truth
 
 
 def _count_unreadable(verdict: Verdict, stats: Mapping[str, Any], about: Mapping[str, Any], planted: int) -> None:
