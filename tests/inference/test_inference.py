@@ -205,7 +205,8 @@ def test_a_bundle_holds_what_the_host_wants_and_nothing_of_the_rest(bundle: Path
     assert (code / "inference" / "predict.py").exists()
     assert not (code / "report").exists() and not (code / "train").exists() and not (code / "demo.py").exists()
     cells = json.loads((bundle / "kernel" / "submit.ipynb").read_text())["cells"]
-    assert "".join(cell["source"] for cell in cells if cell["cell_type"] == "code").count("STARTED") >= 2
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code + "\n" == (bundle / "submit.py").read_text() and '"foldwise-tiny-stack", "stack", "tiny"' in code
     assert "nothing that the host would refuse" in blended.run("11_bundle.py", "--check", bundle).stdout
 
 
@@ -238,7 +239,7 @@ def test_the_rehearsal_finds_the_rows_as_they_were_out_of_fold(blended: Workplac
 def test_what_a_bundle_breaks_is_named(blended: Workplace, copied: Path) -> None:
     script = (copied / "submit.py").read_text()
     call = "import urllib.request\ntry:\n    urllib.request.urlopen('http://example.org')\nexcept OSError:\n    pass\n"
-    (copied / "submit.py").write_text(script.replace("# %% Predict\n", call))
+    (copied / "submit.py").write_text(script.replace("env = {", f"{call}env = {{"))
     kernel = copied / "kernel" / "kernel-metadata.json"
     kernel.write_text(kernel.read_text().replace('"tiny"', '"tinny"'))
     done = blended.run("11_bundle.py", "--rehearse", copied, "--hidden-rows", 10**9, check=False)

@@ -297,41 +297,38 @@ def fetch(lacking: Iterable[str]) -> str:
 # --- the notebook -----------------------------------------------------------------------------------------
 
 
-def kernel_script(competition: str, name: str, wish: Wish) -> str:
-    """The notebook as a script."""
-    text = (Path(__file__).parent / "kernel.txt").read_text(encoding="utf-8")
-    hours = wish.hours - min(0.25, wish.hours / 10)
-    return text.format(title=wish.title, hours=hours, slug=wish.slug, name=name, competition=competition)
+NOTEBOOK = paths.REPOSITORY / "notebooks" / "06_submit_on_kaggle.ipynb"
 
 
-def notebook_of(script: str) -> dict[str, Any]:
-    """A notebook of a script in percent form: the docstring as text, a cell for each '# %%'."""
-    head, *cells = re.split(r"^# %%[ ]?", script, flags=re.MULTILINE)
-    parts: list[dict[str, Any]] = [
-        {"cell_type": "markdown", "id": "head", "metadata": {}, "source": ast.get_docstring(ast.parse(head)) or ""}
-    ]
-    for k, cell in enumerate(cells):
-        title, _, code = cell.partition("\n")
-        source = (f"# {title}\n" if title else "") + code.strip() + "\n"
-        parts.append(
-            {
-                "cell_type": "code",
-                "id": f"cell{k}",
-                "execution_count": None,
-                "metadata": {},
-                "outputs": [],
-                "source": source,
-            }
-        )
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return {"cells": parts, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+def kernel_notebook(competition: str, name: str, wish: Wish) -> dict[str, Any]:
+    """notebooks/06_submit_on_kaggle with a bundle's settings."""
+    hours, text = wish.hours - min(0.25, wish.hours / 10), NOTEBOOK.read_text(encoding="utf-8")
+    text = text.replace("HOURS = 8.75  # of the rerun's 9", f"HOURS = {hours:g}  # of the rerun's {wish.hours:g}")
+    old, new = (
+        _settings(*words) for words in (("foldwise-demo-blend", "blend", "demo"), (wish.slug, name, competition))
+    )
+    if old not in text:
+        raise UserError(f"{NOTEBOOK}: its settings are not those that a bundle fills in; restore it")
+    return json.loads(text.replace(old, new))
+
+
+def _settings(*words: str) -> str:
+    """The line of the notebook's JSON that names dataset, submission and competition."""
+    named = ", ".join(f'"{word}"' for word in words)
+    return "DATASET, SUBMISSION, COMPETITION = " + json.dumps(named)[1:-1]
+
+
+def script_of(notebook: Mapping[str, Any]) -> str:
+    """The notebook's code as one file."""
+    code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return "\n\n".join("".join(source) for source in code) + "\n"
 
 
 def _write_kernel(out: Path, competition: str, slug: str, name: str, wish: Wish) -> None:
-    script = kernel_script(competition, name, wish)
-    write_text(out / "submit.py", script)
+    notebook = kernel_notebook(competition, name, wish)
+    write_text(out / "submit.py", script_of(notebook))
     (out / "kernel").mkdir()
-    write_json(out / "kernel" / "submit.ipynb", notebook_of(script))
+    write_json(out / "kernel" / "submit.ipynb", notebook)
     title = f"{wish.title} submit"
     meta = {
         "id": f"{wish.owner}/{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}",
