@@ -338,6 +338,54 @@ def test_auto_and_partial_and_foreign_runs(tmp_path):
     assert "c lacks fold 3, 4" in done.stdout
     assert "note: nb has no fold column" in done.stdout and "note: a has no" not in done.stdout
     assert len(facts["methods"]) > 8
+    made.run("06_blend.py", "--runs", "a", "nb", "--method", "mean")  # it is kept as a run
+    (made.runs / "nb" / "run.json").write_text("{}")
+    line = made.refused("06_blend.py", "--runs", "a", "--foreign", "nb", "oof.parquet", "test.parquet")
+    assert "nb is a run of your own; give the foreign one another name" in line
+
+
+def test_fold_0_alone_makes_a_submission_and_says_so(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (300, 2))
+    preds = np.clip(target * 0.3 + rng.random((2, 300, 2)) * 0.7, 0, 1)
+    made = place(tmp_path, ["a", "b"], preds, target, [f"{i:04d}" for i in range(300)])
+    for run in "ab":
+        whole = pd.read_csv(made.runs / run / "oof.csv", dtype={"id": str})
+        whole[whole["fold"] == 0].to_csv(made.runs / run / "fold0.csv", index=False)
+        (made.runs / run / "test.csv").rename(made.runs / run / "fold0_test.csv")
+        (made.runs / run / "oof.csv").unlink()
+    done = made.run("06_blend.py", "--runs", "a", "--name", "first")
+    facts = json.loads((made.submissions / "first.json").read_text())
+    fold0 = pd.read_csv(made.runs / "a" / "fold0.csv")
+    labels = [column.removeprefix("target_") for column in fold0 if column.startswith("target_")]
+    score = metrics.score("roc_auc", fold0[[f"target_{x}" for x in labels]], fold0[[f"pred_{x}" for x in labels]])
+    assert facts["one_fold"] == 0 and facts["rows"] == len(fold0) and facts["nested_score"] == pytest.approx(score)
+    assert f"note: fold 0 alone: scored on its {len(fold0)} rows" in done.stdout
+    sent, test = pd.read_csv(made.submissions / "first.csv"), pd.read_csv(made.runs / "a" / "fold0_test.csv")
+    assert sent.iloc[:, 1].sum() == pytest.approx(test["pred_" + sent.columns[1]].sum())
+    made.run("06_blend.py", "--name", "both", "--method", "weights", "--runs", "a", "b")  # judged on parts of the fold
+    both = json.loads((made.submissions / "both.json").read_text())
+    assert both["nested_score"] != both["in_sample_score"]
+
+
+def test_weights_by_hand_are_written_and_compared_with_the_automatic_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (300, 2))
+    preds = np.clip(target * 0.3 + rng.random((3, 300, 2)) * 0.7, 0, 1)
+    made = place(tmp_path, ["a", "b", "c"], preds, target, [f"{i:04d}" for i in range(300)])
+    done = made.run("06_blend.py", "--weights", "a=3", "b=1", "--space", "prob", "--name", "hand")
+    facts = json.loads((made.submissions / "hand.json").read_text())
+    assert [(row["run"], row["weight"]) for row in facts["runs"]] == [("a", 0.75), ("b", 0.25)]
+    assert facts["nested_score"] == pytest.approx(facts["in_sample_score"]) and facts["automatic"]["method"]
+    assert "The automatic blend: " in done.stdout and "95 % interval" in done.stdout
+    sent = pd.read_csv(made.submissions / "hand.csv")
+    tests = [pd.read_csv(made.runs / run / "test.csv").set_index("id") for run in "ab"]
+    column = sent.columns[1]
+    mixed = 0.75 * tests[0]["pred_" + column] + 0.25 * tests[1]["pred_" + column]
+    assert sent.set_index("id")[column].to_numpy() == pytest.approx(mixed.loc[sent["id"]].to_numpy())
+    for bad, says in (("a", "expected RUN=WEIGHT"), ("a=x", "expected RUN=WEIGHT"), ("a=0", "a sum above 0")):
+        assert says in made.refused("06_blend.py", "--weights", bad)
+    assert "no oof.csv" in made.refused("06_blend.py", "--weights", "z=1")
 
 
 def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):

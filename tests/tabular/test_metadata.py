@@ -385,14 +385,14 @@ def test_drift_is_told_and_files_come_with_a_warning(tmp_path: Path, monkeypatch
 
 @pytest.mark.smoke
 def test_group_columns_count_and_rank_within_the_patient(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    about, table, _ = make(tmp_path, monkeypatch)
+    about, table, fold_table = make(tmp_path, monkeypatch)
     table.loc[:3, "group"], table.loc[:3, "age"] = "p", [30.0, 40.0, 40.0, 60.0]
     made = features.group_columns(about, table)
     assert made.loc[:3, "images in group"].tolist() == [4] * 4
     assert made.loc[:3, "age rank in group"].tolist() == [0, 0.5, 0.5, 1]
     about.group = None
     with pytest.raises(UserError, match="names no `group`"):
-        features.group_columns(about, table)
+        features.gather(about, table, fold_table, features.Wish(groups=True))
 
 
 # --- the script -------------------------------------------------------------------------------------------

@@ -25,6 +25,11 @@ def mean(z: Array, problem: Problem, space: str) -> Combiner:
     return Linear(np.full(z.shape[0], 1 / z.shape[0]), space, problem.task)
 
 
+def _given(z: Array, problem: Problem, space: str) -> Combiner:
+    """Weights set by hand."""
+    return Linear(np.array(problem.given), space, problem.task)
+
+
 def _best(z: Array, problem: Problem, space: str) -> Combiner:
     losses = [problem.loss(from_space(space, run, problem.task)) for run in z]
     return Linear(np.eye(z.shape[0])[int(np.argmin(losses))], space, problem.task)
@@ -199,6 +204,7 @@ METHODS: dict[str, Method] = {
     "per_class": Method(_per_class, "order", 14, "weights for each class"),
     "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking", evidence=2.0),
 }
+ALL = {**METHODS, "given": Method(_given, "prob", 0, "weights set by hand")}
 FIXED_SPACE = {
     "stack_thresholds",
     "mean",

@@ -170,8 +170,8 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
     notes += _unseen(problem, learn)
     models = []
-    for k, y in enumerate(problem.columns.T):
-        data = _known(x, y[learn], encoder.categorical)
+    for k in range(problem.columns.shape[1]):
+        data = _known(problem, encoder, x, learn, k)
         seeds = [_fit(problem, plan, settings, data, None, rounds[seed][k], seed) for seed in range(len(rounds))]
         models.append(seeds)
         if isinstance(seeds[0], learners.Constant):
@@ -193,10 +193,16 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     )
 
 
-def _known(x: np.ndarray, y: np.ndarray, categorical: list[int]) -> Data:
-    """The rows whose label is known."""
-    rows = metrics.known_rows(y)
-    return Data(x[rows], y[rows], categorical)
+def _known(problem: Problem, encoder: Encoder, x: np.ndarray, rows: np.ndarray, k: int) -> Data:
+    """Those of `rows`, with features x, whose label k is known. What other runs say of it may only raise it: their
+    models saw the labels of the fold that is predicted, and where nothing can be learnt err against them."""
+    y = problem.columns[rows, k]
+    known = metrics.known_rows(y)
+    same: set[str] = set()
+    if problem.competition.task != "multiclass":
+        same = {str(stack.train.columns[k]) for stack in problem.inputs.stacks}
+    rising = [i for i, source in enumerate(encoder.sources) if source in same]
+    return Data(x[known], y[known], encoder.categorical, rising)
 
 
 def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
@@ -248,9 +254,9 @@ def _rounds(
     fitted, notes = [], []
     for seed in range(plan.seeds):
         rounds = []
-        for y in problem.columns.T:
-            data = _known(x, y[learn[~held]], encoder.categorical)
-            watch = _known(x_watch, y[learn[held]], encoder.categorical)
+        for k in range(targets):
+            data = _known(problem, encoder, x, learn[~held], k)
+            watch = _known(problem, encoder, x_watch, learn[held], k)
             if not _tells(problem, data, watch):
                 rounds.append(min(UNWATCHED, settings["rounds"]))
                 notes.append(f"too few classes to stop early by: {rounds[-1]} rounds")
@@ -291,7 +297,7 @@ class _Split:
     watch: np.ndarray
     x: np.ndarray
     x_watch: np.ndarray
-    categorical: list[int]
+    encoder: Encoder
 
 
 def _settings(
@@ -308,7 +314,7 @@ def _settings(
         a, b = learn[inner != held], learn[inner == held]
         if len(a):
             encoder, x, (x_watch,) = _encoded(problem, plan, rows, a, [b])
-            splits.append(_Split(a, b, x, x_watch, encoder.categorical))
+            splits.append(_Split(a, b, x, x_watch, encoder))
     if not splits:  # a single training row
         return settings, None, 0
 
@@ -332,9 +338,9 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
     preds = []
     for split in splits:
         models = []
-        for y in problem.columns.T:
+        for k in range(problem.columns.shape[1]):
             data, watch = (
-                _known(x, y[part], split.categorical)
+                _known(problem, split.encoder, x, part, k)
                 for x, part in ((split.x, split.learn), (split.x_watch, split.watch))
             )
             told = watch if not plan.learner.linear and _tells(problem, data, watch) else None

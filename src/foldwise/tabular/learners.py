@@ -28,11 +28,17 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Features float64 (N, F), target (N,), and the positions of features that are category numbers."""
+    """Features float64 (N, F), target (N,), the positions of features that are category numbers, and of those that
+    may only raise the prediction."""
 
     x: np.ndarray
     y: np.ndarray
     categorical: Sequence[int] = ()
+    rising: Sequence[int] = ()
+
+    def signs(self) -> list[int]:
+        """1 for a rising feature, else 0; [] where there is none, so that settings stay as they are."""
+        return [int(k in self.rising) for k in range(self.x.shape[1])] if len(self.rising) else []
 
 
 class Fitted(Protocol):
@@ -178,6 +184,7 @@ def _fit_lightgbm(settings: Settings, classes: int, data: Data, watch: Data | No
     objective = {0: "l2", 1: "binary"}.get(classes, "multiclass")
     fixed: Settings = {"verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True}
     asked = {**fixed, "objective": objective, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+    asked |= {"monotone_constraints": data.signs()} if data.signs() else {}
 
     def dataset(part: Data) -> Any:
         return lightgbm.Dataset(
@@ -247,6 +254,7 @@ def _fit_xgboost(settings: Settings, classes: int, data: Data, watch: Data | Non
     objective = {0: "reg:squarederror", 1: "binary:logistic"}.get(classes, "multi:softprob")
     fixed: Settings = {"nthread": 1, "verbosity": 0, "objective": objective}
     asked = {**fixed, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+    asked |= {"monotone_constraints": tuple(data.signs())} if data.signs() else {}
     if watch is None:
         return _XGBoost(xgboost.train(asked, _dmatrix(data), rounds), rounds, data.categorical)
     model = xgboost.train(
@@ -319,6 +327,7 @@ def _fit_catboost(settings: Settings, classes: int, data: Data, watch: Data | No
     asked = {**fixed, "loss_function": loss, **_without(settings), "iterations": rounds}
     if classes > 1:
         asked["classes_count"] = classes
+    asked |= {"monotone_constraints": data.signs()} if data.signs() else {}
     model = catboost.CatBoost(asked)
     if watch is None:
         model.fit(_pool(data))
@@ -385,7 +394,13 @@ def _fit_linear(settings: Settings, classes: int, data: Data, watch: Data | None
     model = (
         Ridge(alpha=1 / strength, **asked) if classes == 0 else LogisticRegression(C=strength, max_iter=5000, **asked)
     )
-    model.fit(data.x, data.y)
+    used = np.ones(data.x.shape[1])
+    while True:  # a rising feature whose weight would be negative is left out; the penalty keeps a column of zeros at 0
+        model.fit(data.x * used, data.y)
+        falling = [k for k in data.rising if np.atleast_2d(model.coef_)[0, k] < 0]
+        if not falling:
+            break
+        used[falling] = 0
     return _Linear(Odds.of(model), rounds, data.x.mean(axis=0), data.x.std(axis=0), classes == 1)
 
 
