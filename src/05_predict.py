@@ -15,11 +15,13 @@ examples
 from __future__ import annotations
 
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from foldwise.core import cli, parallel
 from foldwise.core.cli import note
+from foldwise.core.files import write_json
 from foldwise.data import folds, image, index, oof
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import recipe_settings
@@ -43,6 +45,11 @@ def main() -> None:
     parser.add_argument(
         "--folds", type=int, nargs="+", metavar="K", help="--submission: by these folds' models alone, for a rehearsal"
     )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="--submission: processes that share the images (default: one a GPU)"
+    )
+    parser.add_argument("--part", type=int, default=0, help=SUPPRESS)  # which of them this is
+    parser.add_argument("--stats", metavar="FILE.json", help="--submission: write down what it took")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
         "--name", type=cli.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
@@ -60,7 +67,7 @@ def main() -> None:
     if args.submission:
         predict_blend(competition, args)
         return
-    for flag in ("hours", "started", "folds"):
+    for flag in ("hours", "started", "folds", "stats", "devices"):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
@@ -89,11 +96,19 @@ def main() -> None:
 def predict_blend(competition: Competition, args: Namespace) -> None:
     started = writer.process_start() if args.started is None else args.started
     deadline = None if args.hours is None else started + 3600 * args.hours
-    first = writer.begin(competition, args.submission, Path(args.out))  # before torch: a valid file at once
+    # before torch: a valid file at once
+    first = writer.begin(competition, args.submission, Path(args.out), write=not args.part)
     parallel.tune_allocator()
-    from foldwise.inference.predict import predict_submission
+    from foldwise.inference.predict import How, predict_part, predict_submission
 
-    done = predict_submission(first, deadline, args.workers, args.folds)
+    devices = args.devices or max(1, parallel.gpus())
+    how = How(deadline, args.folds, args.workers, (args.part, devices))
+    if args.part:
+        predict_part(first, how)
+        return
+    done = predict_submission(first, how)
+    if args.stats:
+        write_json(Path(args.stats), asdict(done))
     left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""
     broken = f"{done.unreadable} images unreadable"
     print(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")

@@ -155,6 +155,18 @@ def test_when_the_hours_are_short_what_is_left_out_is_said(hidden: Workplace) ->
     assert "time is over" in said
 
 
+def test_two_processes_share_the_images(hidden: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.read_csv(hidden.raw / "test.csv")
+    more = pd.concat([table.assign(image_id=[f"{one}x{k}" for one in table["image_id"]]) for k in range(5)])
+    for one, old in zip(more["image_id"], 5 * table["image_id"].tolist(), strict=True):
+        shutil.copy(hidden.raw / "test" / f"{old}.png", hidden.raw / "test" / f"{one}.png")
+    more.to_csv(hidden.raw / "test.csv", index=False)  # two chunks
+    (hidden.raw / "sample_submission.csv").unlink()
+    alone, _ = predicted(hidden, "stack")
+    shared, _ = predicted(hidden, "stack", "--devices", 2)
+    pd.testing.assert_frame_equal(shared, alone, rtol=1e-6)
+
+
 def test_what_can_not_be_predicted_is_named(hidden: Workplace) -> None:
     out = ("--out", hidden.root / "out.csv")
     assert "not there; did you mean 'stack'" in hidden.refused("05_predict.py", "--submission", "stak", *out)
@@ -163,3 +175,95 @@ def test_what_can_not_be_predicted_is_named(hidden: Workplace) -> None:
     assert len(pd.read_csv(hidden.root / "out.csv")) == len(pd.read_csv(hidden.raw / "test.csv"))  # the prior
     shutil.rmtree(hidden.runs / "fusion")
     assert "fusion: no run.json" in hidden.refused("05_predict.py", "--submission", "stack", *out)
+
+
+# --- the bundle -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(blended: Workplace) -> Path:
+    out = blended.root / "bundle"
+    blended.run("11_bundle.py", "--submission", "stack", "--out", out, "--owner", "some-body", "--no-gpu")
+    return out
+
+
+@pytest.fixture
+def copied(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def test_a_bundle_holds_what_the_host_wants_and_nothing_of_the_rest(bundle: Path, blended: Workplace) -> None:
+    kernel = json.loads((bundle / "kernel" / "kernel-metadata.json").read_text())
+    assert kernel["enable_internet"] is False and kernel["competition_sources"] == ["tiny"]
+    dataset = json.loads((bundle / "dataset" / "dataset-metadata.json").read_text())
+    assert dataset == {
+        "title": "foldwise tiny stack",
+        "id": "some-body/foldwise-tiny-stack",
+        "licenses": [{"name": "CC0-1.0"}],
+    }
+    code = bundle / "dataset" / "code" / "src" / "foldwise"
+    assert (code / "inference" / "predict.py").exists()
+    assert not (code / "report").exists() and not (code / "train").exists() and not (code / "demo.py").exists()
+    cells = json.loads((bundle / "kernel" / "submit.ipynb").read_text())["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code + "\n" == (bundle / "submit.py").read_text() and '"foldwise-tiny-stack", "stack", "tiny"' in code
+    assert "nothing that the host would refuse" in blended.run("11_bundle.py", "--check", bundle).stdout
+
+
+def test_half_precision_is_measured_and_halves_the_weights(blended: Workplace, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "halved"
+    done = blended.run("11_bundle.py", "--submission", "stack", "--out", out, "--owner", "some-body", "--fp16")
+    assert "fp16: plain: out-of-fold roc_auc" in done.stderr and set(
+        json.loads((out / "bundle.json").read_text())["fp16"]
+    )
+    weights = "dataset/root/oof/tiny/plain/fold0.safetensors"
+    assert (out / weights).stat().st_size < 0.6 * (bundle / weights).stat().st_size
+
+
+@pytest.mark.smoke
+def test_the_rehearsal_finds_the_rows_as_they_were_out_of_fold(blended: Workplace, bundle: Path) -> None:
+    done = blended.run("11_bundle.py", "--rehearse", bundle, "--hidden-rows", 1000)
+    assert "FAIL" not in done.stdout
+    for rule in (
+        "mounts: competitions/",
+        "internet",
+        "read-only inputs",
+        "rows as out of fold",
+        "score",
+        "memory",
+        "disk",
+    ):
+        assert f"ok    {rule}" in done.stdout
+
+
+def test_what_a_bundle_breaks_is_named(blended: Workplace, copied: Path) -> None:
+    script = (copied / "submit.py").read_text()
+    call = "import urllib.request\ntry:\n    urllib.request.urlopen('http://example.org')\nexcept OSError:\n    pass\n"
+    (copied / "submit.py").write_text(script.replace("env = {", f"{call}env = {{"))
+    kernel = copied / "kernel" / "kernel-metadata.json"
+    kernel.write_text(kernel.read_text().replace('"tiny"', '"tinny"'))
+    done = blended.run("11_bundle.py", "--rehearse", copied, "--hidden-rows", 10**9, check=False)
+    assert done.returncode == 1
+    for line in ("internet: asked for: ", "slug: competition_sources is not [tiny]", "memory: ", "time: ", "disk: "):
+        assert f"broken: {line}" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        ("file", "files: 1 are missing: root/oof/tiny/plain/fold1.safetensors"),
+        ("slug", "rule dataset: 'foldwise-tiny-other' is not mounted"),
+        ("slow", "time: not done in"),
+    ],
+)
+def test_what_stops_a_bundle_is_named(blended: Workplace, copied: Path, plant: str, named: str) -> None:
+    if plant == "file":
+        (copied / "dataset/root/oof/tiny/plain/fold1.safetensors").unlink()
+    elif plant == "slug":
+        script = copied / "submit.py"
+        script.write_text(script.read_text().replace('"foldwise-tiny-stack"', '"foldwise-tiny-other"'))
+    else:
+        about = copied / "bundle.json"
+        about.write_text(about.read_text().replace('"hours": 9.0', '"hours": 0.0001'))
+    done = blended.run("11_bundle.py", "--rehearse", copied, check=False)
+    assert done.returncode == 1 and named in done.stdout, done.stdout + done.stderr

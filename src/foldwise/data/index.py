@@ -54,8 +54,7 @@ def build_index(competition: Competition, workers: int | None = None, dask: str 
         extra = [_split(competition, "extra", split) for split in competition.extra]
         frames.append(_once(competition, "extra", pd.concat(extra, ignore_index=True)))
     index = pd.concat(frames, ignore_index=True)
-    index = pd.concat([index, headers(competition, index, workers, dask)], axis=1)
-    index = header_groups(competition, index)
+    index = by_header_groups(competition, pd.concat([index, headers(competition, index, workers, dask)], axis=1))
     index = a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     check_readable(competition, index)
     classes(competition, index)
@@ -294,9 +293,8 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
-    group = competition.group_column
     path, table = table_of(competition, split)
-    identity = identity_columns(competition, split)
+    identity, group = identity_columns(competition, split), competition.group_column
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
@@ -343,7 +341,7 @@ def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, p
     rows = pd.DataFrame({"id": table[competition.id]})
     known = set(template_columns(row_template)) <= set(table)
     rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
-    rows["group"] = _groups(competition, table, rows["id"])
+    rows["group"] = groups_of(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
     for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
         rows[column] = table.get(column)
@@ -375,18 +373,18 @@ def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
     return filled
 
 
-def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
+def groups_of(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
+    """Each row's group, by its id or the table; a row without one is a group of its own."""
     if competition.group_pattern is not None:
         named = ids.str.extract(re.compile(competition.group_pattern))[0]
     elif competition.group_column in table:
         named = table[competition.group_column]
     else:
         return ids
-    # a row without a group is a group of its own
     return named.astype(str).where(named.notna() & (named.astype(str) != ""), ids)
 
 
-def header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
+def by_header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     """Groups by a header field, where the competition names one and the table has no such column."""
     tag = competition.group_column
     if tag not in index:
@@ -471,7 +469,7 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         more = f" and {len(listed.outside) - 1} more links" if len(listed.outside) > 1 else ""
         note(f"{name}: a link leads out of the raw folder and is followed: {some}{more}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
-    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": _groups(competition, pd.DataFrame(), ids)})
+    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": groups_of(competition, pd.DataFrame(), ids)})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
     if name != "test":
         labels = _folder_labels(competition, split, ids, folder)
@@ -502,15 +500,20 @@ def headers(
 ) -> pd.DataFrame:
     """What the files' headers say of index rows: format, sizes, why one can't be read, the DICOM tags asked for."""
     raw = competition.raw()
-    group = competition.group_column
-    tags = list(dict.fromkeys([*competition.dicom_tags, *([group] if group and dicom.is_keyword(group) else [])]))
-    job = partial(_read_headers, str(raw), tuple(tags))
+    tags = [*competition.dicom_tags, *header_groups(competition)]
+    job = partial(_read_headers, str(raw), tuple(dict.fromkeys(tags)))
     each: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
         each[row] = {"error": str(result)} if isinstance(result, Exception) else result
-    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *tags]
+    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *dict.fromkeys(tags)]
     return pd.DataFrame(each, columns=columns)
+
+
+def header_groups(competition: Competition) -> list[str]:
+    """The header field that tells the group, if one does."""
+    group = competition.group_column
+    return [group] if group and dicom.is_keyword(group) else []
 
 
 def a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:

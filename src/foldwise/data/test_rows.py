@@ -41,8 +41,9 @@ def describe(
     known: the saved index, whose columns' types they take. headers: whether the files' headers are read (for sizes,
     DICOM tags, frames); else `error` is null, and a file that can't be read is met when it is decoded.
     """
-    if headers or competition.dicom_tags or competition.frames == "each":
-        rows = index.header_groups(competition, pd.concat([rows, index.headers(competition, rows, workers)], axis=1))
+    if headers or competition.dicom_tags or index.header_groups(competition) or competition.frames == "each":
+        seen = index.headers(competition, rows, workers)
+        rows = index.by_header_groups(competition, pd.concat([rows, seen], axis=1))
         rows = rows.astype(dict.fromkeys(("width", "height", "bytes", "modified"), "Int64"))
     else:
         rows = rows.assign(error=None)
@@ -165,7 +166,8 @@ def _listed(competition: Competition, split: Split, notes: list[str]) -> pd.Data
         notes.append(f"{folder}: {listed.left_out.removeprefix('; ')}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in listed.images])
     paths = [path.relative_to(raw).as_posix() for path in listed.images]
-    return pd.DataFrame({"id": ids, "row_id": ids, "group": ids, "path": paths})
+    group = index.groups_of(competition, pd.DataFrame(), ids)
+    return pd.DataFrame({"id": ids, "row_id": ids, "group": group, "path": paths})
 
 
 def _say_left_over(competition: Competition, split: Split, rows: pd.DataFrame, notes: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from foldwise import UserError
 from foldwise.core.cli import duration
@@ -115,6 +116,15 @@ class Choice:
                 view = "one view an image" if name in self.plain else ""
                 lines.append(f"{name} by {' and '.join(filter(None, (folds, view)))}")
         return lines
+
+    def state(self) -> dict[str, Any]:
+        """What of it may change, as plain data."""
+        return {"keep": list(self.keep), "kept": dict(self.kept), "plain": sorted(self.plain)}
+
+    def as_in(self, state: Mapping[str, Any]) -> Choice:
+        """The choice among the same runs that `state` described."""
+        kept = {name: tuple(own) for name, own in state["kept"].items()}
+        return replace(self, keep=tuple(state["keep"]), kept=kept, plain=frozenset(state["plain"]))
 
     def says(self, images: int) -> str:
         """'3 runs x 5 folds x 21,000 images'."""

@@ -87,7 +87,10 @@ class Looks:
 
 @dataclass
 class Pixels:
-    """The chunks of some index rows, in a folder. raw: where the rows' paths start from."""
+    """The chunks of some index rows, in a folder. raw: where the rows' paths start from.
+
+    part: (k, n): of n processes that share the chunks, this is the k-th.
+    """
 
     competition: Competition
     rows: pd.DataFrame
@@ -98,6 +101,7 @@ class Pixels:
     workers: int | None = None
     pace: Pace = field(default_factory=Pace)
     broken: dict[str, str] = field(default_factory=dict)
+    part: tuple[int, int] = (0, 1)
 
     def file(self, piece: slice) -> Path:
         """Where a chunk's values lie."""
@@ -105,7 +109,12 @@ class Pixels:
 
     def todo(self, keys: Sequence[str]) -> list[slice]:
         """The chunks that lack values of some source."""
-        return [piece for piece in self.grid if not set(keys) <= set(self._read(piece))]
+        return [piece for piece in self.grid if not set(keys) <= set(self._names(piece))]
+
+    def mine(self, pieces: Sequence[slice]) -> list[slice]:
+        """Those of the chunks that are this process's."""
+        k, n = self.part
+        return [piece for piece in pieces if self.grid.index(piece) % n == k]
 
     def _read(self, piece: slice) -> Mapping[str, np.ndarray]:
         try:
@@ -184,6 +193,15 @@ class Pixels:
                 return stored.files
         except (OSError, ValueError, EOFError):
             return []
+
+    def unreadable(self) -> list[str]:
+        """Ids of the rows whose image could not be read at some size, of all chunks that are there."""
+        ids: list[str] = []
+        for piece in self.grid:
+            masks = [mask for name, mask in self._read(piece).items() if name.startswith("readable ")]
+            if masks:
+                ids += self.rows["id"].iloc[piece][~np.logical_and.reduce(masks)].tolist()
+        return ids
 
     def values(self, key: str, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, width) of the rows `rows` bool (N,), zeros where unreadable; and bool (n,), who has one."""

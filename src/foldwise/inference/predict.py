@@ -7,9 +7,14 @@ Beside the CSV stands <out>.work/ until it is whole: what has been computed, for
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError
-from foldwise.core import paths
+from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
-from foldwise.core.files import digest, file_digest, temporary_folder, write_text
+from foldwise.core.files import digest, file_digest, temporary_folder, write_json, write_text
 from foldwise.data import image, index, oof, test_rows
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Rows
@@ -29,7 +34,7 @@ from foldwise.data.runs import mean_test
 from foldwise.inference.budget import Budget, Choice
 from foldwise.inference.members import Member, Source, members_of
 from foldwise.inference.pixels import Looks, Pixels, chunks
-from foldwise.inference.writer import Submission
+from foldwise.inference.writer import Submission, process_start
 from foldwise.model.fold_models import trained_folds
 from foldwise.model.predict import say_unreadable, with_fallback
 from foldwise.tabular import boosting, embeddings
@@ -38,14 +43,25 @@ from foldwise.tabular.features import Wish, as_columns, columns
 FIRST_REPLACED = 120.0  # seconds between two replacements, at least: each costs what heads and the CSV cost
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """What was predicted: rows of the submission, images that could not be read, what was left out."""
+    """What was predicted: rows of the submission, images that could not be read, what was left out; what it took.
+
+    per_image: seconds; row_bytes: of memory, and disk_bytes: of the work folder, that grow with the images; seconds of
+    what comes before them and after; peak_bytes of memory, those of the processes that decode included once.
+    """
 
     rows: int
-    unreadable: int
-    notes: list[str]
-    dropped: list[str]
+    images: int = 0
+    unreadable: int = 0
+    notes: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    per_image: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    row_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass
@@ -114,41 +130,117 @@ class Work(Submission):
         return Rows(frame, vectors)
 
 
-def predict_submission(
-    first: Submission, deadline: float | None = None, workers: int | None = None, only: Sequence[int] | None = None
-) -> Outcome:
+@dataclass(frozen=True)
+class How:
+    """deadline: in seconds since 1970. only: the folds whose models predict, all where None. workers: processes that
+    decode. part: (k, n), of n processes with a device each the k-th; the first starts the others, and writes."""
+
+    deadline: float | None = None
+    only: Sequence[int] | None = None
+    workers: int | None = None
+    part: tuple[int, int] = (0, 1)
+
+
+def predict_submission(first: Submission, how: How) -> Outcome:
     """Replace a submission that `writer.begin` wrote by the blend's predictions; what was done comes back.
 
-    deadline: in seconds since 1970. only: the folds whose models predict, all where None. UserError where one of the
-    blend's models is not there: nothing in the test rows raises one.
+    UserError where one of the blend's models is not there: nothing in the test rows raises one.
     """
-    competition, saved, out = first.competition, first.saved, first.out
-    known, rows = index.load_index(competition), first.rows
-    members = members_of(competition, saved.mixture.needed)
-    choice = Choice.everything(members, saved.mixture.needed, saved.worth, only)
-    headers = any(m.config.get("file_features") or (m.recipe and m.recipe.crop) for m in members.values())
-    rows, notes = test_rows.describe(competition, known, rows, headers, workers)
-    work = Work(competition, saved, out, test_rows.with_known(known, rows), rows, first.notes, members)
-    for line in notes:
-        work.say(line)
-    tests = _without_images(work, choice)
-    if not choice.sources:
+    work, whole = _prepare(first, how)
+    rows = work.rows
+    tests = _without_images(work, whole)
+    if not whole.sources:
         _finish(work)
-        return Outcome(len(rows), 0, work.notes, [])
-    pixels = _open(work, choice, workers)
-    budget = Budget(deadline, _overlapped())
-    whole = choice
-    choice = _look(work, pixels, choice, budget, tests)
+        return Outcome(len(rows), notes=work.notes, peak_bytes=_peak())
+    pixels = _open(work, whole, how)
+    budget = Budget(how.deadline, parallel.gpus() > 0)
+    begun = time.time()
+    with _others(pixels, how):
+        choice = _look(work, pixels, whole, budget, tests)
+    if pixels.part[1] > 1:  # what a process that died has left
+        pixels.part = (0, 1)
+        choice = _look(work, pixels, choice, budget, tests)
+    looked = time.time()
     readable = pixels.seen(choice.sources)
     written = work.write({**tests, **work.predict(choice, pixels, readable)} if readable.any() else tests)
     if not readable.all():
         work.say(f"time is over: {int((~readable).sum()):,} of {len(rows):,} rows have no prediction of their image")
-    unreadable = len(pixels.broken) + int(rows["error"].notna().sum())
+    unreadable = pixels.unreadable()
     if unreadable:
-        some = next(iter(pixels.broken), None) or rows["id"][rows["error"].notna()].iloc[0]
-        work.say(f"{unreadable} of {len(rows):,} images can't be read, such as {some}: predicted as the others' mean")
+        some = f"{len(unreadable)} of {len(rows):,} images can't be read, such as {unreadable[0]}"
+        work.say(f"{some}: predicted as the others' mean")
+    disk = sum(file.stat().st_size for file in work.folder.rglob("*") if file.is_file())
+    table = float(work.rows.memory_usage(deep=True).sum())
+    stored = [pixels.values(key, source, readable)[0] for key, source in choice.sources.items() if readable.any()]
+    values = sum(array.nbytes for array in stored)
     _finish(work)
-    return Outcome(written, unreadable, work.notes, choice.left_out(whole))
+    return Outcome(
+        written,
+        len(rows),
+        len(unreadable),
+        work.notes,
+        choice.left_out(whole),
+        choice.seconds(pixels.pace, budget.overlapped),
+        begun - process_start(),
+        time.time() - looked,
+        (4 * table + 2 * values) / len(rows),  # tables are joined, values gathered: each lies there more than once
+        disk / len(rows),
+        _peak(),
+    )
+
+
+def predict_part(first: Submission, how: How) -> None:
+    """The chunks of one of several processes, and no more: the first process gathers and writes."""
+    work, whole = _prepare(first, how)
+    pixels = _open(work, whole, how)
+    _look(work, pixels, whole, Budget(how.deadline, True), {})
+
+
+def _prepare(first: Submission, how: How) -> tuple[Work, Choice]:
+    """The test rows described, the runs of the blend, and the choice of everything."""
+    competition, saved = first.competition, first.saved
+    known, members = index.load_index(competition), members_of(competition, saved.mixture.needed)
+    choice = Choice.everything(members, saved.mixture.needed, saved.worth, how.only)
+    headers = any(m.config.get("file_features") or (m.recipe and m.recipe.crop) for m in members.values())
+    rows, notes = test_rows.describe(competition, known, first.rows, headers, how.workers)
+    work = Work(competition, saved, first.out, test_rows.with_known(known, rows), rows, first.notes, members)
+    for line in notes if not how.part[0] else []:
+        work.say(line)
+    return work, choice
+
+
+@contextmanager
+def _others(pixels: Pixels, how: How) -> Iterator[None]:
+    """The same command once more for each further device, and waiting for them."""
+    n = how.part[1]
+    seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one] or [str(k) for k in range(n)]
+    others = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv, "--part", str(k)],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": seen[k % len(seen)]},
+            stdout=subprocess.DEVNULL,
+        )
+        for k in range(1, n)
+    ]
+    try:
+        yield
+        for other in others:
+            left = None if how.deadline is None else max(1.0, how.deadline - time.time() - 5)
+            with suppress(subprocess.TimeoutExpired):
+                other.wait(left)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _peak() -> int:
+    """Bytes of memory that this process, and the largest of those it started, held at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return sum(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _without_images(work: Work, choice: Choice) -> dict[str, pd.DataFrame]:
@@ -163,7 +255,7 @@ def _without_images(work: Work, choice: Choice) -> dict[str, pd.DataFrame]:
     return tests
 
 
-def _open(work: Work, choice: Choice, workers: int | None) -> Pixels:
+def _open(work: Work, choice: Choice, how: How) -> Pixels:
     """The chunks, those that an earlier try of the same has left included."""
     runs = {path: file_digest(path) for path in _models(work.competition, choice)}
     key = digest([str(work.saved.mixture), work.rows[["id", "path"]].to_numpy().tolist(), list(runs.values())])
@@ -174,7 +266,9 @@ def _open(work: Work, choice: Choice, workers: int | None) -> Pixels:
         write_text(chunked / "key", key)
     grid = chunks(len(work.rows), sorted({source.images for source in choice.sources.values()}))
     looks = Looks(work.competition, work.table)
-    return Pixels(work.competition, work.rows, work.competition.raw(), chunked, looks, grid, workers)
+    raw = work.competition.raw()
+    workers = how.workers or max(1, parallel.cores() // how.part[1])
+    return Pixels(work.competition, work.rows, raw, chunked, looks, grid, workers, part=how.part)
 
 
 def _models(competition: Competition, choice: Choice) -> list[Path]:
@@ -186,15 +280,21 @@ def _models(competition: Competition, choice: Choice) -> list[Path]:
 def _look(work: Work, pixels: Pixels, choice: Choice, budget: Budget, tests: dict[str, pd.DataFrame]) -> Choice:
     """Every chunk by what of the choice the hours hold, the submission replaced now and then; the choice at last."""
     left, told, chunk, replaced, cost = pixels.todo(list(choice.sources)), "", 0.0, time.monotonic(), 0.0
-    if len(left) < len(pixels.grid):
+    own, leads = pixels.mine(left), not pixels.part[0]
+    if len(left) < len(pixels.grid) and leads and not pixels.pace.decode:
         note(f"{len(pixels.grid) - len(left)} of {len(pixels.grid)} chunks are there from an earlier try")
-    whole = choice
-    images = sum(piece.stop - piece.start for piece in left)
+    whole, agreed = choice, pixels.folder / "choice.json"
+    images = sum(piece.stop - piece.start for piece in own)
 
     def ask() -> Any:
         nonlocal choice, told
-        before = choice
-        choice, says = budget.fit(choice, pixels.pace, images, time.time())
+        before, says = choice, ""
+        if leads:
+            choice, says = budget.fit(choice, pixels.pace, images, time.time())
+            if choice is not before:
+                write_json(agreed, choice.state())
+        elif agreed.exists():  # the first process decides for all
+            choice = whole.as_in(json.loads(agreed.read_text(encoding="utf-8")))
         if says and (not told or choice is not before):
             left_out = f"; left out: {'; '.join(choice.left_out(whole))}" if choice is not whole else ""
             note(f"--hours: {says}{left_out}")
@@ -202,9 +302,9 @@ def _look(work: Work, pixels: Pixels, choice: Choice, budget: Budget, tests: dic
         late = budget.deadline is not None and time.time() + 1.3 * chunk + 5 > budget.deadline
         return None if late or not choice.sources else choice.sources
 
-    for piece, chunk in pixels.run(ask, left):
+    for piece, chunk in pixels.run(ask, own):
         images -= piece.stop - piece.start
-        if images and time.monotonic() - replaced > max(FIRST_REPLACED, 20 * cost):
+        if leads and images and time.monotonic() - replaced > max(FIRST_REPLACED, 20 * cost):
             begun = time.monotonic()
             work.write({**tests, **work.predict(choice, pixels, pixels.seen(choice.sources))})
             replaced, cost = time.monotonic(), time.monotonic() - begun
@@ -215,13 +315,6 @@ def _look(work: Work, pixels: Pixels, choice: Choice, budget: Budget, tests: dic
 
 def _finish(work: Work) -> None:
     shutil.rmtree(work.folder, ignore_errors=True)
-
-
-def _overlapped() -> bool:
-    """Whether networks compute beside the cores that decode."""
-    from foldwise.core import parallel
-
-    return parallel.gpus() > 0
 
 
 def predict_folder(

@@ -141,14 +141,16 @@ class Submission:
             note(line)
 
 
-def begin(competition: Competition, name: str, out: Path) -> Submission:
-    """Look at the test rows that lie there now, and write the training prior for each.
+def begin(competition: Competition, name: str, out: Path, write: bool = True) -> Submission:
+    """Look at the test rows that lie there now, and write the training prior for each, unless told not to.
 
     UserError where the submission is not there, or where there are no test rows at all.
     """
     saved, known = Saved.load(competition, name), index.load_index(competition)
     rows, notes = test_rows.list_test_rows(competition)
     first = Submission(competition, saved, out, test_rows.with_known(known, rows), rows)
+    if not write:
+        return first
     for line in notes:
         first.say(line)
     written = first.write({})

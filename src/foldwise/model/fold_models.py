@@ -111,7 +111,7 @@ class FoldModel:
 def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> FoldModel:
     """The model of one fold of a run, on the device; UserError where its weights are not there. `table`: the index."""
     stem = competition.runs() / run / f"fold{fold}"
-    plan = targets.plan(competition, recipe, table)
+    plan = targets.plan(competition, recipe, table, weights.classes_of(stem.with_suffix(".safetensors")))
     encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
     files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
     device = pick_device(recipe)

@@ -299,11 +299,11 @@ def embedding_files(competition: Competition, given: str, every: Sequence[int]) 
         raise UserError(f"--embeddings {given}: one fold's; its network saw the other folds' rows: name the run")
     folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
     alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
-    if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
+    if path.suffix != ".npy" and not any(folder.glob("*embeddings.*")):
         known = sorted(file.parent.name for file in competition.runs().glob("*/*embeddings.npy"))
         raise UserError(f"{folder}: no embeddings{nearest(given, known)}; make them with 04_embed.py")
     files: dict[int | None, Path] = {None: alone}
-    if path.suffix != ".npy" and not alone.exists():
+    if path.suffix != ".npy" and not alone.exists() and not alone.with_suffix(".json").exists():
         files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in every}
     name = path.stem if path.suffix == ".npy" and path.stem != "embeddings" else folder.name
     return f"embeddings {name}", files
