@@ -11,7 +11,7 @@ examples
   python src/02_train.py --fold 0                                    # one fold of the demo with recipe baseline
   python src/02_train.py --competition skin --recipe baseline --fold all --hours 11.5
   python src/02_train.py --fold 0 --name quick train.epochs=1 model.name=resnet18 image_size=128
-  python src/02_train.py --help-recipe                               # every knob, its default and meaning
+  python src/02_train.py --help-recipe                               # every knob: default, meaning, allowed values
   python src/02_train.py --recipe baseline --preview augment.png     # what the augmentation does to the images
   torchrun --nproc_per_node 2 src/02_train.py --fold 0               # one fold on two GPUs (batch_size each)
   python src/02_train.py --recipe baseline,resnet50 --dask tcp://10.0.0.5:8786     # recipes x folds on a cluster
@@ -30,9 +30,10 @@ from pathlib import Path
 from foldwise import UserError
 from foldwise.core import cli, parallel
 from foldwise.core.ranks import current_ranks
+from foldwise.core.schema import describe
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition, load_competition
-from foldwise.data.recipe import Recipe, help_recipe, load_recipe, run_name
+from foldwise.data.recipe import Recipe, load_recipe, run_name
 from foldwise.data.runs import run_lock
 from foldwise.train.run import in_turn, spread
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
     args = parser.parse_intermixed_args()
     if args.help_recipe:
-        print(help_recipe())
+        print(describe(Recipe))
         return
 
     competition = load_competition(args.competition)

@@ -164,9 +164,11 @@ class Competition(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names its folders under oof/ and so on")
     slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
     root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
-    task: Task
+    task: Task = Field(description="multilabel: several columns of 0 and 1; multiclass: one column of names")
     host_metric: HostMetric = Field(
-        alias="metric", description="a name, module:function, or {function: module:function, greater_is_better: false}"
+        alias="metric",
+        description="a name (also map@K), module:function, or {function: module:function, greater_is_better: false}",
+        examples=list(metrics.METRICS),
     )
     id: str = Field("id", description="the column that names an image")
     target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
@@ -177,13 +179,15 @@ class Competition(Strict):
     labels: Labels = Labels()
     group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
     train: Split
-    test: Split | None = None
+    test: Split | None = Field(None, description="the rows to predict; without it, training rows alone are judged")
     extra: list[Split] = Field(
         [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
     )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
-    sample_submission: str | None = None
+    sample_submission: str | None = Field(
+        None, description="the host's example: its rows, columns and kinds of values; without it one is made"
+    )
     submission: SubmissionShape = SubmissionShape()
     frames: Literal["one", "each"] = Field(
         "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field
-from pydantic.fields import FieldInfo
 
-from foldwise import UserError
+from foldwise import UserError, augment
 from foldwise.core import paths
-from foldwise.core.schema import Strict, find_yaml, read_yaml, submodel, validate
+from foldwise.core.schema import Strict, find_yaml, read_yaml, validate
 
 
 class Backbone(Strict):
@@ -108,7 +107,11 @@ class Train(Strict):
         "all",
         description="rows of an epoch: each once, or drawn with replacement by 1/frequency of the class (its root)",
     )
-    optimizer: str = Field("adamw", description="a timm optimizer name")
+    optimizer: str = Field(
+        "adamw",
+        description="any of timm's",
+        examples=["adamw", "adam", "nadamw", "sgd", "rmsprop", "lamb", "lion", "..."],
+    )
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the head (default: lr)")
     layer_decay: float | None = Field(
@@ -163,9 +166,7 @@ class Train(Strict):
 class Augment(Strict):
     """What happens to training images."""
 
-    preset: str = Field(
-        "medium", description="none | light | medium | heavy | sketch | melanoma2020: see foldwise.augment"
-    )
+    preset: str = Field("medium", description="a list of operations, docs/augment.md", examples=list(augment.PRESETS))
     flips: Literal["none", "horizontal", "d4"] = Field(
         "horizontal",
         description="mirror, or d4: the eight symmetries, for images without an up and down; melanoma2020 has its own",
@@ -215,11 +216,12 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
-    """Plain data under `key=value` overrides as a checked recipe; complaints name `source`."""
+    """Plain data under `key=value` overrides as a checked recipe; complaints name `source`, or the override."""
     data = renamed(data)
+    recipe = validate(Recipe, data, source)
     for text in overrides:
         data = merge(data, renamed(_override(text)))
-    recipe = validate(Recipe, data, source)
+        recipe = validate(Recipe, data, f"override {text}")
     _consistent(recipe, source)
     return recipe
 
@@ -347,24 +349,8 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def help_recipe() -> str:
-    """Every knob, one a line: dotted name, default, meaning. Made from the fields themselves."""
-    rows = list(_fields(Recipe))
-    width = max(len(f"{name}={_show(field.default)}") for name, field in rows)
-    return "\n".join(f"{f'{name}={_show(field.default)}':<{width}}  {field.description}" for name, field in rows)
-
-
 def _show(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
-
-
-def _fields(model: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in model.model_fields.items():
-        inner = submodel(field.annotation)
-        if inner is not None:
-            yield from _fields(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
