@@ -26,11 +26,13 @@ import re
 import sys
 from argparse import Namespace
 
+from pandas import DataFrame
+
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
 from foldwise.core.schema import describe
-from foldwise.data import cache, folds, image, index, propose
+from foldwise.data import cache, folds, image, index, orientation, propose
 from foldwise.data.competition import Competition, load_competition
 from foldwise.model.crops import warn_of_stale_crops
 from foldwise.report.competition import write_competition_report
@@ -96,11 +98,23 @@ def preprocess(competition: Competition, args: Namespace) -> None:
     fold_table = folds.make_once(competition, table, anew=args.new_folds)
     index.save_index(table, competition)
     path, warnings = write_competition_report(competition, table, fold_table, args.sizes, copies)
+    look_at_orientation(competition, table, images)
     odd = index.remarked(cache.remarks(competition, table, args.sizes[0])) + index.odd_formats(table)
     for warning in index.set_aside(table) + odd + warnings:
         note(f"warning: {warning}")
     others = index.left_out(competition)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
+
+
+def look_at_orientation(competition: Competition, table: DataFrame, images: cache.Cache) -> None:
+    """Say what the training images are taken for, where the competition file says nothing."""
+    train = table[(table["split"] == "train") & table["error"].isna()]
+    some = train.iloc[:: max(1, len(train) // orientation.LOOKED_AT)]
+    files = [competition.raw() / path for path in some["path"]]
+    judged = orientation.judge(files, images.read(images.rows_of(some)))
+    if competition.orientation is None and judged.orientation is not None:
+        line, turn = f"orientation: {judged.orientation}", "no recipe" if judged.orientation == "upright" else "recipes"
+        note(f"images look {judged.orientation}: {judged.reason}; `{line}` in {competition.file} lets {turn} turn them")
 
 
 if __name__ == "__main__":

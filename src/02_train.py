@@ -33,6 +33,7 @@ from foldwise.core.ranks import current_ranks
 from foldwise.core.schema import describe
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition, load_competition
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
 from foldwise.data.runs import run_lock
 from foldwise.train.run import in_turn, spread
@@ -64,7 +65,8 @@ def main() -> None:
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
-    recipes = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
+    loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
+    recipes = {run: fitted(recipe, competition.orientation) for run, recipe in loaded.items()}
     if args.preview:
         preview(competition, next(iter(recipes.values())), Path(args.preview))
         return

@@ -25,6 +25,7 @@ import time
 from foldwise.core import cli, parallel
 from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe, recipe_settings, run_name
 from foldwise.data.runs import recipe_of, write_run
 from foldwise.tabular.heads import HEADS, check
@@ -59,6 +60,7 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     recipe = recipe_of(competition, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
+    recipe = fitted(recipe, competition.orientation)
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"

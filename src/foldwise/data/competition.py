@@ -183,6 +183,11 @@ class Competition(Strict):
     extra: list[Split] = Field(
         [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
     )
+    orientation: Literal["free", "upright"] | None = Field(
+        None,
+        description="free: no up and down (skin, tissue, land from above), any turn is as good; upright: nothing turns "
+        "them, and they are mirrored only",
+    )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
     sample_submission: str | None = Field(

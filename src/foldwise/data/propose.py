@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -20,6 +21,7 @@ from foldwise.core import paths
 from foldwise.core.files import write_text
 from foldwise.data import image
 from foldwise.data.index import read_table
+from foldwise.data.orientation import LOOKED_AT, Judgement, judge
 
 TRIED = 200  # rows whose images are looked for
 READ = 40  # DICOM headers that are read
@@ -124,6 +126,7 @@ def propose(name: str, folder: Path, root: bool = True) -> Proposal:
     if sample is not None:
         made.add("sample_submission", sample, f"{len(raw.tables[sample]):,} rows")
     _headers(raw, made)
+    _orientation(raw, made)
     return made
 
 
@@ -299,6 +302,18 @@ def _submission(made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, 
 
 
 # --- headers ----------------------------------------------------------------------------------------------------
+
+
+def _orientation(raw: Raw, made: Proposal) -> None:
+    files, images = [], []
+    for path in raw.images[:: max(1, len(raw.images) // LOOKED_AT)][:LOOKED_AT]:
+        try:
+            images.append(image.read_image(raw.folder / path, 96))
+            files.append(raw.folder / path)
+        except UserError:
+            continue
+    judged = judge(files, np.stack(images)) if images else Judgement(None, "no image can be read")
+    made.add("orientation", judged.orientation, f"{judged.reason}; free: any turn is as good", guess=True)
 
 
 def _headers(raw: Raw, made: Proposal) -> None:

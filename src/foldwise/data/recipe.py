@@ -19,7 +19,9 @@ class Backbone(Strict):
 
     name: str = Field("tf_efficientnet_b0", description="a timm model name")
     pretrained: bool = Field(True, description="start from timm's weights, where `weights` names no file")
-    weights: str | None = Field(None, description="a .safetensors or state-dict file, relative to the repository")
+    weights: str | None = Field(
+        None, description="a .safetensors or state-dict file; a bare name is looked for where weights lie"
+    )
     kwargs: dict[str, Any] = Field({}, description="passed to timm.create_model, such as {drop_path_rate: 0.2}")
     mean: list[float] | None = Field(
         None, min_length=1, description="input mean in 0..1 (default: what the weights were made with)"
@@ -167,9 +169,10 @@ class Augment(Strict):
     """What happens to training images."""
 
     preset: str = Field("medium", description="a list of operations, docs/augment.md", examples=list(augment.PRESETS))
-    flips: Literal["none", "horizontal", "d4"] = Field(
-        "horizontal",
-        description="mirror, or d4: the eight symmetries, for images without an up and down; melanoma2020 has its own",
+    flips: Literal["auto", "none", "horizontal", "d4"] = Field(
+        "auto",
+        description="mirror, or d4: the eight symmetries, for images without an up and down; auto: d4 where the "
+        "competition has `orientation: free`, else horizontal; melanoma2020 has its own",
     )
     randaugment: int = Field(
         0, ge=0, le=30, description="magnitude of RandAugment after the preset (Cubuk 2020); 0: none"
