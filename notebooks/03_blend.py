@@ -93,7 +93,8 @@ except ImportError:  # plain cells do the same: edit and run again
 
 # %% [markdown]
 # ## Let nested cross-validation choose
-# Every method is fitted without a fold and judged on it. The simplest within one standard error of the best is taken.
+# Every method is fitted without a fold and judged on it. The simplest within half a standard error of the best is
+# taken.
 
 # %%
 blend = fit_weights(

@@ -28,6 +28,7 @@ from argparse import Namespace
 
 from pandas import DataFrame
 
+from foldwise.audit import groups
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
@@ -91,6 +92,8 @@ def preprocess(competition: Competition, args: Namespace) -> None:
     sizes = list(dict.fromkeys([*args.sizes, SIZE]))
     table["error"] = cache.build_caches(competition, table, sizes, args.workers, args.dask)
     index.check_readable(competition, table)
+    ties = groups.ties(competition, table)
+    groups.refuse(competition, ties)
     images = cache.load_cache(competition, SIZE, table=table)
     copies = duplicate_groups(competition, table, images, turned=competition.turned_copies)
     table = table.assign(host_group=table["group"], group=copies.group)
@@ -100,7 +103,8 @@ def preprocess(competition: Competition, args: Namespace) -> None:
     path, warnings = write_competition_report(competition, table, fold_table, args.sizes, copies)
     look_at_orientation(competition, table, images)
     odd = index.remarked(cache.remarks(competition, table, args.sizes[0])) + index.odd_formats(table)
-    for warning in index.set_aside(table) + odd + warnings:
+    forgotten = [str(tie) for tie in ties[:1]]
+    for warning in index.set_aside(table) + odd + forgotten + warnings:
         note(f"warning: {warning}")
     others = index.left_out(competition)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")

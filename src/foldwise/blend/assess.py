@@ -32,12 +32,12 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
     preds = Scaling.of(runs.preds, competition.task)(runs.preds)
     singles = [float(metric.function(runs.target, run, None)) for run in preds]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
-    plain = preds.mean(axis=0)
-    draws = stats.bootstrap(metric, runs.target, [blend.nested, preds[best], plain], runs.groups, seed=seed)
-    scores = [blend.nested_score, singles[best], float(metric.function(runs.target, plain, None))]
+    rivals = [blend.nested, preds[best], preds.mean(axis=0), _nested_best(runs, metric, seed)]
+    draws = stats.bootstrap(metric, runs.target, rivals, runs.groups, seed=seed)
+    scores = [float(metric.function(runs.target, pred, None)) for pred in rivals]
     gains = {
         name: stats.gain(draws[:, [0, at]], scores[0], scores[at], metric.greater_is_better)
-        for name, at in (("over_best_single", 1), ("over_plain_mean", 2))
+        for at, name in enumerate(("over_best_single", "over_plain_mean", "over_nested_best_single"), 1)
     }
     matrix = trust.correlation(trust.errors(preds, runs.target, competition.task))
     meta = {
@@ -47,6 +47,7 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         "note": blend.note,
         "metric": metric.name,
         "greater_is_better": metric.greater_is_better,
+        "order_only": metric.order_only,
         "nested_score": blend.nested_score,
         "interval_95": list(blend.interval),
         "draws": len(draws),
@@ -56,7 +57,10 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         "best_single_score": singles[best],
         "plain_mean_score": scores[2],
         "gains": gains,
+        "expected": _expected(competition, runs, metric, draws, blend),
+        "in_folds": trust.fold_ranks(metric, runs.target, blend.nested[None], runs.folds)[0],
         "rows": int(runs.target.shape[0]),
+        "rarer_class": _rarer(runs.target) if competition.task == "binary" else None,
         "rows_of_all_folds": runs.rows_all,
         "patients_or_groups": int(np.unique(runs.groups).size),
         "runs": _runs(runs, blend, preds, metric),
@@ -75,6 +79,28 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
     meta["verdict"] = verdict(meta)
     meta["warnings"] = warnings(meta)
     return plain_json(meta)
+
+
+def _rarer(target: Array) -> int:
+    return int(min((target > 0.5).sum(), (target <= 0.5).sum()))
+
+
+def _nested_best(runs: RunSet, metric: metrics.Metric, seed: int) -> Array:
+    """Predictions of the best single run, chosen without each fold: a rival that no luck of these rows has made."""
+    rows: Any = {"folds": runs.folds, "groups": runs.groups}
+    return fit_weights(runs.preds, runs.target, metric, "best", seed, draws=0, **rows).nested
+
+
+def _expected(competition: Competition, runs: RunSet, metric: metrics.Metric, draws: Array, blend: Blend) -> Meta:
+    """The public leaderboard's score, by the OOF's interval and the draw of so many public rows, and the change there
+    that means nothing: what chance makes of two submissions as alike as this blend and the plain mean."""
+    share = len(runs.target) / max(competition.submission.public * len(runs.test_ids), 1)  # variance goes by 1 / rows
+    low, high = (
+        blend.nested_score + np.sqrt(1 + share / stats.WIDER**2) * (end - blend.nested_score) for end in blend.interval
+    )
+    top = 1.0 if np.nanmax(draws, initial=0) <= 1 else np.inf
+    apart = [1.96 * np.sqrt(share) * float(np.nanstd(draws[:, 0] - draws[:, at])) for at in (1, 2)]
+    return {"low": low, "high": min(high, top), "noise": max(apart), "public_rows": int(len(runs.target) / share)}
 
 
 def _tests_like_oof(runs: RunSet) -> Array:
@@ -117,16 +143,29 @@ def _leave_one_out_method(runs: RunSet, blend: Blend) -> tuple[str, str]:
 
 def verdict(meta: Meta) -> str:
     """One sentence, never from an in-sample score."""
-    gain = meta["gains"]["over_best_single"]
-    interval = f"(95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
-    name = meta["best_single"]
+    name, gains = meta["best_single"], meta["gains"]
     if len(meta["runs"]) == 1:
         return "One run only: nothing to blend."
+    if meta["method"] == "best":
+        return f"No blend is better than the best single run: this is {name}."
+    gain, fair = gains["over_best_single"], gains["over_nested_best_single"]
     if gain["low"] > 0:
-        return f"The blend beats the best single run, {name}, by {gain['gain']:.4f} {interval}."
-    if gain["high"] < 0:
-        return f"The blend is worse than the best single run, {name}, by {-gain['gain']:.4f} {interval}."
-    return f"The blend does not demonstrably beat the best single run, {name}: {gain['gain']:+.4f} {interval}."
+        return f"The blend beats the best single run, {name}, by {_interval(gain)}."
+    if fair["high"] < 0:  # a run that is the best of many on these rows is in part lucky on them
+        return (
+            f"The blend is worse than the best single run, chosen without the rows it is judged on: {_interval(fair)}."
+        )
+    rows, few = meta["rows"], meta["rarer_class"]
+    of = f"{few} rows of the rarer class" if few is not None else f"{rows:,} rows"
+    least = (gain["high"] - gain["low"]) / 2
+    return (
+        f"The blend does not demonstrably beat the best single run, {name}: {_interval(gain)}; with {of} a gain below "
+        f"{least:.4f} can't be told from none."
+    )
+
+
+def _interval(gain: Meta) -> str:
+    return f"{gain['gain']:+.4f} (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
 
 
 def warnings(meta: Meta) -> list[str]:
@@ -149,6 +188,12 @@ def warnings(meta: Meta) -> list[str]:
         "judged by, and its score and weight are too good"
         for name in meta["unchecked_folds"]
     ]
+    apart = meta["in_folds"]["fold_ranked"] - meta["in_folds"]["raw"]
+    if apart > (meta["interval_95"][1] - meta["nested_score"]) / 4 and meta["order_only"]:
+        lines.append(
+            f"the folds' models are on different scales: ranked within folds the blend scores {apart:+.4f}; test rows "
+            "are predicted by the mean of all folds, which does not suffer from that"
+        )
     if meta["draws_undefined"]:
         share = f"{meta['draws_undefined']} of {meta['draws']}"
         lines.append(f"{share} bootstrap draws are left out of the intervals: {meta['metric']} has no value on them")

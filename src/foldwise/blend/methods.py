@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foldwise.blend.search import Problem, climb, descend, hill, objective, select
 from foldwise.blend.spaces import from_space, truth_columns
-from foldwise.blend.stacking import Combiner, Function, Linear, logistic, ridge, thresholds, trees
+from foldwise.blend.stacking import Combiner, Function, Linear, logistic, ridge, thresholds, trees, within
 
 Array = NDArray[Any]
 Fit = Callable[[Array, Problem, str], Combiner]
@@ -65,15 +65,12 @@ def _weights(z: Array, problem: Problem, space: str) -> Combiner:
     return Linear(climb(goal, descend(goal), (0.05, 0.02, 0.01)), space, problem.task)
 
 
-def _hill(z: Array, problem: Problem, space: str, negative: bool = False) -> Combiner:
-    return Linear(hill(z, problem, space, negative), space, problem.task)
+def _hill(z: Array, problem: Problem, space: str) -> Combiner:
+    return Linear(hill(z, problem, space, negative=False), space, problem.task)
 
 
 def _hill_negative(z: Array, problem: Problem, space: str) -> Combiner:
-    inner = _hill(z, problem, space, negative=True)
-    if problem.task == "regression" or space == "logit":
-        return inner
-    return Function(inner.weights, lambda new: np.clip(inner(new), 0, 1))
+    return within(Linear(hill(z, problem, space, negative=True), space, problem.task), problem)
 
 
 def _caruana(z: Array, problem: Problem, space: str) -> Combiner:
@@ -147,7 +144,8 @@ def _thresholds(z: Array, problem: Problem, space: str) -> Combiner:
 class Method:
     """How to fit, in which space by default ('order' means rank for metrics of order, else prob), and how complex.
 
-    complexity orders `auto`'s preference among methods that score the same.
+    complexity orders `auto`'s preference among methods that score the same. evidence: the paired standard errors by
+    which auto wants it ahead of all others: weights of both signs and trees can follow what folds owe each other.
     """
 
     fit: Fit
@@ -155,6 +153,7 @@ class Method:
     complexity: int
     says: str
     uniform: bool = False
+    evidence: float = 0.0
 
 
 METHODS: dict[str, Method] = {
@@ -168,19 +167,25 @@ METHODS: dict[str, Method] = {
     "power": Method(_power, "prob", 4, "power mean, its exponent by the metric", True),
     "thresholds": Method(_thresholds, "prob", 4, "mean, then cuts tuned on the metric"),
     "stack_thresholds": Method(
-        lambda z, problem, space: thresholds(logistic(z, problem), z, problem), "logit", 12, "stacking, then tuned cuts"
+        lambda z, problem, space: thresholds(logistic(z, problem), z, problem),
+        "logit",
+        12,
+        "stacking, then tuned cuts",
+        evidence=2.0,
     ),
     "calibrated": Method(mean, "calibrated", 5, "mean of probabilities calibrated a fold", True),
     "hierarchical": Method(_hierarchical, "order", 6, "weights pulled to model and size, then to equal"),
-    "ridge": Method(lambda z, problem, space: ridge(z, problem), "order", 7, "ridge, pulled to equal weights"),
+    "ridge": Method(
+        lambda z, problem, space: ridge(z, problem), "order", 7, "ridge, pulled to equal weights", evidence=2.0
+    ),
     "gradient": Method(_gradient, "order", 8, "simplex weights by a smooth surrogate"),
     "weights": Method(_weights, "order", 9, "simplex weights by the metric"),
     "caruana": Method(_caruana, "order", 10, "selection with replacement, bagged"),
     "stack": Method(lambda z, problem, space: logistic(z, problem), "logit", 11, "logistic stacking on logits"),
     "hill": Method(_hill, "order", 12, "hill climbing"),
-    "hill_negative": Method(_hill_negative, "order", 13, "hill climbing, negative weights allowed"),
+    "hill_negative": Method(_hill_negative, "order", 13, "hill climbing, negative weights allowed", evidence=2.0),
     "per_class": Method(_per_class, "order", 14, "weights for each class"),
-    "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking"),
+    "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking", evidence=2.0),
 }
 FIXED_SPACE = {
     "stack_thresholds",

@@ -67,6 +67,9 @@ class Function:
 def logistic(z: Array, problem: Problem) -> Combiner:
     """Logistic regression on logits, pulled towards equal weights; how strongly, inner cross-validation says.
 
+    No weight is negative: models without a fold saw the labels of the fold that is predicted, and so, where nothing
+    can be learnt, err against them; a weight of either sign would learn that and turn noise into a score.
+
     Binary: one weight a run. Multilabel: one a run and label. Multiclass: softmax of weighted logarithms with
     one weight a run and one bias a class, pulled to 0. Regression: `ridge`.
     """
@@ -84,9 +87,9 @@ def logistic(z: Array, problem: Problem) -> Combiner:
 
 
 def _logistic(x: Array, truth: Array, problem: Problem) -> tuple[Array, float]:
-    center = _newton(x.mean(axis=0)[None], truth, np.zeros(2), 1e-4)  # the mean run, rescaled: what all are pulled to
+    center = _rising(x.mean(axis=0)[None], truth, np.zeros(2), 1e-4)  # the mean run, rescaled: what all are pulled to
     prior = np.append(np.full(x.shape[0], center[0] / x.shape[0]), center[1])
-    solved = _newton(x, truth, prior, _choose_strength(x, truth, prior, problem))
+    solved = _rising(x, truth, prior, _choose_strength(x, truth, prior, problem))
     return solved[:-1], float(solved[-1])
 
 
@@ -98,15 +101,31 @@ def _choose_strength(x: Array, truth: Array, prior: Array, problem: Problem) -> 
         train, held = folds != k, folds == k
         start = None
         for s in reversed(range(len(STRENGTHS))):  # from stiff to free, each from the last one's answer
-            start = _newton(x[:, train], truth[train], prior, STRENGTHS[s], start)
+            start = _rising(x[:, train], truth[train], prior, STRENGTHS[s], start)
             margin = np.where(truth[held], 1, -1) * (start[:-1] @ x[:, held] + start[-1])
             losses[s] += np.logaddexp(0, -margin).sum()
     return STRENGTHS[int(np.argmin(losses))]
 
 
+def _rising(x: Array, truth: Array, prior: Array, strength: float, start: Array | None = None) -> Array:
+    """`_newton` without negative weights: runs that would have one leave, until none would."""
+    out = np.zeros(x.shape[0] + 1)
+    stay = np.arange(x.shape[0])
+    while True:
+        at = np.append(stay, x.shape[0])
+        solved = _newton(x[stay], truth, prior[at], strength, None if start is None else start[at])
+        if (solved[:-1] >= 0).all():
+            out[at] = solved
+            return out
+        stay = stay[solved[:-1] >= 0]
+
+
 def _newton(x: Array, truth: Array, prior: Array, strength: float, start: Array | None = None) -> Array:
     """Weights and a bias, least in log loss + strength / 8 * variance * |w - prior|^2, by damped Newton."""
     m, n = x.shape
+    if not m:
+        share = np.clip(truth.mean(), 1e-6, 1 - 1e-6)
+        return np.array([np.log(share / (1 - share))])
     full = np.concatenate([x, np.ones((1, n))])
     # 0.25: the curvature of log loss at p = 1/2, its largest; the bias is free but for rounding
     pull = np.append(np.full(m, strength * 0.25 * max(float(x.var(axis=1).mean()), 1e-6) / m), 1e-9)
@@ -168,7 +187,8 @@ def _softmax_fit(x: Array, index: Array, strength: float, start: Array | None = 
         return value, np.concatenate([gw + pull * apart, gb + 2e-3 * bias])
 
     begin = np.append(np.full(m, 1 / m), np.zeros(c)) if start is None else start
-    return minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+    bounds = [(0, None)] * m + [(None, None)] * c
+    return minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x
 
 
 # --- ridge --------------------------------------------------------------------------------------------------
@@ -193,8 +213,15 @@ def ridge(z: Array, problem: Problem) -> Combiner:
             held += float(w @ gram @ w - 2 * w @ cross + 2 * b * (w @ total) - 2 * b * truth + b * b * count)
         losses.append(held)
     w, b = _ridge_solve(whole, STRENGTHS[int(np.argmin(losses))])
-    line = Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b)
-    return line if problem.task == "regression" else Function(w, lambda new: np.clip(line(new), 0, 1))
+    return within(Linear(w, "prob", problem.task, 0.0 if problem.task == "multiclass" else b), problem)
+
+
+def within(line: Linear, problem: Problem) -> Combiner:
+    """What weights of any sign put outside 0..1 comes back: as near to the ends as so many rows can tell from them."""
+    if problem.task == "regression" or line.space == "logit":
+        return line
+    least = 0.5 / problem.target.shape[0]
+    return Function(line.weights, lambda new: np.clip(line(new), least, 1 - least))
 
 
 def _moments(z: Array, problem: Problem) -> list[Any]:

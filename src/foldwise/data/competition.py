@@ -168,6 +168,9 @@ class SubmissionShape(Strict):
         description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a row",
     )
     aggregate: Literal["mean", "max", "median"] = Field("mean", description="over the images of one row")
+    public: float = Field(
+        1.0, gt=0, le=1, description="share of the test rows that the public leaderboard is scored on"
+    )
     prediction: Literal["auto", "value", "label"] = Field(
         "auto",
         description="what the host wants: probabilities (value) or classes (label); auto asks the metric and columns",
@@ -198,6 +201,9 @@ class HostMetric(Strict):
         return self
 
 
+NO_GROUP = "none"
+
+
 class Competition(Strict):
     """A competition.yaml. Paths are relative to the folder that holds the competition's raw files."""
 
@@ -222,7 +228,12 @@ class Competition(Strict):
     )
     where: str | None = Field(None, description="the same for all labelled rows, `train` and `extra`")
     labels: Labels = Labels()
-    group: str | None = Field(None, description="rows that share it share a fold (patient, lesion, scene)")
+    group: str | None = Field(
+        None,
+        description="rows that share it share a fold (patient, lesion, scene): a column, or a DICOM keyword; none: "
+        "each row is its own, whatever step 1 finds",
+    )
+    group_pattern: str | None = Field(None, description="where the id tells the group: a regex, its group 1, '^(.+)_'")
     train: Split
     test: Split | None = Field(None, description="the rows to predict; without it, training rows alone are judged")
     extra: list[Split] = Field(
@@ -266,6 +277,8 @@ class Competition(Strict):
                 raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
+        if self.group is not None and self.group_pattern is not None:
+            raise ValueError("`group` and `group_pattern` say the same thing in two ways; keep one")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if split.table is None and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
@@ -302,6 +315,16 @@ class Competition(Strict):
     def truth(self) -> list[str]:
         """The index's and prediction tables' columns that hold the truth: 'target', or 'target_<column>' for each."""
         return [f"target_{name}" for name in self.targets] if self.task == "multilabel" else ["target"]
+
+    @property
+    def group_column(self) -> str | None:
+        """The table's column, or the header field, that says which rows belong together."""
+        return None if self.group == NO_GROUP else self.group
+
+    @property
+    def groups_by(self) -> str | None:
+        """What makes groups, as the file has it; None where each row is its own."""
+        return self.group_column or self.group_pattern
 
     @property
     def aggregates(self) -> bool:

@@ -93,7 +93,7 @@ def make_once(competition: Competition, table: pd.DataFrame, anew: bool = False)
     """
     train = table[(table["split"] == "train") & table["error"].isna()]
     folder = competition.derived()
-    if anew or not _saved(folder):
+    if anew or not are_saved(competition):
         assigned = assign_folds(competition, train)
         check(competition, assigned, train)
         save_folds(assigned, competition)
@@ -109,7 +109,7 @@ def check_saved(competition: Competition, table: pd.DataFrame) -> None:
     table: an index with its files' headers read. Rows that an earlier run set aside while decoding may be missing.
     """
     folder = competition.derived()
-    if not _saved(folder):
+    if not are_saved(competition):
         return
     saved = load_folds(competition)
     aside = folder / "unreadable.csv"
@@ -178,7 +178,7 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
         if (spread > 1).any():
             group = spread.index[spread > 1][0]
             raise UserError(
-                f"folds.csv: group '{group}' ({competition.group or 'copies'}) lies in {spread[group]} folds; run "
+                f"folds.csv: group '{group}' ({competition.groups_by or 'copies'}) lies in {spread[group]} folds; run "
                 "01_preprocess.py --new-folds, then train anew"
             )
     uneven = _uneven(folds)
@@ -222,7 +222,9 @@ def rows(table: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
     return train.loc[folds["id"]]
 
 
-def _saved(folder: Path) -> bool:
+def are_saved(competition: Competition) -> bool:
+    """True where step 1 has made the folds."""
+    folder = competition.derived()
     return (folder / "folds.csv").exists() and (folder / "folds.json").exists()
 
 
@@ -244,7 +246,7 @@ def save_folds(folds: pd.DataFrame, competition: Competition) -> None:
 def load_folds(competition: Competition) -> pd.DataFrame:
     """The saved folds (id str, group str, fold int); UserError where there are none or they changed since."""
     path = competition.derived() / "folds.csv"
-    if not _saved(path.parent):
+    if not are_saved(competition):
         raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
     remedy = "restore it from a copy, or run 01_preprocess.py --new-folds (the same seed gives the same folds)"
     try:
@@ -273,10 +275,10 @@ def _made_of(competition: Competition) -> dict[str, Any]:
     """What of the competition file decides who is in which fold."""
     given = competition.folds
     if given.file is None:
-        return {"group": competition.group, "folds": {"n": given.n, "seed": given.seed, "file": None}}
+        return {"group": competition.groups_by, "folds": {"n": given.n, "seed": given.seed, "file": None}}
     path = _file(competition)
     contents = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "missing"
-    return {"group": competition.group, "folds": {"file": f"{given.file} ({contents})"}}
+    return {"group": competition.groups_by, "folds": {"file": f"{given.file} ({contents})"}}
 
 
 def digest(folds: pd.DataFrame, column: str = "fold") -> str:

@@ -55,7 +55,7 @@ def build_index(competition: Competition, workers: int | None = None, dask: str 
         frames.append(_once(competition, "extra", pd.concat(extra, ignore_index=True)))
     index = pd.concat(frames, ignore_index=True)
     headers = _headers(competition, index, workers, dask)
-    index = pd.concat([index, headers], axis=1)
+    index = _header_groups(competition, pd.concat([index, headers], axis=1))
     index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     check_readable(competition, index)
     classes(competition, index)
@@ -299,7 +299,8 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     identity = {competition.id, *(column for template in split.templates for column in template_columns(template))}
     keys = identity | set(template_columns(row_template))
     keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
-    keys |= {competition.group} if competition.group else set()
+    group = competition.group_column
+    keys |= {group} if group else set()
     table, rows_in_file = _table(competition, name, split, sorted(keys))
     if len(table) < rows_in_file:
         note(f"{name}: {rows_in_file - len(table)} of {rows_in_file} rows of {split.table} are left out by `where`")
@@ -307,7 +308,7 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
     if name != "test":
         needed |= set(competition.targets)
     if name == "train":
-        needed |= {competition.group} if competition.group else set()
+        needed |= {group} if group and not dicom.is_keyword(group) else set()
         needed |= set(competition.metadata.columns.values())
     for column in sorted(needed):
         if column not in table:
@@ -376,12 +377,23 @@ def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
 
 
 def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
-    if competition.group is None or competition.group not in table:
+    if competition.group_pattern is not None:
+        named = ids.str.extract(re.compile(competition.group_pattern))[0]
+    elif competition.group_column in table:
+        named = table[competition.group_column]
+    else:
         return ids
-    named = table[competition.group]
-    return named.astype(str).where(
-        named.notna() & (named.astype(str) != ""), ids
-    )  # a row without a group is a group of its own
+    # a row without a group is a group of its own
+    return named.astype(str).where(named.notna() & (named.astype(str) != ""), ids)
+
+
+def _header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
+    """Groups by a header field, where the competition names one and the table has no such column."""
+    tag = competition.group_column
+    if tag not in index:
+        return index
+    from_header = index[tag].astype(str).where(index[tag].notna() & (index["group"] == index["id"]), index["group"])
+    return index.assign(group=from_header).drop(columns=[] if tag in metadata_columns(competition) else [tag])
 
 
 def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -466,7 +478,7 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         more = f" and {len(listed.outside) - 1} more links" if len(listed.outside) > 1 else ""
         note(f"{name}: a link leads out of the raw folder and is followed: {some}{more}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
-    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": ids})
+    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": _groups(competition, pd.DataFrame(), ids)})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
     if name != "test":
         labels = _folder_labels(competition, split, ids, folder)
@@ -494,12 +506,14 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
 
 def _headers(competition: Competition, index: pd.DataFrame, workers: int | None, dask: str | None) -> pd.DataFrame:
     raw = competition.raw()
-    job = partial(_read_headers, str(raw), tuple(competition.dicom_tags))
+    group = competition.group_column
+    tags = list(dict.fromkeys([*competition.dicom_tags, *([group] if group and dicom.is_keyword(group) else [])]))
+    job = partial(_read_headers, str(raw), tuple(tags))
     headers: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
         headers[row] = {"error": str(result)} if isinstance(result, Exception) else result
-    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *competition.dicom_tags]
+    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *tags]
     return pd.DataFrame(headers, columns=columns)
 
 

@@ -4,7 +4,7 @@ read_image(path, size=None) -> uint8 (H, W) or (H, W, 3)
 read_header(path, tags=None) -> {keyword: value}
 """
 
-from foldwise.dicom.parse import DicomError
+from foldwise.dicom.parse import DicomError, is_keyword
 from foldwise.dicom.render import (
     DicomOptions,
     Size,
@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "frame_count",
     "is_dicom",
+    "is_keyword",
     "read_header",
     "read_image",
     "resize",

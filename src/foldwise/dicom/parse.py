@@ -86,6 +86,13 @@ class Parsed:
         return found[1] if found and isinstance(found[1], list) else []
 
 
+def is_keyword(name: str) -> bool:
+    """True for the keyword of a header field (PS3.6), such as PatientID."""
+    from pydicom.datadict import tag_for_keyword
+
+    return tag_for_keyword(name) is not None
+
+
 @lru_cache(maxsize=4096)
 def _tag(keyword: str) -> int:
     from pydicom.datadict import tag_for_keyword

@@ -46,6 +46,7 @@ def page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: 
         ("nested " + meta["metric"], _number(meta["nested_score"]), f"95 % interval {low} to {high}"),
         ("best single run", _number(meta["best_single_score"]), meta["best_single"]),
         ("plain mean", _number(meta["plain_mean_score"]), f"of {len(runs.names)} runs"),
+        ("expected on public rows", _range(meta["expected"]), f"of {meta['expected']['public_rows']:,}"),
         ("in-sample", _number(meta["in_sample_score"]), "not to be believed"),
         ("effective runs", f"{meta['effective_number_of_runs']:.1f}", f"of {len(runs.names)}, by their errors"),
     ]
@@ -130,10 +131,11 @@ def _methods_table(meta: Meta) -> str:
         for row in ranked
     ]
     chosen = [row["method"] == meta["method"] and row["space"] == meta["space"] for row in ranked]
-    head = ["method", "what it is", "nested", "behind best", "standard error", "within one"]
+    head = ["method", "what it is", "nested", "behind best", "standard error", "within half"]
     more = (
-        "Chosen: the simplest within one paired standard error of the best. The headline is not that row's score but "
-        "the score of this choosing, done anew without each fold, and so free of the flattery of a best of many."
+        "Chosen: the simplest within half a paired standard error of the best, never one below the best single run; "
+        "signed weights or trees only where they are two ahead of all others. The headline is not that row's score "
+        "but the score of this choosing, done anew without each fold, and so free of the flattery of a best of many."
     )
     return f"<h2>Methods tried</h2><div class=wide>{_table(head, rows, chosen)}</div><p class=muted>{more}</p>"
 
@@ -152,6 +154,10 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def _range(ends: Meta) -> str:
+    return f"{_number(ends['low'])} to {_number(ends['high'])}"
+
+
 def _e(text: object) -> str:
     return html.escape(str(text), quote=True)
 
@@ -167,6 +173,12 @@ def print_summary(meta: Meta, path: Path) -> None:
         f"{meta['method']} ({meta['space']}): nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
+    expected = meta["expected"]
+    if None not in expected.values():
+        print(
+            f"expect {_range(expected)} on {expected['public_rows']:,} public rows; "
+            f"a change below {expected['noise']:.4f} there means nothing"
+        )
     print(meta["verdict"])
     for line in [meta["note"], *meta["warnings"]]:
         if line:

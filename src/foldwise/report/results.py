@@ -132,11 +132,12 @@ def _scores(metric: metrics.Metric, runs: RunSet) -> dict[str, Any]:
     pred = runs.preds[0]
     parts = {int(k): score(metric, runs.target[runs.folds == k], pred[runs.folds == k]) for k in np.unique(runs.folds)}
     values = [value for value in parts.values() if not np.isnan(value)]
-    low, high = stats.percentiles(_draws(metric, runs, [pred])[:, 0])
+    pooled = score(metric, runs.target, pred)
+    low, high = stats.interval(_draws(metric, runs, [pred])[:, 0], pooled)
     return {
         "rows": len(pred),
         "folds_done": len(parts),
-        "score": score(metric, runs.target, pred),
+        "score": pooled,
         "low": low,
         "high": high,
         "by_fold": parts,

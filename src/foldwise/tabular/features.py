@@ -128,13 +128,13 @@ def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame
     A group is the host's (a patient, say), over training and test rows together, as both are known beforehand.
     The rank is NaN where a group has one value only. UserError where the competition names no group.
     """
-    if competition.group is None:
+    if competition.groups_by is None:
         raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
     group = table["host_group"] if "host_group" in table else table["group"]
     alone = (group == table["id"]).groupby(table["split"]).all()
     if alone.get("test", False) and not alone["train"]:
         raise UserError(
-            f"--group-features: test rows have no {competition.group}, so every one would seem alone in its group; "
+            f"--group-features: test rows have no {competition.groups_by}, so every one would seem alone in its group; "
             "leave the flag out"
         )
     key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
