@@ -24,19 +24,13 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace
 
-from pandas import DataFrame
-
-from foldwise.audit import groups
-from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
 from foldwise.core.schema import describe
-from foldwise.data import cache, folds, image, index, orientation, propose
+from foldwise.data import image, propose
 from foldwise.data.competition import Competition, load_competition
-from foldwise.model.crops import warn_of_stale_crops
-from foldwise.report.competition import write_competition_report
+from foldwise.report.preparation import prepare
 
 
 def main() -> None:
@@ -80,45 +74,7 @@ def main() -> None:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return
 
-    competition = load_competition(args.competition)
-    with index.alone(competition):
-        preprocess(competition, args)
-
-
-def preprocess(competition: Competition, args: Namespace) -> None:
-    table = index.build_index(competition, args.workers, args.dask)
-    if not args.new_folds:
-        folds.check_saved(competition, table)
-    sizes = list(dict.fromkeys([*args.sizes, SIZE]))
-    table["error"] = cache.build_caches(competition, table, sizes, args.workers, args.dask)
-    index.check_readable(competition, table)
-    ties = groups.ties(competition, table)
-    groups.refuse(competition, ties)
-    images = cache.load_cache(competition, SIZE, table=table)
-    copies = duplicate_groups(competition, table, images, turned=competition.turned_copies)
-    table = table.assign(host_group=table["group"], group=copies.group)
-    warn_of_stale_crops(competition, table)
-    fold_table = folds.make_once(competition, table, anew=args.new_folds)
-    index.save_index(table, competition)
-    path, warnings = write_competition_report(competition, table, fold_table, args.sizes, copies)
-    look_at_orientation(competition, table, images)
-    odd = index.remarked(cache.remarks(competition, table, args.sizes[0])) + index.odd_formats(table)
-    forgotten = [str(tie) for tie in ties[:1]]
-    for warning in index.set_aside(table) + odd + forgotten + warnings:
-        note(f"warning: {warning}")
-    others = index.left_out(competition)
-    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
-
-
-def look_at_orientation(competition: Competition, table: DataFrame, images: cache.Cache) -> None:
-    """Say what the training images are taken for, where the competition file says nothing."""
-    train = table[(table["split"] == "train") & table["error"].isna()]
-    some = train.iloc[:: max(1, len(train) // orientation.LOOKED_AT)]
-    files = [competition.raw() / path for path in some["path"]]
-    judged = orientation.judge(files, images.read(images.rows_of(some)))
-    if competition.orientation is None and judged.orientation is not None:
-        line, turn = f"orientation: {judged.orientation}", "no recipe" if judged.orientation == "upright" else "recipes"
-        note(f"images look {judged.orientation}: {judged.reason}; `{line}` in {competition.file} lets {turn} turn them")
+    prepare(load_competition(args.competition), args.sizes, args.workers, args.dask, args.new_folds)
 
 
 if __name__ == "__main__":
