@@ -68,7 +68,7 @@ def main() -> None:
         for doubt in proposal.doubts:
             note(f"look at  {doubt}")
         named = path if args.out else args.new
-        note(f"next: python src/01_preprocess.py --competition {named} --sizes 224")
+        note(f"next: python src/02_train.py --competition {named} --recipe auto --hours 0.1 --submit")
         return
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))

@@ -50,7 +50,7 @@ def folders() -> list[Path]:
 
 def _by_name(names: Sequence[str]) -> Path | None:
     """The first file of the first of `names` that lies below one of the folders; 'x/y' is a file y somewhere in x."""
-    files = [file for folder in folders() for file in _files_below(folder)]
+    files = [file for folder in folders() for file in files_below(folder)]
     for folder, name in (one.rpartition("/")[::2] for one in names):
         for file in files:
             if file.name == name and (not folder or folder in file.parts):
@@ -58,7 +58,7 @@ def _by_name(names: Sequence[str]) -> Path | None:
     return None
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Files of weights in a folder and at most five below it; not in the raw files of competitions."""
     for place, inside, names in os.walk(folder, followlinks=True):
         depth = len(Path(place).parts) - len(folder.parts)
