@@ -34,7 +34,7 @@ from foldwise import UserError
 from foldwise.core import cli, parallel
 from foldwise.core.ranks import current_ranks
 from foldwise.core.schema import describe
-from foldwise.data import cache, folds, index, submission
+from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
@@ -81,7 +81,9 @@ def main() -> None:
     loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
     recipes = {run: fitted(recipe, competition.orientation) for run, recipe in loaded.items()}
     if args.preview:
-        preview(competition, next(iter(recipes.values())), Path(args.preview))
+        from foldwise.report.previews import draw_preview  # matplotlib
+
+        draw_preview(competition, next(iter(recipes.values())), Path(args.preview))
         return
     index.try_metric(competition, index.load_index(competition))
     wanted = folds.choose(folds.load_folds(competition), args.fold)
@@ -121,21 +123,12 @@ def main() -> None:
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
     """Prepare and measure; a frozen backbone is done by step 4, else `args` names the recipe to train."""
     parallel.tune_allocator()
-    from foldwise.report import preparation  # matplotlib
-    from foldwise.train import auto  # torch
+    from foldwise.report.preparation import auto_recipe  # torch, matplotlib
 
-    if not (competition.derived() / "index.parquet").exists() or not folds.are_saved(competition):
-        preparation.prepare(competition, [preparation.SIZE])
-    wanted = folds.choose(folds.load_folds(competition), args.fold)
-    args.recipe = str(auto.recipe_file(competition, args.hours or 1.0, len(wanted), args.restart))
-    args.name = args.name or AUTO
-    args.devices = args.devices or auto.side_by_side(len(wanted))
-    recipe = load_recipe(args.recipe, args.overrides)
-    with index.alone(competition):
-        cache.build_caches(competition, index.load_index(competition), [recipe.image_size])
-    if recipe.model.mode != "frozen" or args.preview:
+    recipe, devices, head = auto_recipe(competition, args.hours or 1.0, args.fold, args.restart, args.overrides)
+    args.recipe, args.name, args.devices = str(recipe), args.name or AUTO, args.devices or devices
+    if head is None or args.preview:
         return False
-    head = "ridge" if competition.task == "regression" else "logreg"
     options = ["--competition", args.competition, "--recipe", args.recipe, "--head", head, "--name", args.name]
     sys.argv[1:] = [*options, *args.overrides]
     importlib.import_module("04_embed").main()  # embeddings are made once, heads take seconds
@@ -148,19 +141,6 @@ def submit(competition: Competition, runs: list[str], asked: bool) -> None:
     for run in runs if asked else []:
         whole = load_run(competition, run)
         print(f"submission: {submission.write_submission(competition, whole.test, run, {'runs': [run]})}")
-
-
-def preview(competition: Competition, recipe: Recipe, path: Path) -> None:
-    """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
-    from foldwise.report import figures, previews
-
-    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
-    rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
-    some = rows[:: max(1, len(rows) // 4)][:4]
-    a = recipe.augment
-    figure = previews.augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
-    figures.save(figure, path, dpi=100)
-    print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
 
 
 if __name__ == "__main__":

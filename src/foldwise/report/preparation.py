@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pandas import DataFrame
 
@@ -11,6 +12,7 @@ from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core.cli import note
 from foldwise.data import cache, folds, index, orientation
 from foldwise.data.competition import Competition
+from foldwise.data.recipe import load_recipe
 from foldwise.model.crops import warn_of_stale_crops
 from foldwise.report.competition import write_competition_report
 
@@ -51,6 +53,23 @@ def _prepare(
         note(f"warning: {warning}")
     others = index.left_out(competition)
     note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
+
+
+def auto_recipe(
+    competition: Competition, hours: float, fold: str, anew: bool, overrides: list[str]
+) -> tuple[Path, int, str | None]:
+    """(file of the recipe that fits, folds side by side, step 4's head where its backbone is frozen), images made."""
+    from foldwise.train import auto  # torch takes seconds, which step 1 need not wait for
+
+    if not (competition.derived() / "index.parquet").exists() or not folds.are_saved(competition):
+        prepare(competition, [SIZE])
+    wanted = folds.choose(folds.load_folds(competition), fold)
+    file = auto.recipe_file(competition, hours, len(wanted), anew)
+    recipe = load_recipe(str(file), overrides)
+    with index.alone(competition):
+        cache.build_caches(competition, index.load_index(competition), [recipe.image_size])
+    head = "ridge" if competition.task == "regression" else "logreg"
+    return file, auto.side_by_side(len(wanted)), head if recipe.model.mode == "frozen" else None
 
 
 def _look_at_orientation(competition: Competition, table: DataFrame, images: cache.Cache) -> None:
