@@ -295,9 +295,13 @@ def _from_file(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     path = _file(competition)
     if not path.exists():
         raise UserError(f"{path}: no such file, named by folds.file in {competition.file}")
-    given = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
-    if not {"id", "fold"} <= set(given.columns):
-        raise UserError(f"{path}: needs columns id and fold, has {', '.join(given.columns)}")
+    given = pd.read_csv(path, dtype=str, keep_default_na=False)
+    named = next((c for c in ("fold", "kfold", "folds", "Fold") if c in given), None)
+    keys = [column for column in dict.fromkeys(["id", competition.id, *given]) if column in given and column != named]
+    if named is None or not keys:
+        raise UserError(f"{path}: needs a column of ids and a column fold, has {', '.join(given.columns)}")
+    key = max(keys, key=lambda column: int(train["id"].isin(given[column]).sum()))  # the first of equals
+    given = pd.DataFrame({"id": given[key], "fold": given[named]})
     if given["id"].duplicated().any():
         raise UserError(f"{path}: id {given['id'][given['id'].duplicated()].iloc[0]} stands there twice")
     own = train["host_group"] if "host_group" in train else train["group"]  # copies may lie apart: audit warns of them
