@@ -336,6 +336,15 @@ def table_of(competition: Competition, split: Split) -> tuple[Path, pd.DataFrame
     return path, _where(competition, split, read_table(path, sorted(keys)), path)
 
 
+def table_columns(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
+    """All columns of the train table, by the rows of `train` (index rows); none where there is no table."""
+    if competition.train.table is None:
+        return pd.DataFrame(index=train.index)
+    table = table_of(competition, competition.train)[1].drop_duplicates(competition.id).set_index(competition.id)
+    ids = train["id"].str.replace(r"#\d+$", "", regex=True) if competition.frames == "each" else train["id"]
+    return table.reindex(ids).set_axis(train.index)
+
+
 def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """id, row_id, group, path and the metadata columns (null where the table has none) of a split's table."""
     row_template = _row_template(competition)
