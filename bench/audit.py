@@ -1,6 +1,7 @@
 """Time and peak memory of the audit at 2,000 and 30,000 cached images of 224 x 224, and which planted copies it finds.
 
     python bench/audit.py [--counts 2000 30000]
+    python bench/audit.py --recall ../shared/data/skin1500/train      # by kind of copy, of any folder of images
 
 The images are lookalikes, a blob on mottled ground each, so that the hash proposes many wrong pairs and the pixels
 have to decide; one in a hundred is a copy (brighter, recoded, shifted, cropped, mirrored). Needs 4.6 GB of disk for
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,7 +29,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foldwise.audit.duplicates import duplicate_groups
+from foldwise.audit import traits
+from foldwise.audit.duplicates import duplicate_groups, duplicates
 from foldwise.data.cache import Cache
 from foldwise.data.competition import load_competition
 
@@ -113,11 +117,80 @@ def measure(count: int) -> dict[str, object]:
         }
 
 
+def cut(left: float, top: float, right: float, bottom: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Crop by shares of the sides, enlarged again."""
+
+    def crop(image: np.ndarray) -> np.ndarray:
+        kept = image[int(top * SIZE) : SIZE - int(bottom * SIZE), int(left * SIZE) : SIZE - int(right * SIZE)]
+        return cv2.resize(kept, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+    return crop
+
+
+def turn(degrees: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Turn about the middle; black where nothing was."""
+    warp = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1)
+    return lambda image: cv2.warpAffine(image, warp, (SIZE, SIZE))
+
+
+def bordered(image: np.ndarray) -> np.ndarray:
+    """A black border of 6 %."""
+    edge = int(0.06 * SIZE)
+    small = cv2.resize(image, (SIZE - 2 * edge, SIZE - 2 * edge), interpolation=cv2.INTER_AREA)
+    return cv2.copyMakeBorder(small, edge, edge, edge, edge, cv2.BORDER_CONSTANT)
+
+
+def written_on(image: np.ndarray) -> np.ndarray:
+    """White text in a corner."""
+    return cv2.putText(image.copy(), "L 12.03.2019", (10, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
+
+
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{
+        name: partial(copy_of, how=k)
+        for k, name in enumerate(("brighter", "JPEG 40", "shift", "crop 4 % a side", "mirror"))
+    },
+    "text": written_on,
+    "border 6 %": bordered,
+    **{f"crop {int(100 * p)} % a side": cut(p, p, p, p) for p in (0.05, 0.08, 0.10, 0.15)},
+    "corner crop 15 %": cut(0, 0, 0.15, 0.15),
+    "corner crop 25 %": cut(0.25, 0.25, 0, 0),
+    "mirror + crop 5 %": lambda image: cut(0.05, 0.05, 0.05, 0.05)(image[:, ::-1]),
+    **{f"turned by {degrees} degrees": turn(degrees) for degrees in (5, 10, 15)},
+}
+
+
+def recall(folder: Path, count: int = 300) -> pd.DataFrame:
+    """The share of copies found by kind, of up to 300 images a folder, and wrong pairs among originals and copies."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}][:count]
+    read = [cv2.resize(cv2.imread(str(path)), (SIZE, SIZE), interpolation=cv2.INTER_AREA) for path in files]
+    rows = []
+    for kind, change in KINDS.items():
+        both = [cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA) for image in [*read, *map(change, read)]]
+        with tempfile.TemporaryDirectory() as name:
+            np.save(Path(name) / "images.npy", np.stack(both))
+            ids = pd.DataFrame({"split": "train", "id": range(len(both)), "ok": 1, "path": map(str, range(len(both)))})
+            cache = Cache(Path(name) / "images.npy", 96, ids)
+            seen = traits.look(cache, np.arange(len(both)))
+            table = ids.assign(bytes=range(len(both)))
+            pairs, _ = duplicates(seen, table, cache, Path(name))
+        ends = np.sort(pairs[["a", "b"]].to_numpy(), axis=1)
+        true = ends[:, 1] - ends[:, 0] == len(read)
+        rows.append(
+            {"kind": kind, "images": len(read), "found": round(true.sum() / len(read), 2), "others": int((~true).sum())}
+        )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[2000, 30000])
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--recall", type=Path, metavar="FOLDER", help="which kinds of copies are found, on its images")
     options = parser.parse_args()
+    if options.recall:
+        print(recall(options.recall).to_string(index=False))
+        return
     if options.one:
         print(json.dumps(measure(options.one)))
         return

@@ -151,7 +151,7 @@ def test_bad_override_is_one_clear_line(override: str, message: str) -> None:
         (["train.class_weights=sqrt", "train.loss=asymmetric"], "train.loss=ce, bce or focal"),
         (["train.snapshots=true"], "train.cycles=<two or more>"),
         (["train.snapshots=true", "train.schedule=step"], "train.schedule=cosine"),
-        (["train.checkpoint=last", "train.snapshots=true", "train.cycles=2"], "train.snapshots=false"),
+        (["train.checkpoint=best", "train.snapshots=true", "train.cycles=2"], "train.snapshots=false"),
         (["train.cycles=2", "train.schedule=onecycle"], "train.schedule=cosine"),
         (["train.patience=5"], "train.schedule=plateau"),
         (["train.final_lr=0.5", "train.schedule=constant"], "train.schedule"),

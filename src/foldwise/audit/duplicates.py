@@ -36,8 +36,8 @@ from foldwise.data.competition import Competition
 SIZE = 96  # pixels a side that images are compared at: the same groups whatever sizes are cached
 VERSION = 4  # raise it when the same images would give other pairs
 RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
-LOOK_RADIUS = 10  # in any other look: each is one more chance of a false candidate, so less is let through
-TRIED = 3  # looks of a pair that are compared on pixels: the nearest hash is not always the right crop
+LOOK_RADIUS = 12  # in any other look: each is one more chance of a false candidate, so less is let through
+TRIED = 3  # looks of a pair, beside whole ones, that are compared on pixels: the nearest is not always the right crop
 NEIGHBOURS = 32  # candidates an image and look; more copies than that still chain together
 MOST = 300_000  # candidates compared on pixels, nearest hashes first: bounds the time
 AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated skin lesions the highest had 0.71
@@ -244,7 +244,8 @@ def _nearest_looks(keys: np.ndarray, ranks: np.ndarray, n: int) -> pd.DataFrame:
     order = np.lexsort((ranks, keys))
     begins = np.unique(keys[order], return_index=True)[1]
     number = np.arange(len(order)) - np.repeat(begins, np.diff(np.append(begins, len(order))))
-    first = order[number < TRIED]
+    whole = ranks[order] // 2 % len(LOOKS) < len(traits.TURNS)  # all of the image: always worth comparing
+    first = order[(number < TRIED) | whole]
     first = first[np.argsort(ranks[first], kind="stable")]
     (low, high), ranks = np.divmod(keys[first], n), ranks[first]
     swapped, ranks = ranks % 2 == 1, ranks // 2
