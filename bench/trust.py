@@ -125,7 +125,9 @@ def second_level(name: str, oof: np.ndarray, y: np.ndarray, folds: np.ndarray, s
     for k in range(FOLDS):
         learn, held = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
         watch = np.random.default_rng(seed).permutation(len(learn)) < len(learn) // 5
-        parts = [learners.Data(oof.T[part], y[part]) for part in (learn[~watch], learn[watch], learn)]
+        parts = [
+            learners.Data(oof.T[part], y[part], (), range(len(oof))) for part in (learn[~watch], learn[watch], learn)
+        ]
         settings = learners.settings_of(learner, {})
         rounds = 1
         if not learner.linear:

@@ -1,7 +1,8 @@
 """Step 3: a model on the metadata columns, on the same folds as the images.
 
 reads    input/derived/<competition>/ (index.parquet, folds.csv); with --oof and --embeddings other runs
-writes   oof/<competition>/<model>/: the same tables as step 2, without weights; and of rows out of fold
+writes   oof/<competition>/<model>/: the same tables as step 2; fold<K>_model.npz, encoder and model as numbers and
+           text, by which 05 predicts new rows; and of rows out of fold
            importance.csv, importance.png         what the models lean on, by column and fold
            contributions.csv, contributions.png   what each column adds to each row's prediction (SHAP values)
 
@@ -121,6 +122,7 @@ def main() -> None:
     }
     preds = {part.fold: (part.valid, part.test) for part in results}
     info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
+    boosting.save_models(competition.runs() / args.name, results)
     importance.write_importance(competition.runs() / args.name, problem, results)
     from foldwise.report.run import report_run  # matplotlib
 

@@ -4,7 +4,8 @@ reads    input/derived/<competition>/ (index, folds, images), and one of
            oof/<competition>/<run>/fold<K>.safetensors   with --run: fold K's head uses the network of fold K, which
                                                          did not see the rows it predicts
            the recipe's pretrained weights                with --recipe: one network, never trained on this data
-writes   oof/<competition>/<recipe or run>_<head>/: the same files as step 2, and report/report.html
+writes   oof/<competition>/<recipe or run>_<head>/: the same tables as step 2, report/report.html, and
+           fold<K>_head.npz, the head as arrays, by which 05 predicts new rows
          oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
            (killed, the same command continues), and used again by every head; a JSON beside each says what made it
 
@@ -64,13 +65,15 @@ def main() -> None:
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"
-    preds, chosen = {}, {}
-    for fold, valid, test, best in embeddings.fit_heads(
+    preds, chosen, heads = {}, {}, {}
+    for fold, valid, test, best, head in embeddings.fit_heads(
         competition, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
     ):
-        preds[fold], chosen[str(fold)] = (valid, test), best
+        preds[fold], chosen[str(fold)], heads[fold] = (valid, test), best, head
     meta = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
     info = write_run(competition, name, settings, fold_table, table, preds, meta)
+    for fold, head in heads.items():
+        embeddings.save_head(competition.runs() / name, fold, head)
     report_run(competition, info)
 
 

@@ -1,9 +1,12 @@
-"""Step 5: predict again from a run's saved weights: its rows with other test-time views, or any folder of images.
+"""Step 5: predict from saved models: a run's rows with other views, any folder of images, or a blend's hidden test set.
 
 reads    oof/<competition>/<run>/ (run.json, fold<K>.safetensors); input/derived/<competition>/
+         --submission: submissions/<competition>/<name>.json, the models of its runs, the test rows that lie there now
 writes   oof/<competition>/<name>/: the same tables as step 2, or --out FILE.csv (id, pred...) for --images DIR
+         --submission: --out FILE.csv as the host wants it, valid from the first seconds on, replaced as it gets better
 
 examples
+  python src/05_predict.py --submission blend --out submission.csv --hours 9
   python src/05_predict.py --run baseline                            # the tables of step 2, made again
   python src/05_predict.py --run baseline predict.tta=d4             # a new run baseline_d4, OOF and test alike
   python src/05_predict.py --run baseline --images new_images --out new.csv
@@ -11,25 +14,49 @@ examples
 
 from __future__ import annotations
 
+import time
+from argparse import SUPPRESS, Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from foldwise.core import cli, parallel
 from foldwise.core.cli import note
+from foldwise.core.files import write_json
 from foldwise.data import folds, image, index, oof
-from foldwise.data.competition import load_competition
+from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import recipe_settings
 from foldwise.data.runs import recipe_of, write_run
+from foldwise.inference import writer
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run of step 2")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", metavar="RUN", help="a run of step 2")
+    what.add_argument(
+        "--submission", type=cli.name, metavar="NAME", help="a blend of step 6, on the test rows that lie there now"
+    )
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="--submission: be done in so many hours; what costs least is left out"
+    )
+    parser.add_argument(
+        "--started", type=float, metavar="T", help="when they began, in seconds since 1970 (default: with this command)"
+    )
+    parser.add_argument(
+        "--folds", type=int, nargs="+", metavar="K", help="--submission: by these folds' models alone, for a rehearsal"
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="--submission: processes that share the images (default: one a GPU)"
+    )
+    parser.add_argument("--part", type=int, default=0, help=SUPPRESS)  # which of them this is
+    parser.add_argument("--stats", metavar="FILE.json", help="--submission: write down what it took")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
         "--name", type=cli.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
     )
     parser.add_argument("--images", metavar="DIR", help="predict every image below this folder instead")
     parser.add_argument(
-        "--out", metavar="FILE.csv", default="predictions.csv", help="where --images writes (default: predictions.csv)"
+        "--out", metavar="FILE.csv", default="predictions.csv", help="where to write (default: predictions.csv)"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="predict.* settings, such as predict.tta=flip"
@@ -37,13 +64,21 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     competition = load_competition(args.competition)
+    if args.submission:
+        predict_blend(competition, args)
+        return
+    for flag in ("hours", "started", "folds", "stats", "devices"):
+        if getattr(args, flag) is not None:
+            parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
     parallel.tune_allocator()
     from foldwise.model import fold_models  # torch, matplotlib
     from foldwise.report.run import report_run
 
     if args.images:
-        table, broken = fold_models.predict_folder(competition, recipe, args.run, Path(args.images))
+        from foldwise.inference.predict import predict_folder
+
+        table, broken = predict_folder(competition, recipe, args.run, Path(args.images))
         oof.write_table(table, Path(args.out))
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}")
@@ -56,6 +91,27 @@ def main() -> None:
     meta = {"weights_of": args.run}
     info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
     report_run(competition, info)
+
+
+def predict_blend(competition: Competition, args: Namespace) -> None:
+    started = writer.process_start() if args.started is None else args.started
+    deadline = None if args.hours is None else started + 3600 * args.hours
+    # before torch: a valid file at once
+    first = writer.begin(competition, args.submission, Path(args.out), write=not args.part)
+    parallel.tune_allocator()
+    from foldwise.inference.predict import How, predict_part, predict_submission
+
+    devices = args.devices or max(1, parallel.gpus())
+    how = How(deadline, args.folds, args.workers, (args.part, devices))
+    if args.part:
+        predict_part(first, how)
+        return
+    done = predict_submission(first, how)
+    if args.stats:
+        write_json(Path(args.stats), asdict(done))
+    left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""
+    broken = f"{done.unreadable} images unreadable"
+    print(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")
 
 
 if __name__ == "__main__":

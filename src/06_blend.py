@@ -10,6 +10,8 @@ examples
   python src/06_blend.py                                     # all runs of the demo, the method that nested CV picks
   python src/06_blend.py --runs baseline lightgbm --method rank
   python src/06_blend.py --method weights --space auto --name simplex
+  python src/06_blend.py --runs baseline                     # with fold 0 alone trained: a first submission
+  python src/06_blend.py --weights baseline=0.6 lightgbm=0.4 --space rank --name hand
   python src/06_blend.py --foreign notebook oof.parquet sub.csv --columns image_name=id prob=pred
   python src/06_blend.py --name simplex --lb 0.941 0.936     # public, then private score of that submission
 """
@@ -17,11 +19,12 @@ examples
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from foldwise.blend import fit_weights
 from foldwise.blend.assess import examine, test_table
 from foldwise.blend.methods import METHODS
-from foldwise.blend.run_set import gather_runs, renames
+from foldwise.blend.run_set import gather_runs, hand_weights, renames
 from foldwise.core import cli
 from foldwise.data import submission
 from foldwise.data.competition import load_competition
@@ -32,6 +35,13 @@ def arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders in oof/ (default: all finished)")
     names = ", ".join(["auto", *METHODS])
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="RUN=W",
+        help="weights set by hand, in --space; the automatic blend is fitted beside it and compared",
+    )
     parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
     parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
     parser.add_argument("--name", type=cli.name, default="blend", help="the submission's name (default: blend)")
@@ -63,11 +73,19 @@ def main() -> None:
     if args.lb:
         note_scores(competition, args.name, args.lb)
         return
-    runs = gather_runs(competition, args.runs, args.foreign, renames(args.columns))
+    by_hand = hand_weights(args.weights)
+    names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
+    runs = gather_runs(competition, names, args.foreign, renames(args.columns))
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
-    task = {"space": args.space, "task": competition.task}
-    blend = fit_weights(runs.preds, runs.target, competition.scorer(), args.method, args.seed, **settings, **task)
-    meta = examine(competition, runs, blend, args.seed)
+    fit = partial(fit_weights, runs.preds, runs.target, competition.scorer(), seed=args.seed, task=competition.task)
+    automatic = None
+    if by_hand:
+        weights = [by_hand.get(name, 0.0) for name in runs.names]
+        blend = fit(space=args.space, weights=weights, **settings)
+        automatic = fit(**settings)
+    else:
+        blend = fit(args.method, space=args.space, **settings)
+    meta = examine(competition, runs, blend, args.seed, automatic)
     path = submission.write_submission(competition, test_table(runs, blend), args.name, meta)
     write_blend_report(competition, args.name, runs, blend, meta)
     print_summary(meta, path)

@@ -26,6 +26,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.run("01_preprocess.py", "--sizes", 32)
     place.run("02_train.py", "--recipe", "quick.yaml")
     place.run("03_metadata.py")
+    place.run("06_blend.py", "--name", "blend", "--method", "mean")
+    place.run("11_bundle.py", "--submission", "blend", "--out", root / "bundle", "--owner", "some-body")
+    mounts = root / "kaggle" / "input"
+    (mounts / "competitions").mkdir(parents=True)
+    (mounts / "competitions" / "demo").symlink_to(place.raw)
+    (mounts / "foldwise-demo-blend").symlink_to(root / "bundle" / "dataset")
+    (root / "kaggle" / "working").mkdir()
     return place
 
 
@@ -43,7 +50,7 @@ def execute(path: Path, demo: Workplace, **env: str) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path: Path, demo: Workplace) -> None:
-    execute(path, demo)
+    execute(path, demo, **({"FOLDWISE_KAGGLE": str(demo.root / "kaggle")} if "submit" in path.stem else {}))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ STOREYS = [  # a room imports from itself and from those above it; rooms of one 
     {"data"},
     {"audit", "blend", "model"},
     {"train", "tabular"},
+    {"inference"},
     {"report", "demo"},
 ]
 HEAVY = {

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from foldwise import UserError, metrics
 from foldwise.blend import fit_weights, make_folds, stacking
 from foldwise.blend.methods import METHODS, shrunk
+from foldwise.blend.mixture import Mixture
 from foldwise.blend.run_set import renames
 from foldwise.blend.search import Problem
-from foldwise.blend.spaces import Calibration
+from foldwise.blend.spaces import Calibration, Maps, ranks
 from foldwise.data import folds, submission
 from foldwise.data.competition import load_competition
 from foldwise.report.blend import note_scores
@@ -337,6 +338,54 @@ def test_auto_and_partial_and_foreign_runs(tmp_path):
     assert "c lacks fold 3, 4" in done.stdout
     assert "note: nb has no fold column" in done.stdout and "note: a has no" not in done.stdout
     assert len(facts["methods"]) > 8
+    made.run("06_blend.py", "--runs", "a", "nb", "--method", "mean")  # it is kept as a run
+    (made.runs / "nb" / "run.json").write_text("{}")
+    line = made.refused("06_blend.py", "--runs", "a", "--foreign", "nb", "oof.parquet", "test.parquet")
+    assert "nb is a run of your own; give the foreign one another name" in line
+
+
+def test_fold_0_alone_makes_a_submission_and_says_so(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (300, 2))
+    preds = np.clip(target * 0.3 + rng.random((2, 300, 2)) * 0.7, 0, 1)
+    made = place(tmp_path, ["a", "b"], preds, target, [f"{i:04d}" for i in range(300)])
+    for run in "ab":
+        whole = pd.read_csv(made.runs / run / "oof.csv", dtype={"id": str})
+        whole[whole["fold"] == 0].to_csv(made.runs / run / "fold0.csv", index=False)
+        (made.runs / run / "test.csv").rename(made.runs / run / "fold0_test.csv")
+        (made.runs / run / "oof.csv").unlink()
+    done = made.run("06_blend.py", "--runs", "a", "--name", "first")
+    facts = json.loads((made.submissions / "first.json").read_text())
+    fold0 = pd.read_csv(made.runs / "a" / "fold0.csv")
+    labels = [column.removeprefix("target_") for column in fold0 if column.startswith("target_")]
+    score = metrics.score("roc_auc", fold0[[f"target_{x}" for x in labels]], fold0[[f"pred_{x}" for x in labels]])
+    assert facts["one_fold"] == 0 and facts["rows"] == len(fold0) and facts["nested_score"] == pytest.approx(score)
+    assert f"note: fold 0 alone: scored on its {len(fold0)} rows" in done.stdout
+    sent, test = pd.read_csv(made.submissions / "first.csv"), pd.read_csv(made.runs / "a" / "fold0_test.csv")
+    assert sent.iloc[:, 1].sum() == pytest.approx(test["pred_" + sent.columns[1]].sum())
+    made.run("06_blend.py", "--name", "both", "--method", "weights", "--runs", "a", "b")  # judged on parts of the fold
+    both = json.loads((made.submissions / "both.json").read_text())
+    assert both["nested_score"] != both["in_sample_score"]
+
+
+def test_weights_by_hand_are_written_and_compared_with_the_automatic_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (300, 2))
+    preds = np.clip(target * 0.3 + rng.random((3, 300, 2)) * 0.7, 0, 1)
+    made = place(tmp_path, ["a", "b", "c"], preds, target, [f"{i:04d}" for i in range(300)])
+    done = made.run("06_blend.py", "--weights", "a=3", "b=1", "--space", "prob", "--name", "hand")
+    facts = json.loads((made.submissions / "hand.json").read_text())
+    assert [(row["run"], row["weight"]) for row in facts["runs"]] == [("a", 0.75), ("b", 0.25)]
+    assert facts["nested_score"] == pytest.approx(facts["in_sample_score"]) and facts["automatic"]["method"]
+    assert "The automatic blend: " in done.stdout and "95 % interval" in done.stdout
+    sent = pd.read_csv(made.submissions / "hand.csv")
+    tests = [pd.read_csv(made.runs / run / "test.csv").set_index("id") for run in "ab"]
+    column = sent.columns[1]
+    mixed = 0.75 * tests[0]["pred_" + column] + 0.25 * tests[1]["pred_" + column]
+    assert sent.set_index("id")[column].to_numpy() == pytest.approx(mixed.loc[sent["id"]].to_numpy())
+    for bad, says in (("a", "expected RUN=WEIGHT"), ("a=x", "expected RUN=WEIGHT"), ("a=0", "a sum above 0")):
+        assert says in made.refused("06_blend.py", "--weights", bad)
+    assert "no oof.csv" in made.refused("06_blend.py", "--weights", "z=1")
 
 
 def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):
@@ -482,3 +531,43 @@ def test_multiclass_stacking_chooses_its_pull_by_the_folds() -> None:
         for method in ("stack", "mean")
     )
     assert stack < plain
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_saved_blend_predicts_the_same_and_each_row_by_itself(method, task):
+    rng = np.random.default_rng(3)
+    target = rng.integers(0, 2 if task == "binary" else 3, 300)
+    truth = target if task == "binary" else np.eye(3)[target]
+    preds = np.clip(truth * 0.2 + rng.random((3, *truth.shape)) * 0.7, 0.01, 0.99)
+    if task == "multiclass":
+        preds /= preds.sum(axis=2, keepdims=True)
+    metric = "roc_auc" if task == "binary" else "log_loss"
+    if "thresholds" in method and task == "multiclass":
+        pytest.skip("for binary targets")
+    if method in {"thresholds", "stack_thresholds", "vote"}:
+        metric = "accuracy"
+    blend = fit_weights(preds, target, metric, method, nested=False, task=task)
+    again = Mixture.of_saved(json.loads(json.dumps(blend.mixture.saved())))
+    new = preds[:, ::7]
+    assert np.array_equal(again.predict(new), blend.predict(new))
+    alone = np.concatenate([again.predict(new[:, k : k + 1]) for k in range(new.shape[1])])
+    assert alone == pytest.approx(blend.predict(new), abs=1e-12)
+
+
+def test_a_run_that_is_missing_hands_its_weight_to_the_others():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 200)
+    preds = np.clip(target * 0.3 + rng.random((3, 200)) * 0.6, 0, 1)
+    mixture = fit_weights(preds, target, "roc_auc", "mean", nested=False).mixture
+    preds[1, :50] = np.nan
+    assert mixture.predict(preds)[:50] == pytest.approx(preds[[0, 2], :50].mean(axis=0))
+    assert mixture.predict(preds)[50:] == pytest.approx(preds[:, 50:].mean(axis=0))
+
+
+def test_ranks_among_out_of_fold_predictions_are_exact_on_them_and_rise_beyond():
+    values = np.random.default_rng(1).random((1, 500))
+    maps = Maps.ranks(values)
+    assert maps(values) == pytest.approx(ranks(values))
+    beyond = maps(np.array([[-0.5, -0.1, 0.0, 0.5, 1.0, 1.2, 3.0]]))[0]
+    assert (np.diff(beyond) > 0).all() and beyond[0] > 0 and beyond[-1] < 1

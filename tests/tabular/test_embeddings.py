@@ -258,12 +258,35 @@ def test_each_folds_embeddings_are_kept_and_used_again(place: Workplace) -> None
     recipe = recipe_of(about, "quick")
     made = list(embeddings.fit_heads(about, recipe, "", "quick", "knn", table, fold_table))
     assert [file.stat().st_mtime_ns for file in files] == times
-    for fold, valid, test, _ in made:
+    for fold, valid, test, _, _ in made:
         assert valid.shape == ((fold_table["fold"] == fold).sum(), 1) and test.shape == (12, 1)
         assert test[tests.index("te0003")] == pytest.approx(np.delete(test, tests.index("te0003")).mean())
     turned = recipe_of(about, "quick", ["predict.tta=flip"])
     list(embeddings.each_fold(about, turned, "", "quick", table, fold_table))
     assert all(file.stat().st_mtime_ns != time for file, time in zip(files, times, strict=True))
+
+
+SAVED = [(name, task, None) for name in CLASSIFIERS for task in ("binary", "multiclass", "multilabel")]
+SAVED += [(name, "regression", None) for name in REGRESSORS] + [(name, "binary", 50_000) for name in CLASSIFIERS]
+
+
+@pytest.mark.parametrize(("name", "task", "memory"), SAVED)
+def test_a_saved_head_predicts_what_the_fitted_one_does(name: str, task, memory: int | None, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from foldwise.tabular import embeddings
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(120, 8)).astype(np.float32)
+    score = x[:, :3] + rng.normal(size=(120, 3)) / 2
+    y = {"binary": score[:, 0] > 0, "multiclass": score.argmax(axis=1), "multilabel": score > 0.3}.get(
+        task, score[:, 0]
+    )
+    outputs = {"binary": 1, "regression": 1}.get(task, 3)
+    heads = Heads(name, task, x, alone(120), outputs, memory=memory)
+    pred, _, fitted = heads.fit(np.arange(90), np.asarray(y[:90], np.float32), np.arange(90, 120))
+    embeddings.save_head(tmp_path, 0, fitted)
+    again = embeddings.load_head(tmp_path, 0)
+    assert np.array_equal(again.predict(x[90:]), fitted.predict(x[90:]))
+    assert fitted.predict(x[90:]) == pytest.approx(pred, abs=1e-5)
 
 
 def test_a_killed_embedding_goes_on_where_it_was(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,13 @@ def fitted(made, model: str = "lightgbm", wish: features.Wish | None = None, **p
     settings = {**found.defaults, **QUICKLY}
     inputs = features.gather(about, table, fold_table, wish or features.Wish(), plan.get("target_encode", ()))  # type: ignore[arg-type]
     problem = boosting.Problem.of(about, table, fold_table, inputs)
-    return problem, boosting.fit(problem, boosting.Plan(found, settings, **plan))  # type: ignore[arg-type]
+    parts = boosting.fit(problem, boosting.Plan(found, settings, **plan))  # type: ignore[arg-type]
+    boosting.save_models(about.file.parent, parts)
+    for part in parts:  # as JSON and text, every model says the same
+        rows = inputs.of_fold(part.fold)[np.arange(inputs.training, len(inputs.frame))]
+        again = boosting.load_model(about.file.parent, part.fold).predict(rows)
+        assert again == pytest.approx(part.test, rel=1e-12 if model == "catboost" else 0, abs=0)  # its JSON rounds
+    return problem, parts
 
 
 def oof_of(problem: boosting.Problem, parts: list[boosting.Fold]) -> np.ndarray:
@@ -379,14 +385,14 @@ def test_drift_is_told_and_files_come_with_a_warning(tmp_path: Path, monkeypatch
 
 @pytest.mark.smoke
 def test_group_columns_count_and_rank_within_the_patient(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    about, table, _ = make(tmp_path, monkeypatch)
+    about, table, fold_table = make(tmp_path, monkeypatch)
     table.loc[:3, "group"], table.loc[:3, "age"] = "p", [30.0, 40.0, 40.0, 60.0]
     made = features.group_columns(about, table)
     assert made.loc[:3, "images in group"].tolist() == [4] * 4
     assert made.loc[:3, "age rank in group"].tolist() == [0, 0.5, 0.5, 1]
     about.group = None
     with pytest.raises(UserError, match="names no `group`"):
-        features.group_columns(about, table)
+        features.gather(about, table, fold_table, features.Wish(groups=True))
 
 
 # --- the script -------------------------------------------------------------------------------------------

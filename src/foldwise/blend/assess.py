@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from foldwise import metrics, stats
 from foldwise.blend import trust
 from foldwise.blend.fit import Blend, fit_weights
-from foldwise.blend.methods import METHODS
+from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
-from foldwise.blend.spaces import Scaling
+from foldwise.blend.spaces import RANKED, Scaling, ranks, to_space
 from foldwise.data.competition import Competition
 
 Array = NDArray[Any]
@@ -26,8 +26,13 @@ def test_table(runs: RunSet, blend: Blend) -> pd.DataFrame:
     return pd.DataFrame({"id": runs.test_ids, **dict(zip(runs.columns, pred.T, strict=True))})
 
 
-def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0) -> Meta:
-    """Everything that the JSON and the page say, as plain numbers and lists."""
+def examine(
+    competition: Competition, runs: RunSet, blend: Blend, seed: int = 0, automatic: Blend | None = None
+) -> Meta:
+    """Everything that the JSON and the page say, as plain numbers and lists.
+
+    automatic: what a blend by hand is compared with.
+    """
     metric = competition.scorer()
     preds = Scaling.of(runs.preds, competition.task)(runs.preds)
     singles = [float(metric.function(runs.target, run, None)) for run in preds]
@@ -39,11 +44,15 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         name: stats.gain(draws[:, [0, at]], scores[0], scores[at], metric.greater_is_better)
         for at, name in enumerate(("over_best_single", "over_plain_mean", "over_nested_best_single"), 1)
     }
+    if automatic is not None:
+        both = stats.bootstrap(metric, runs.target, [blend.nested, automatic.nested], runs.groups, seed=seed)
+        ours, theirs = blend.nested_score, automatic.nested_score
+        gains["over_automatic"] = stats.gain(both, ours, theirs, metric.greater_is_better)
     matrix = trust.correlation(trust.errors(preds, runs.target, competition.task))
     meta = {
         "method": blend.method,
         "space": blend.space,
-        "says": METHODS[blend.method].says,
+        "says": ALL[blend.method].says,
         "note": blend.note,
         "metric": metric.name,
         "greater_is_better": metric.greater_is_better,
@@ -57,6 +66,9 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         "best_single_score": singles[best],
         "plain_mean_score": scores[2],
         "gains": gains,
+        "automatic": automatic and {key: getattr(automatic, key) for key in ("method", "space", "nested_score")},
+        "one_fold": runs.one_fold,
+        "parents": {name: sorted({*made_of} & {*runs.names}) for name, made_of in runs.parents.items()},
         "expected": _expected(competition, runs, metric, draws, blend),
         "in_folds": trust.fold_ranks(metric, runs.target, blend.nested[None], runs.folds)[0],
         "rows": int(runs.target.shape[0]),
@@ -77,8 +89,19 @@ def examine(competition: Competition, runs: RunSet, blend: Blend, seed: int = 0)
         "oof_against_test": trust.drift(runs.preds, _tests_like_oof(runs), runs.names, seed),
     }
     meta["verdict"] = verdict(meta)
+    meta["rank_order_kept"] = _rank_order_kept(runs, blend)
     meta["warnings"] = warnings(meta)
-    return plain_json(meta)
+    return plain_json({**meta, "mixture": blend.mixture.saved()})
+
+
+def _rank_order_kept(runs: RunSet, blend: Blend) -> float | None:
+    """Spearman's correlation of the test predictions with those of ranks among the test rows, as they once were."""
+    if blend.space not in RANKED:
+        return None
+    prepare = blend.prepare
+    among_test = blend.combiner(to_space(blend.space, prepare.scaling(runs.tests), prepare.task))
+    both = np.stack([blend.predict(runs.tests).reshape(-1), among_test.reshape(-1)])
+    return float(trust.correlation(ranks(both))[0, 1])
 
 
 def _rarer(target: Array) -> int:
@@ -138,7 +161,7 @@ def _leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int
 
 def _leave_one_out_method(runs: RunSet, blend: Blend) -> tuple[str, str]:
     heavy = len(runs.names) > 20 or runs.preds.size > 20_000_000
-    return ("mean", "prob") if heavy else (blend.method, blend.space)
+    return ("mean", "prob") if heavy or blend.method == "given" else (blend.method, blend.space)
 
 
 def verdict(meta: Meta) -> str:
@@ -177,11 +200,21 @@ def warnings(meta: Meta) -> list[str]:
     for name in meta["oof_against_test"]["named"]:
         auc = meta["oof_against_test"]["auc_by_run"][name]
         lines.append(f"{name}: its test predictions look unlike its out-of-fold ones (told apart with AUC {auc:.2f})")
+    if meta["one_fold"] is not None:
+        lines.append(
+            f"fold {meta['one_fold']} alone: scored on its {meta['rows']} rows, and test rows are predicted by its "
+            "models alone; the other folds add rows to the one and models to the other"
+        )
+    lines += [
+        f"{name} was made of {' and '.join(made_of)}, which stand beside it: they count twice"
+        for name, made_of in meta["parents"].items()
+        if made_of
+    ]
     wanted = {fold for counts in meta["coverage"].values() for fold in counts}
     for name, counts in meta["coverage"].items():
-        if set(counts) != wanted:
+        if set(counts) != wanted and meta["one_fold"] is None:
             lines.append(f"{name} lacks fold {', '.join(sorted(wanted - set(counts)))}")
-    if meta["rows"] < meta["rows_of_all_folds"]:
+    if meta["rows"] < meta["rows_of_all_folds"] and meta["one_fold"] is None:
         lines.append(f"fitted and judged on {meta['rows']} of {meta['rows_of_all_folds']} rows, those all runs cover")
     lines += [
         f"{name} has no fold column: if it was made on other folds than these, its models saw rows that they are "
@@ -197,6 +230,12 @@ def warnings(meta: Meta) -> list[str]:
     if meta["draws_undefined"]:
         share = f"{meta['draws_undefined']} of {meta['draws']}"
         lines.append(f"{share} bootstrap draws are left out of the intervals: {meta['metric']} has no value on them")
+    kept = meta["rank_order_kept"]
+    if kept is not None and kept < 0.9999:
+        lines.append(
+            "ranks are taken among the out-of-fold predictions, so that a row's score does not depend on the rows "
+            f"beside it; ranks among the test rows, as before, would order these otherwise (correlation {kept:.4f})"
+        )
     apart = abs(meta["in_sample_score"] - meta["nested_score"])
     width = meta["interval_95"][1] - meta["interval_95"][0]
     if apart > width / 2:

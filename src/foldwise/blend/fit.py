@@ -10,7 +10,7 @@ on the other folds and predicts this one. Only the second is worth comparing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
-from foldwise.blend.methods import FIXED_SPACE, METHODS, mean
+from foldwise.blend.methods import ALL, FIXED_SPACE, METHODS, mean
+from foldwise.blend.mixture import Mixture, Prepare
 from foldwise.blend.search import Problem
-from foldwise.blend.spaces import SPACES, Calibration, Scaling, ranks, to_space
+from foldwise.blend.spaces import RANKED, SPACES, Calibration, Maps, Scaling, ranks, to_space
 from foldwise.blend.stacking import Combiner
 from foldwise.core.schema import nearest
 from foldwise.data.folds import stratify
@@ -52,7 +53,7 @@ class Blend:
     interval: tuple[float, float]
     nested: Array
     combiner: Combiner
-    prepare: Callable[[Array], Array]
+    prepare: Prepare
     fitted: Array
     table: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
@@ -60,12 +61,17 @@ class Blend:
     def predict(self, preds: ArrayLike) -> Array:
         """(models, rows[, classes]) in the order of the runs fitted -> (rows,) or (rows, classes).
 
-        Ranks are taken within the rows given, so predict the whole test set at once.
+        Ranks are taken among the out-of-fold predictions: what a row gets does not depend on the rows beside it.
         """
         array = _stack(preds, self.names)
         if array.shape[0] != len(self.names):
             raise UserError(f"the blend is of {len(self.names)} runs, predictions came from {array.shape[0]}")
-        return self.combiner(self.prepare(array))
+        return self.mixture.predict(array)
+
+    @property
+    def mixture(self) -> Mixture:
+        """What predicts, and no more: to be saved."""
+        return Mixture(list(self.names), self.prepare, self.combiner)
 
 
 def fit_weights(
@@ -83,6 +89,7 @@ def fit_weights(
     task: str | None = None,
     nested: bool = True,
     draws: int = 1000,
+    weights: Sequence[float] | None = None,
 ) -> Blend:
     """The blend of out-of-fold predictions by `method`, and the score to expect of it.
 
@@ -91,7 +98,8 @@ def fit_weights(
     folds: (rows,) the runs' folds, five stratified ones where absent. groups: (rows,) patients, kept whole in
     those folds and drawn whole by the bootstrap. families: (model, image size) of each run, for `hierarchical`.
     space: prob, logit, rank, ... or auto (chosen by nested CV); each method has its own default.
-    nested=False skips cross-validation: nested_score and interval are NaN.
+    nested=False skips cross-validation: nested_score and interval are NaN. weights: one a run, set by hand instead
+    of by a method, and scaled to sum to one.
     Raises UserError for unknown names, NaN, and shapes that do not fit.
     """
     runs = tuple(names or ())
@@ -100,12 +108,21 @@ def fit_weights(
     problem = _problem(array, target, metric, seed, folds, groups, families, task)
     if len(runs) != array.shape[0]:
         raise UserError(f"{len(runs)} names for {array.shape[0]} runs")
+    if weights is not None:
+        method, problem = "given", replace(problem, given=_by_hand(weights, runs))
     work = _Work(array, problem, runs, None if groups is None else np.asarray(groups), draws)
     choices = _choices(method, space, problem, array)
     with threadpool_limits(1):  # matrices here are small: BLAS threads wait for each other, 5 x slower
         if not nested:
             return work.finish(*choices[0], None, [])
         return work.choose(choices, auto=method == "auto")
+
+
+def _by_hand(weights: Sequence[float], runs: Sequence[str]) -> tuple[float, ...]:
+    values = np.asarray(weights, np.float64)
+    if values.shape != (len(runs),) or not np.isfinite(values).all() or values.sum() <= 0:
+        raise UserError(f"weights set by hand: one number for each of {', '.join(runs)}, with a sum above 0")
+    return tuple((values / values.sum()).tolist())
 
 
 def _stack(preds: Any, names: Sequence[str]) -> Array:
@@ -169,7 +186,7 @@ SLACK = 0.5  # paired standard errors: 1 costs 0.004 log loss on 500 rows, 0 fla
 
 
 def _default_space(method: str, problem: Problem) -> str:
-    space = METHODS[method].space
+    space = ALL[method].space
     if problem.task == "regression":
         return "prob"
     return ("rank" if problem.metric.order_only else "prob") if space == "order" else space
@@ -180,7 +197,7 @@ def _choices(method: str, space: str | None, problem: Problem, preds: Array) -> 
         raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
     if method == "auto":
         return _auto_choices(problem, preds)
-    if method not in METHODS:
+    if method not in METHODS and not problem.given:
         raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
     if space is None or method in FIXED_SPACE:
         return [(method, _default_space(method, problem))]
@@ -209,7 +226,7 @@ def _applies(method: str, problem: Problem, preds: Array) -> bool:
     metric, task = problem.metric, problem.task
     if preds.shape[0] == 1 and method not in {"mean", "thresholds"}:
         return False
-    if task == "regression" and METHODS[method].uniform and method != "mean":
+    if task == "regression" and ALL[method].uniform and method != "mean":
         return False
     cuts = (metric.decides and task != "multiclass") or metric.name == "pf1"
     return {
@@ -220,9 +237,11 @@ def _applies(method: str, problem: Problem, preds: Array) -> bool:
         "vote": metric.decides,
         "per_class": preds.ndim == 3 and metric.name != "log_loss",
         "hierarchical": bool(problem.families),
-        # weights of any sign leave 0..1, and an order is all that their clipped ends keep
-        "ridge": not metric.probability or task == "regression",
+        # free to turn all runs over, which pays where noise errs against the labels; clipped ends keep an order only
+        "ridge": task == "regression",
         "hill_negative": not metric.probability or task == "regression",
+        "hill": False,  # where `weights` ends, too, from another start: by name only
+        "caruana": False,
         "lightgbm": problem.target.shape[0] >= 1000 and (preds.ndim == 2 or preds.shape[2] <= 30),
         "calibrated": preds.ndim == 2 or preds.shape[2] <= 30,
     }.get(method, True)
@@ -245,24 +264,23 @@ class _Work:
             self.spaces[name] = to_space(name, self.preds, self.problem.task, self.problem.folds)
         return self.spaces[name]
 
-    def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Callable[[Array], Array]]:
-        """The combiner fitted on `rows` (all where None), and what turns predictions into its space."""
+    def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Calibration | None]:
+        """The combiner fitted on `rows` (all where None), and its calibration, if that is its space."""
         method, space = choice
         problem = self.problem if rows is None else _with_inner_folds(self.problem.take(rows))
         if space == "calibrated":
             preds = self.preds if rows is None else self.preds[:, rows]
             maps = Calibration(preds, problem.target, problem.folds, problem.seed)
-            return METHODS[method].fit(maps.fitted, problem, space), maps
+            return ALL[method].fit(maps.fitted, problem, space), maps
         z = self.space(space)
-        combiner = METHODS[method].fit(z if rows is None else z[:, rows], problem, space)
-        return combiner, lambda preds: to_space(space, preds, problem.task)
+        return ALL[method].fit(z if rows is None else z[:, rows], problem, space), None
 
     def nested(self, choice: Choice) -> Array:
         """Predictions for every fold by the method fitted on the other folds."""
         method, space = choice
         folds = self.problem.folds
         out = np.empty(self.preds.shape[1:], np.float32 if self.preds.dtype == np.float32 else np.float64)
-        if METHODS[method].fit is mean and space != "calibrated":
+        if ALL[method].fit is mean and space != "calibrated":
             out[:] = mean(self.preds, self.problem, space)(self.space(space))
             return out
         if space != "calibrated":
@@ -270,8 +288,8 @@ class _Work:
 
         def one(k: int) -> None:
             train, held = np.flatnonzero(folds != k), np.flatnonzero(folds == k)
-            combiner, prepare = self.fit(choice, train)
-            seen = prepare(self.preds[:, held]) if space == "calibrated" else self.space(space)[:, held]
+            combiner, maps = self.fit(choice, train)
+            seen = maps(self.preds[:, held]) if maps else self.space(space)[:, held]
             out[held] = combiner(seen)
 
         big = self.preds.size > 50_000_000
@@ -297,8 +315,8 @@ class _Work:
         honest = self._choose_without_each_fold(choices, nested, draws, sign)
         method, space = choices[chosen]
         note = ""
-        if auto and METHODS[method].uniform:
-            note = f"{METHODS[method].says} is as good as anything tried: no weights are worth fitting"
+        if auto and ALL[method].uniform:
+            note = f"{ALL[method].says} is as good as anything tried: no weights are worth fitting"
             if (method, space) != ("rank", "rank") and any(r["method"] == "rank" and r["within"] for r in table):
                 note += "; an equal rank mean is as good"
         rows = [{**row, "nested_score": float(sign * value)} for row, value in zip(table, scores, strict=True)]
@@ -322,14 +340,14 @@ class _Work:
     def finish(
         self, method: str, space: str, nested: Array | None, table: list[dict[str, Any]], note: str = ""
     ) -> Blend:
-        combiner, into = self.fit((method, space))
-        seen = into.fitted if isinstance(into, Calibration) else self.space(space)
+        combiner, calibration = self.fit((method, space))
+        seen = calibration.fitted if calibration else self.space(space)
         fitted = combiner(seen)
         score, interval = float("nan"), (float("nan"), float("nan"))
         if nested is not None:
             score = self.score(nested)
             interval = stats.interval(self.bootstrap([nested], self.draws)[:, 0], score) if self.draws else interval
-        scaling = self.scaling
+        maps = calibration.maps if calibration else Maps.ranks(self.preds) if space in RANKED else None
         return Blend(
             method,
             space,
@@ -341,7 +359,7 @@ class _Work:
             interval,
             fitted if nested is None else nested,
             combiner,
-            lambda preds: into(scaling(preds)),
+            Prepare(self.scaling, space, self.problem.task, maps),
             fitted,
             table,
             note,
@@ -355,16 +373,16 @@ def _pick(choices: list[Choice], scores: Array, draws: Array) -> tuple[int, list
     Methods that want evidence are taken only where they have it.
     """
     every = range(len(choices))
-    plain = [i for i in every if not METHODS[choices[i][0]].evidence] or list(every)
+    plain = [i for i in every if not ALL[choices[i][0]].evidence] or list(every)
     scores = np.where(np.isnan(scores), -np.inf, scores)
     best = max(plain, key=lambda i: scores[i])
     errors = np.nanstd(draws - draws[:, [best]], axis=0)
     behind = scores[best] - scores
     within = [i for i in plain if behind[i] <= SLACK * errors[i] or i == best]
     single = [i for i in plain if choices[i][0] == "best"]
-    chosen = min(within, key=lambda i: (METHODS[choices[i][0]].complexity, i))
+    chosen = min(within, key=lambda i: (ALL[choices[i][0]].complexity, i))
     chosen = max([chosen, *single], key=lambda i: scores[i])
-    proven = [i for i in every if i not in plain and -behind[i] > METHODS[choices[i][0]].evidence * errors[i]]
+    proven = [i for i in every if i not in plain and -behind[i] > ALL[choices[i][0]].evidence * errors[i]]
     table = [
         {
             "method": choices[i][0],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foldwise.blend.search import Problem, climb, descend, hill, objective, select
 from foldwise.blend.spaces import from_space, truth_columns
-from foldwise.blend.stacking import Combiner, Function, Linear, logistic, ridge, thresholds, trees, within
+from foldwise.blend.stacking import Combiner, Linear, logistic, ridge, thresholds, trees, within
 
 Array = NDArray[Any]
 Fit = Callable[[Array, Problem, str], Combiner]
@@ -25,35 +25,52 @@ def mean(z: Array, problem: Problem, space: str) -> Combiner:
     return Linear(np.full(z.shape[0], 1 / z.shape[0]), space, problem.task)
 
 
+def _given(z: Array, problem: Problem, space: str) -> Combiner:
+    """Weights set by hand."""
+    return Linear(np.array(problem.given), space, problem.task)
+
+
 def _best(z: Array, problem: Problem, space: str) -> Combiner:
     losses = [problem.loss(from_space(space, run, problem.task)) for run in z]
     return Linear(np.eye(z.shape[0])[int(np.argmin(losses))], space, problem.task)
 
 
+@dataclass(frozen=True)
+class Power:
+    """(mean p^k)^(1/k): below 1 a low score weighs more, above 1 a high one."""
+
+    weights: Array
+    power: float
+
+    def __call__(self, z: Array) -> Array:
+        return np.mean(np.clip(z, 0, None) ** self.power, axis=0) ** (1 / self.power)
+
+
 def _power(z: Array, problem: Problem, space: str) -> Combiner:
-    """(mean p^k)^(1/k): below 1 a low score weighs more, above 1 a high one; k by the metric."""
-    uniform = np.full(z.shape[0], 1 / z.shape[0])
-
-    def mean_of(power: float) -> Callable[[Array], Array]:
-        return lambda new: np.mean(np.clip(new, 0, None) ** power, axis=0) ** (1 / power)
-
+    """A power mean, k by the metric."""
     # 1 is the plain mean; 8 is near the maximum already
-    losses = {power: problem.loss(mean_of(power)(z)) for power in (0.25, 0.5, 2.0, 4.0, 8.0)}
-    return Function(uniform, mean_of(min(losses, key=lambda power: losses[power])))
+    tried = [Power(np.full(z.shape[0], 1 / z.shape[0]), power) for power in (0.25, 0.5, 2.0, 4.0, 8.0)]
+    return min(tried, key=lambda one: problem.loss(one(z)))
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The share of runs that say yes (0.5 or more) or name the class; the mean, at 1/1000, settles ties."""
+
+    weights: Array
+    task: str
+
+    def __call__(self, z: Array) -> Array:
+        if self.task == "multiclass":
+            said = z.argmax(axis=2)
+            votes = np.stack([(said == c).mean(axis=0) for c in range(z.shape[2])], axis=1)
+        else:
+            votes = (z >= 0.5).mean(axis=0)
+        return 0.999 * votes + 0.001 * z.mean(axis=0)
 
 
 def _vote(z: Array, problem: Problem, space: str) -> Combiner:
-    """The share of runs that say yes (0.5 or more) or name the class; the mean, at 1/1000, settles ties."""
-
-    def combine(new: Array) -> Array:
-        if problem.task == "multiclass":
-            said = new.argmax(axis=2)
-            votes = np.stack([(said == c).mean(axis=0) for c in range(new.shape[2])], axis=1)
-        else:
-            votes = (new >= 0.5).mean(axis=0)
-        return 0.999 * votes + 0.001 * new.mean(axis=0)
-
-    return Function(np.full(z.shape[0], 1 / z.shape[0]), combine)
+    return Vote(np.full(z.shape[0], 1 / z.shape[0]), problem.task)
 
 
 def _gradient(z: Array, problem: Problem, space: str) -> Combiner:
@@ -187,6 +204,7 @@ METHODS: dict[str, Method] = {
     "per_class": Method(_per_class, "order", 14, "weights for each class"),
     "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking", evidence=2.0),
 }
+ALL = {**METHODS, "given": Method(_given, "prob", 0, "weights set by hand")}
 FIXED_SPACE = {
     "stack_thresholds",
     "mean",

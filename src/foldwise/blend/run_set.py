@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from foldwise import UserError
+from foldwise.blend.fit import make_folds
 from foldwise.data import folds, index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.runs import Run, finished_folds, list_runs, load_run, mean_test, read_folds, read_run_info
@@ -32,7 +33,8 @@ class RunSet:
     OOF can fairly be compared with. A run without tables a fold has its means there.
 
     columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
-    unchecked: runs whose tables don't say on which folds they were made.
+    unchecked: runs whose tables don't say on which folds they were made. one_fold: the only fold that all runs cover;
+    `folds` are then parts of it. parents: the runs that a run of step 03 --oof was made of.
     Where several images make a submission row, N and T count submission rows: images are joined before they are
     blended, in OOF and test alike.
     """
@@ -50,6 +52,8 @@ class RunSet:
     rows_all: int = 0
     tests_by_one: Array | None = None
     unchecked: tuple[str, ...] = ()
+    one_fold: int | None = None
+    parents: dict[str, list[str]] = field(default_factory=dict)
 
 
 def gather_runs(
@@ -58,7 +62,8 @@ def gather_runs(
     foreign: Sequence[tuple[str, str, str]] = (),
     rename: Mapping[str, str] | None = None,
 ) -> RunSet:
-    """The runs of those names (all finished ones where none is given) and foreign (name, OOF file, test file).
+    """The runs of those names (all finished ones where none is given) and foreign (name, OOF file, test file), which
+    are kept as runs of that name.
 
     rename: foreign column -> ours (id, fold, target, pred, pred_<class>).
     Raises UserError where there is nothing to blend, and for rows, columns, folds or truth that do not match.
@@ -68,11 +73,17 @@ def gather_runs(
     if not names and not foreign:
         raise UserError(f"{competition.runs()}: no runs to blend; make one with python src/02_train.py --fold all")
     runs = [_load(competition, name) for name in names]
-    runs += [_foreign(name, Path(a), Path(b), rename or {}) for name, a, b in foreign]
+    strangers = [_foreign(competition, name, Path(a), Path(b), rename or {}) for name, a, b in foreign]
+    runs += strangers
     twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
     if twice:
         raise UserError(f"run '{twice[0]}' is given twice")
-    return _checked(competition, runs, index.load_index(competition), 2)
+    joined = _checked(competition, runs, index.load_index(competition))
+    for kept in strangers:
+        kept.folder.mkdir(parents=True, exist_ok=True)
+        oof.write_table(kept.oof, kept.folder / "oof.csv")
+        oof.write_table(kept.test, kept.folder / "test.csv")
+    return joined
 
 
 def look(competition: Competition, name: str) -> RunSet:
@@ -80,10 +91,10 @@ def look(competition: Competition, name: str) -> RunSet:
     test rows. UserError says what is wrong with the run."""
     table = index.load_index(competition)
     run = _load(competition, name, bool((table["split"] == "test").any()))
-    return _checked(competition, [run], table, 1)
+    return _checked(competition, [run], table)
 
 
-def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame, least: int) -> RunSet:
+def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame) -> RunSet:
     train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
     rows = folds.load_folds(competition).merge(train, on="id")
     classes = index.classes(competition, table)
@@ -91,7 +102,7 @@ def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame, lea
     for run in runs:
         _check_columns(run, columns)
         _check_rows(run, rows, competition)
-    return _line_up(competition, runs, rows, table, columns, least)
+    return _line_up(competition, runs, rows, table, columns)
 
 
 def _load(competition: Competition, name: str, tests: bool = True) -> Run:
@@ -103,20 +114,37 @@ def _load(competition: Competition, name: str, tests: bool = True) -> Run:
     return Run(name, folder, read_folds(folder, done), mean_test(folder, done), read_run_info(folder))
 
 
-def _foreign(name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
+def _foreign(competition: Competition, name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
+    folder = competition.runs() / name
+    if (folder / "run.json").exists() or sorted(folder.glob("fold*")):
+        raise UserError(f"--foreign {name}: {folder} is a run of your own; give the foreign one another name")
     tables = []
     for path in (oof_file, test_file):
         ids = [column for column in ("id", *(theirs for theirs, ours in rename.items() if ours == "id"))]
         frame = index.read_table(path, ids).rename(columns=dict(rename))
-        with tempfile.TemporaryDirectory() as folder:  # read as any run is, so that the same checks hold
-            copy = Path(folder) / "table.csv"
+        with tempfile.TemporaryDirectory() as tmp:  # read as any run is, so that the same checks hold
+            copy = Path(tmp) / "table.csv"
             frame.to_csv(copy, index=False)
             try:
                 tables.append(oof.read_table(copy))
             except UserError as error:
                 hint = "" if rename else "; map its columns with --columns theirs=ours"
                 raise UserError(str(error).replace(str(copy), str(path)) + hint) from None
-    return Run(name, oof_file.parent, tables[0], tables[1])
+    return Run(name, folder, tables[0], tables[1])
+
+
+def hand_weights(pairs: Sequence[str]) -> dict[str, float]:
+    """['image=0.6', 'svm=0.4'] as a mapping; UserError for anything else."""
+    weights = {}
+    for pair in pairs:
+        name, _, value = pair.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UserError(f"--weights {pair}: expected RUN=WEIGHT, such as image=0.6")
+    return weights
 
 
 def renames(pairs: Sequence[str]) -> dict[str, str]:
@@ -197,13 +225,13 @@ def _some(ids: pd.Series) -> str:
 
 
 def _line_up(
-    competition: Competition, runs: list[Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str], least: int
+    competition: Competition, runs: list[Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]
 ) -> RunSet:
     indexed = [run.oof.set_index("id")[columns] for run in runs]
     covered = np.logical_and.reduce([rows["id"].isin(part.index).to_numpy() for part in indexed])
     used = rows[covered].reset_index(drop=True)
-    if used["fold"].nunique() < least:
-        raise UserError(f"{', '.join(run.name for run in runs)}: fewer than two folds are covered by every run")
+    if not len(used):
+        raise UserError(f"{', '.join(run.name for run in runs)}: no fold is covered by every run; --runs takes fewer")
     coverage = {
         run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
         for run, part in ((run, rows[rows["id"].isin(run.oof["id"])]) for run in runs)
@@ -219,8 +247,11 @@ def _line_up(
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
         target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
         fold, group, total = fold[first], group[first], rows["row_id"].nunique()
-        single, _ = _join_tests(competition, single, test_ids, table)
-        tests, test_ids = _join_tests(competition, tests, test_ids, table)
+        single, _ = join_tests(competition, single, test_ids, table)
+        tests, test_ids = join_tests(competition, tests, test_ids, table)
+    one_fold = int(fold[0]) if len(np.unique(fold)) == 1 else None
+    if one_fold is not None:  # no model of it saw any of these rows: weights are judged on parts of the fold itself
+        fold = make_folds(target, competition.task, group, 0)
     if columns == ["pred"]:
         preds, tests, single = preds[:, :, 0], tests[:, :, 0], single[:, :, 0]
     return RunSet(
@@ -237,10 +268,13 @@ def _line_up(
         total,
         single,
         tuple(run.name for run in runs if "fold" not in run.oof),
+        one_fold,
+        {run.name: [str(name) for name in run.info.config.get("oof") or []] for run in runs},
     )
 
 
-def _join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+def join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:
+    """Predictions of images (M, T, C) joined to those of submission rows, and these rows' ids."""
     row_of = table[table["split"] == "test"].set_index("id")["row_id"].reindex(ids)
     if row_of.isna().any():
         raise UserError(f"the runs' test tables: id '{ids[row_of.isna()][0]}' is no test image of {competition.name}")

@@ -28,7 +28,8 @@ PAIRS = 120_000  # of a positive and a negative, for the smooth loss alone: the 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a fit may know. folds: (N,) for inner cross-validation; families: (model, size) of each run."""
+    """What a fit may know. folds: (N,) for inner cross-validation; families: (model, size) of each run;
+    given: weights set by hand."""
 
     target: Array
     metric: Metric
@@ -36,6 +37,7 @@ class Problem:
     folds: Array
     seed: int = 0
     families: tuple[tuple[str, str], ...] = ()
+    given: tuple[float, ...] = ()
 
     def take(self, rows: Array | slice) -> Problem:
         return replace(self, target=self.target[rows], folds=self.folds[rows])

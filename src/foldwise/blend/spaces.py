@@ -19,7 +19,9 @@ from foldwise.metrics import known_rows
 
 Array = NDArray[Any]
 SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
+RANKED = {"rank", "fold_rank"}
 EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
+KNOTS = 2000  # of the ranks that a blend remembers, a run: interpolated, a rank is right to 1/4000
 SLOPES = (float(np.exp(-2)), float(np.exp(2)))  # of logits: never 0, so that the order of a run's rows stays
 
 
@@ -91,6 +93,73 @@ def from_space(space: str, mix: Array, task: str) -> Array:
     return np.exp(mix) if space == "log" else mix
 
 
+@dataclass(frozen=True)
+class Sigmoid:
+    """Temperature and bias of a probability's logit (Platt 1999)."""
+
+    slope: float
+    bias: float
+
+    def __call__(self, values: Array) -> Array:
+        return expit(self.slope * logit(np.clip(values, EPS, 1 - EPS)) + self.bias)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Isotonic regression, interpolated between knots; 1 % of the score itself keeps the order."""
+
+    x: Array
+    y: Array
+
+    def __call__(self, values: Array) -> Array:
+        return 0.99 * np.interp(values, self.x, self.y) + 0.01 * values
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The rank, in (0, 1), that a value has among known ones; beyond them it still rises, towards 0 or 1."""
+
+    x: Array  # distinct values, ascending
+    y: Array  # their ranks
+
+    @classmethod
+    def of(cls, column: Array, knots: int) -> Quantiles:
+        """Exact at every value where there are no more than `knots` of them."""
+        x, counts = np.unique(column.astype(np.float64), return_counts=True)
+        y = (np.cumsum(counts) - counts / 2) / column.size
+        kept = np.unique(np.linspace(0, x.size - 1, min(knots, x.size)).round().astype(int))
+        return cls(x[kept], y[kept])
+
+    def __call__(self, values: Array) -> Array:
+        low, high = self.x[0], self.x[-1]
+        spread = (high - low) or 1.0
+        below, above = np.clip(low - values, 0, None) / spread, np.clip(values - high, 0, None) / spread
+        inside = np.interp(values, self.x, self.y)
+        return inside / (1 + below) + (1 - self.y[-1]) * above / (1 + above)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A monotone map for each run and column: maps[m][c]."""
+
+    maps: list[list[Any]]
+
+    @classmethod
+    def ranks(cls, preds: Array) -> Maps:
+        """Each value's rank among out-of-fold ones, preds (M, N) or (M, N, C): whatever rows stand beside it."""
+        columns = preds.reshape(*preds.shape[:2], -1)
+        knots = max(100, min(KNOTS, 400_000 // (columns.shape[0] * columns.shape[2])))
+        return cls([[Quantiles.of(column, knots) for column in run.T] for run in columns])
+
+    def __call__(self, preds: Array) -> Array:
+        columns = preds.reshape(*preds.shape[:2], -1)
+        out = np.empty(columns.shape)
+        for m, maps in enumerate(self.maps):
+            for c, mapped in enumerate(maps):
+                out[m, :, c] = mapped(columns[m, :, c])
+        return out.reshape(preds.shape)
+
+
 class Calibration:
     """A monotone map per run and column: isotonic with 1,000 rows or more, else temperature and bias (Platt 1999).
 
@@ -104,20 +173,15 @@ class Calibration:
         numbers = np.arange(target.shape[0])
         half = np.random.default_rng(seed).permutation(target.shape[0]) % 2
         self.fitted = np.empty(columns.shape)
-        self.maps = []
+        self.maps = Maps([])
         for m in range(columns.shape[0]):
-            self.maps.append([_monotone(columns[m, rows, c], y) for c, (rows, y) in enumerate(self.truth)])
+            self.maps.maps.append([_monotone(columns[m, rows, c], y) for c, (rows, y) in enumerate(self.truth)])
             for c, (rows, y) in enumerate(self.truth):
                 self.fitted[m, :, c] = _cross_fitted(columns[m, :, c], numbers[rows], y, folds, half)
         self.fitted = self.fitted.reshape(preds.shape)
 
     def __call__(self, preds: Array) -> Array:
-        columns = preds.reshape(*preds.shape[:2], -1)
-        out = np.empty(columns.shape)
-        for m, maps in enumerate(self.maps):
-            for c, mapped in enumerate(maps):
-                out[m, :, c] = mapped(columns[m, :, c])
-        return out.reshape(preds.shape)
+        return self.maps(preds)
 
 
 def truth_columns(target: Array, columns: int) -> list[tuple[slice | Array, Array]]:
@@ -146,12 +210,11 @@ def _cross_fitted(pred: Array, rows: Array, truth: Array, folds: Array, half: Ar
 def _monotone(pred: Array, truth: Array) -> Callable[[Array], Array]:
     if truth.size >= 1000 and 50 <= truth.sum() <= truth.size - 50:  # below that isotonic steps follow the noise
         return _isotonic(pred, truth)
-    slope, bias = stats.platt(logit(np.clip(pred, EPS, 1 - EPS)), truth, SLOPES)
-    return lambda values: expit(slope * logit(np.clip(values, EPS, 1 - EPS)) + bias)
+    return Sigmoid(*stats.platt(logit(np.clip(pred, EPS, 1 - EPS)), truth, SLOPES))
 
 
-def _isotonic(pred: Array, truth: Array) -> Callable[[Array], Array]:
-    """Isotonic regression of 200 equally filled bins, interpolated; 1 % of the score itself keeps the order."""
+def _isotonic(pred: Array, truth: Array) -> Steps:
+    """Isotonic regression of 200 equally filled bins."""
     from sklearn.isotonic import isotonic_regression
 
     order = np.argsort(pred)
@@ -159,4 +222,4 @@ def _isotonic(pred: Array, truth: Array) -> Callable[[Array], Array]:
     sizes = np.diff(np.append(starts, pred.size))
     x = np.add.reduceat(pred[order], starts) / sizes
     y = isotonic_regression(np.add.reduceat(truth[order].astype(np.float64), starts) / sizes, sample_weight=sizes)
-    return lambda values: 0.99 * np.interp(values, x, y) + 0.01 * values
+    return Steps(x, y)

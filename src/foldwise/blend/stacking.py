@@ -6,7 +6,6 @@ Every function takes z (M, N) or (M, N, C) and a `Problem`, and returns a combin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,14 +50,71 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Function:
-    """Any other combiner, with the weights that describe it."""
+class Clipped:
+    """A weighted sum, cut off at `least` and 1 - `least`."""
 
-    weights: Array
-    combine: Callable[[Array], Array]
+    line: Linear
+    least: float = 0.0
+
+    @property
+    def weights(self) -> Array:
+        return self.line.weights
 
     def __call__(self, z: Array) -> Array:
-        return self.combine(z)
+        return np.clip(self.line(z), self.least, 1 - self.least)
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Boosters in LightGBM's text form: one a column, or one for all classes. weights: shares of their gain."""
+
+    weights: Array
+    boosters: list[str]
+    multiclass: bool = False
+
+    def __call__(self, z: Array) -> Array:
+        import lightgbm
+
+        models = [lightgbm.Booster(model_str=text) for text in self.boosters]
+        if self.multiclass:
+            flat = z.transpose(1, 0, 2).reshape(z.shape[1], -1)
+            return np.asarray(models[0].predict(flat, num_threads=1))
+        cells = z.reshape(*z.shape[:2], -1)
+        out = np.stack([fit.predict(cells[:, :, c].T, num_threads=1) for c, fit in enumerate(models)], axis=1)
+        return out.reshape(z.shape[1:])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`base`, bent at its cuts (C,) to lie on either side of 0.5; hard: 0 or 1."""
+
+    base: Combiner
+    cuts: Array
+    hard: bool
+
+    @property
+    def weights(self) -> Array:
+        return self.base.weights
+
+    def __call__(self, z: Array) -> Array:
+        out = self.base(z)
+        return bend(out.reshape(out.shape[0], -1), self.cuts, self.hard).reshape(out.shape)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """`base`, rounded to grades from `low` on by cut points."""
+
+    base: Combiner
+    cuts: Array
+    low: int
+
+    @property
+    def weights(self) -> Array:
+        return self.base.weights
+
+    def __call__(self, z: Array) -> Array:
+        return np.digitize(self.base(z), self.cuts).astype(np.float64) + self.low
 
 
 # --- logistic -----------------------------------------------------------------------------------------------
@@ -220,8 +276,7 @@ def within(line: Linear, problem: Problem) -> Combiner:
     """What weights of any sign put outside 0..1 comes back: as near to the ends as so many rows can tell from them."""
     if problem.task == "regression" or line.space == "logit":
         return line
-    least = 0.5 / problem.target.shape[0]
-    return Function(line.weights, lambda new: np.clip(line(new), least, 1 - least))
+    return Clipped(line, 0.5 / problem.target.shape[0])
 
 
 def _moments(z: Array, problem: Problem) -> list[Any]:
@@ -268,22 +323,15 @@ def trees(z: Array, problem: Problem) -> Combiner:
     gains = np.stack([fit.feature_importance("gain") for fit in fits], axis=1)
     gains = gains / np.maximum(gains.sum(axis=0), 1e-12)
 
-    def combine(new: Array) -> Array:
-        cells = new.reshape(*new.shape[:2], -1)
-        out = np.stack([fit.predict(cells[:, :, c].T, num_threads=1) for c, fit in enumerate(fits)], axis=1)
-        return out.reshape(new.shape[1:])
-
-    return Function(gains.reshape(z.shape[:1] + z.shape[2:]), combine)
+    weights = gains.reshape(z.shape[:1] + z.shape[2:])
+    return Trees(weights, [fit.model_to_string() for fit in fits])
 
 
 def _trees_multiclass(z: Array, problem: Problem) -> Combiner:
     m, _, c = z.shape
     fit = _boost(z.transpose(1, 0, 2).reshape(-1, m * c), problem.target, "multiclass", problem, num_class=c)
     gain = fit.feature_importance("gain").reshape(m, c).sum(axis=1)
-    return Function(
-        gain / max(gain.sum(), 1e-12),
-        lambda new: np.asarray(fit.predict(new.transpose(1, 0, 2).reshape(-1, m * c), num_threads=1)),
-    )
+    return Trees(gain / max(gain.sum(), 1e-12), [fit.model_to_string()], multiclass=True)
 
 
 def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
@@ -305,6 +353,8 @@ def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
         "verbose": -1,
         **more,
     }
+    if kind != "multiclass":  # a run may only raise what it says, as in `logistic`
+        settings["monotone_constraints"] = [1] * x.shape[1]
     return lightgbm.train(settings, lightgbm.Dataset(x, y, free_raw_data=True), num_boost_round=40)
 
 
@@ -320,20 +370,14 @@ def thresholds(base: Combiner, z: Array, problem: Problem) -> Combiner:
     pred = base(z)
     if problem.task == "regression":
         cuts = _grade_cuts(pred, problem)
-        low = int(problem.target.min())
-        return Function(base.weights, lambda new: np.digitize(base(new), cuts).astype(np.float64) + low)
+        return Graded(base, cuts, int(problem.target.min()))
     if problem.task == "multiclass":
         raise UserError("--method thresholds: for binary and multilabel targets and for grades, not for classes")
     columns, truths = pred.reshape(pred.shape[0], -1), problem.target.reshape(pred.shape[0], -1)
     hard = problem.metric.name == "pf1"
     known = [known_rows(truth) for truth in truths.T]
     cuts = np.array([_cut(columns[rows, c], truths[rows, c], problem, hard) for c, rows in enumerate(known)])
-
-    def combine(new: Array) -> Array:
-        out = base(new)
-        return bend(out.reshape(out.shape[0], -1), cuts, hard).reshape(out.shape)
-
-    return Function(base.weights, combine)
+    return Cut(base, cuts, hard)
 
 
 def bend(pred: Array, cuts: Array, hard: bool = False) -> Array:

@@ -9,8 +9,9 @@ SOURCE = Path(__file__).resolve().parents[2]
 REPOSITORY = SOURCE.parent
 COMPETITIONS = SOURCE / "competitions"
 RECIPES = SOURCE / "recipes"
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
+KAGGLE = Path(os.environ.get("FOLDWISE_KAGGLE", "/kaggle"))  # elsewhere in a rehearsal
+KAGGLE_INPUT = KAGGLE / "input"
+KAGGLE_WORKING = KAGGLE / "working"
 
 
 def output_root() -> Path:

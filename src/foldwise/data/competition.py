@@ -155,6 +155,10 @@ class Folds(Strict):
 
     n: int = Field(5, ge=2, description="number of folds")
     seed: int = Field(0, description="seed of the split")
+    blocks: str | None = Field(
+        None,
+        description="a column of the train table, such as a date: folds are stretches of it, not balanced by class",
+    )
     file: str | None = Field(
         None, description="a CSV from elsewhere, used and checked instead: a column of ids, under any name, and fold"
     )

@@ -54,9 +54,8 @@ def build_index(competition: Competition, workers: int | None = None, dask: str 
         extra = [_split(competition, "extra", split) for split in competition.extra]
         frames.append(_once(competition, "extra", pd.concat(extra, ignore_index=True)))
     index = pd.concat(frames, ignore_index=True)
-    headers = _headers(competition, index, workers, dask)
-    index = _header_groups(competition, pd.concat([index, headers], axis=1))
-    index = _a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
+    index = by_header_groups(competition, pd.concat([index, headers(competition, index, workers, dask)], axis=1))
+    index = a_row_a_frame(index) if competition.frames == "each" else index.drop(columns="frames")
     check_readable(competition, index)
     classes(competition, index)
     index = _typed(competition, index)
@@ -219,7 +218,7 @@ def binary_labels(competition: Competition) -> tuple[str, str]:
         return "0", "1"
     split, raw = competition.train, competition.raw_of(competition.train)
     if split.table:
-        labels = _table(competition, "train", split, competition.targets)[0][competition.targets[0]].dropna()
+        labels = table_of(competition, split)[1][competition.targets[0]].dropna()
     else:
         folder = raw / str(split.folders or split.images)
         files = pd.Series([path.relative_to(folder).as_posix() for path in _listing(competition, split).images])
@@ -293,17 +292,10 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
-    path = competition.raw_of(split) / str(split.table)
-    row_id = competition.submission.row_id or competition.id
-    row_template = row_id if template_columns(row_id) else f"{{{row_id}}}"
-    identity = {competition.id, *(column for template in split.templates for column in template_columns(template))}
-    keys = identity | set(template_columns(row_template))
-    keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
-    group = competition.group_column
-    keys |= {group} if group else set()
-    table, rows_in_file = _table(competition, name, split, sorted(keys))
-    if len(table) < rows_in_file:
-        note(f"{name}: {rows_in_file - len(table)} of {rows_in_file} rows of {split.table} are left out by `where`")
+    path, table = table_of(competition, split)
+    if left_out := table.attrs["left_out"]:
+        note(f"{name}: {left_out} of {left_out + len(table)} rows of {split.table} are left out by `where`")
+    identity, group = identity_columns(competition, split), competition.group_column
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
@@ -317,38 +309,73 @@ def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFra
         empty = table[column].isna() | (table[column] == "")
         if empty.any():
             raise UserError(f"{path}: row {empty.idxmax() + 2}: '{column}' is empty")
+    rows = rows_of_table(competition, split, table, path)
+    if name == "test":
+        return rows.reset_index(drop=True)
+    at = list(rows).index("path") + 1
+    rows = pd.concat([rows.iloc[:, :at], _targets(competition, table, path), rows.iloc[:, at:]], axis=1)
+    return _labelled(competition, name, rows)
 
+
+def identity_columns(competition: Competition, split: Split) -> set[str]:
+    """The columns that a row can't do without: its id, and what its image's path is made of."""
+    return {competition.id, *(column for template in split.templates for column in template_columns(template))}
+
+
+def _row_template(competition: Competition) -> str:
+    row_id = competition.submission.row_id or competition.id
+    return row_id if template_columns(row_id) else f"{{{row_id}}}"
+
+
+def table_of(competition: Competition, split: Split) -> tuple[Path, pd.DataFrame]:
+    """A split's table and where it lies; ids, groups and class names in it are text."""
+    path = competition.raw_of(split) / str(split.table)
+    keys = identity_columns(competition, split) | set(template_columns(_row_template(competition)))
+    keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
+    keys |= {competition.group_column} if competition.group_column else set()
+    return path, _where(competition, split, read_table(path, sorted(keys)), path)
+
+
+def table_columns(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
+    """All columns of the train table, by the rows of `train` (index rows); none where there is no table."""
+    if competition.train.table is None:
+        return pd.DataFrame(index=train.index)
+    table = table_of(competition, competition.train)[1].drop_duplicates(competition.id).set_index(competition.id)
+    ids = train["id"].str.replace(r"#\d+$", "", regex=True) if competition.frames == "each" else train["id"]
+    return table.reindex(ids).set_axis(train.index)
+
+
+def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """id, row_id, group, path and the metadata columns (null where the table has none) of a split's table."""
+    row_template = _row_template(competition)
     rows = pd.DataFrame({"id": table[competition.id]})
     known = set(template_columns(row_template)) <= set(table)
     rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
-    rows["group"] = _groups(competition, table, rows["id"])
+    rows["group"] = groups_of(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
-    if name != "test":
-        rows = pd.concat([rows, _targets(competition, table, path)], axis=1)
     for column in dict.fromkeys(competition.metadata.columns.values()):
         rows[column] = table.get(column)
-    return rows.reset_index(drop=True) if name == "test" else _labelled(competition, name, rows)
+    return rows
 
 
-def _table(competition: Competition, name: str, split: Split, text_columns: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """(a split's table without the rows that `where` leaves out, its index their places in the file; rows there)."""
-    path = competition.raw_of(split) / str(split.table)
-    table = read_table(path, text_columns)
-    rows_in_file = len(table)
-    for condition in filter(None, [split.where, competition.where if name != "test" else None]):
+def _where(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows that `where` keeps, under their places in the file, and in attrs how many it leaves out."""
+    kept = table
+    for condition in filter(None, [split.where, competition.where if split is not competition.test else None]):
         columns = condition_columns(condition)
         for column in columns:
-            if column not in table:
+            if column not in kept:
                 raise UserError(f"{path}: no column '{column}', which `where` asks{nearest(column, table)}")
         try:
-            kept = table.query(condition, engine="python")
+            some = kept.query(condition, engine="python")
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: `where: {condition}`: {' '.join(str(error).split())[:150]}") from None
-        if not len(kept):
-            some = ", ".join(map(repr, table[columns[0]].dropna().unique()[:5])) if columns else "nothing"
-            raise UserError(f"{path}: `where: {condition}` is true of no row; {columns[:1]} holds {some}, ...")
-        table = kept
-    return table, rows_in_file
+        if not len(some):
+            values = ", ".join(map(repr, table[columns[0]].dropna().unique()[:5])) if columns else "nothing"
+            raise UserError(f"{path}: `where: {condition}` is true of no row; {columns[:1]} holds {values}, ...")
+        kept = some
+    kept.attrs["left_out"] = len(table) - len(kept)
+    return kept
 
 
 def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
@@ -376,18 +403,18 @@ def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
     return filled
 
 
-def _groups(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
+def groups_of(competition: Competition, table: pd.DataFrame, ids: pd.Series) -> pd.Series:
+    """Each row's group, by its id or the table; a row without one is a group of its own."""
     if competition.group_pattern is not None:
         named = ids.str.extract(re.compile(competition.group_pattern))[0]
     elif competition.group_column in table:
         named = table[competition.group_column]
     else:
         return ids
-    # a row without a group is a group of its own
     return named.astype(str).where(named.notna() & (named.astype(str) != ""), ids)
 
 
-def _header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
+def by_header_groups(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     """Groups by a header field, where the competition names one and the table has no such column."""
     tag = competition.group_column
     if tag not in index:
@@ -478,7 +505,7 @@ def _from_folder(competition: Competition, name: str, split: Split) -> pd.DataFr
         more = f" and {len(listed.outside) - 1} more links" if len(listed.outside) > 1 else ""
         note(f"{name}: a link leads out of the raw folder and is followed: {some}{more}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in files])
-    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": _groups(competition, pd.DataFrame(), ids)})
+    rows = pd.DataFrame({"id": ids, "row_id": ids, "group": groups_of(competition, pd.DataFrame(), ids)})
     rows["path"] = [path.as_posix() if split.root else path.relative_to(raw).as_posix() for path in files]
     if name != "test":
         labels = _folder_labels(competition, split, ids, folder)
@@ -504,20 +531,28 @@ def _folder_labels(competition: Competition, split: Split, ids: pd.Series, folde
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _headers(competition: Competition, index: pd.DataFrame, workers: int | None, dask: str | None) -> pd.DataFrame:
+def headers(
+    competition: Competition, index: pd.DataFrame, workers: int | None = None, dask: str | None = None
+) -> pd.DataFrame:
+    """What the files' headers say of index rows: format, sizes, why one can't be read, the DICOM tags asked for."""
     raw = competition.raw()
-    group = competition.group_column
-    tags = list(dict.fromkeys([*competition.dicom_tags, *([group] if group and dicom.is_keyword(group) else [])]))
-    job = partial(_read_headers, str(raw), tuple(tags))
-    headers: list[dict[str, Any]] = [{} for _ in range(len(index))]
+    tags = [*competition.dicom_tags, *header_groups(competition)]
+    job = partial(_read_headers, str(raw), tuple(dict.fromkeys(tags)))
+    each: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
-        headers[row] = {"error": str(result)} if isinstance(result, Exception) else result
-    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *tags]
-    return pd.DataFrame(headers, columns=columns)
+        each[row] = {"error": str(result)} if isinstance(result, Exception) else result
+    columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *dict.fromkeys(tags)]
+    return pd.DataFrame(each, columns=columns)
 
 
-def _a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
+def header_groups(competition: Competition) -> list[str]:
+    """The header field that tells the group, if one does."""
+    group = competition.group_column
+    return [group] if group and dicom.is_keyword(group) else []
+
+
+def a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
     """A row per frame, id '<id>#<k>', frame k; row_id and group stay those of the file."""
     count = index.pop("frames").astype("Int64").fillna(1).astype(int)
     spread = index.loc[index.index.repeat(count)]
@@ -622,6 +657,14 @@ def read_numbers(values: pd.Series) -> tuple[pd.Series, pd.Series]:
         return pd.to_numeric(points).astype("float64").reindex(values.index), text[:0]
     years = text.map(parse.age).astype("float64")
     return numbers.fillna(years), text[years.isna()]
+
+
+def like(known: pd.Series, values: pd.Series) -> pd.Series:
+    """New rows' values of a metadata column in the type that the known rows gave it."""
+    if not pd.api.types.is_numeric_dtype(known):
+        return _text(values)
+    numbers = typed(values)
+    return numbers if pd.api.types.is_float_dtype(numbers) else read_numbers(values)[0]
 
 
 def typed(values: pd.Series) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -35,14 +36,21 @@ def write_submission(competition: Competition, pred: pd.DataFrame, name: str, ma
     path = folder / f"{name}.csv"
     validate(competition, frame, sample, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame), **made_by}
-    beside = path.with_suffix(".json")
-    with locked(folder / f".{name}.lock"), replacing(path) as part:
+    meta = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame)}
+    meta |= {"sample": json.loads(sample.head(2).to_json(orient="split", index=False)), **made_by}
+    with locked(folder / f".{name}.lock"):
+        write_json(path.with_suffix(".json"), meta)  # before the CSV: a new CSV never stands beside an old JSON
+        write_frame(competition, frame, sample, path)
+    return path
+
+
+def write_frame(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame, path: Path) -> None:
+    """A submission's CSV, checked as the host will read it before it gets its name."""
+    validate(competition, frame, sample, str(path))
+    with replacing(path) as part:
         frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
         text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
-        validate(competition, index.read_table(part, text), sample, str(path))  # what the host will read
-        write_json(beside, meta)  # before the CSV: a new CSV never stands beside an old JSON
-    return path
+        validate(competition, index.read_table(part, text), sample, str(path))
 
 
 def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.DataFrame) -> pd.DataFrame:

@@ -12,20 +12,17 @@ import torch
 from torch import Tensor
 
 from foldwise import UserError
-from foldwise.core import paths
-from foldwise.core.files import temporary_folder
-from foldwise.data import cache, folds, image, index, oof
+from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import check_folds, fold_meta
 from foldwise.model import precision, targets, weights
-from foldwise.model.crops import crop_again
 from foldwise.model.finetune import load_weights
 from foldwise.model.network import Network, create_network
 from foldwise.model.precision import Precision
-from foldwise.model.predict import activate, embed_rows, pick_device, predict_rows, say_unreadable
+from foldwise.model.predict import activate, embed_rows, pick_device, predict_readable, predict_rows, say_unreadable
 from foldwise.model.targets import Targets
 
 Preds = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -73,6 +70,13 @@ class FoldModel:
             self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how, self.prior
         )
 
+    def predict_readable(
+        self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "predict"
+    ) -> np.ndarray:
+        """As `predict`, of rows that all have an image."""
+        beside, how = self.metadata(rows), self.precision
+        return predict_readable(self.networks, images, cache_rows, self.targets, self.recipe, label, beside, how)
+
     def embed(self, images: Cache, cache_rows: np.ndarray, rows: pd.DataFrame, label: str = "embed") -> np.ndarray:
         """float32 (N, D) features before the classifier, of the last snapshot; zeros where unreadable."""
         return embed_rows(self.network, images, cache_rows, self.recipe, label, self.metadata(rows))
@@ -107,7 +111,7 @@ class FoldModel:
 def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, table: pd.DataFrame) -> FoldModel:
     """The model of one fold of a run, on the device; UserError where its weights are not there. `table`: the index."""
     stem = competition.runs() / run / f"fold{fold}"
-    plan = targets.plan(competition, recipe, table)
+    plan = targets.plan(competition, recipe, table, weights.classes_of(stem.with_suffix(".safetensors")))
     encoder = _encoder(stem.with_name(f"{stem.name}_metadata.json")) if recipe.model.metadata else None
     files = sorted(stem.parent.glob(f"{stem.name}_snapshot*.safetensors")) or [stem.with_suffix(".safetensors")]
     device = pick_device(recipe)
@@ -151,45 +155,6 @@ def predict_folds(
             model.predict(images, images.rows_of(test), test, f"fold {fold} test"),
         )
     return preds
-
-
-def predict_folder(
-    competition: Competition, recipe: Recipe, run: str, folder: Path, workers: int | None = None
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The folds' mean for every image below `folder` (id = its path below it), and {id: reason} of unreadable ones.
-
-    The images go through the same cache as training's, a temporary one: never a second path.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder")
-    if recipe.model.metadata:
-        raise UserError(f"run {run} fuses metadata with the image: a folder of images alone can't be predicted with it")
-    listed = image.listing(folder)
-    files = listed.images
-    if not files:
-        raise UserError(f"--images {folder}: no images in it{listed.left_out}")
-    ids = [path.relative_to(folder).as_posix() for path in files]
-    rows = pd.DataFrame(
-        {"split": "new", "id": ids, "path": ids, "error": None, "bytes": [p.stat().st_size for p in files]}
-    )
-    table = index.load_index(competition)
-    crops = crop_again(competition, folder, rows) if recipe.crop else None
-    with temporary_folder(paths.output_root(), "images.") as tmp_dir:
-        images, cache_rows, broken = cache.temporary(
-            folder, tmp_dir, rows, recipe.image_size, competition.image, workers, crops
-        )
-        if len(broken) > competition.unreadable * len(ids):
-            first, reason = next(iter(broken.items()))
-            raise UserError(
-                f"--images {folder}: {len(broken)} of {len(ids)} files can't be read; the first: {first}: {reason}; "
-                f"mend them, or allow more than `unreadable: {competition.unreadable:g}` in {competition.file}"
-            )
-        say_unreadable(f"--images {folder}", ids, cache_rows >= 0)
-        preds = [
-            load_fold(competition, recipe, run, fold, table).predict(images, cache_rows, rows, f"fold {fold}")
-            for fold in trained_folds(competition, run)
-        ]
-    return oof.prediction_table(competition, index.classes(competition, table), rows, np.mean(preds, axis=0)), broken
 
 
 def trained_folds(competition: Competition, run: str) -> list[int]:

@@ -268,6 +268,15 @@ def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str)
     return backbone
 
 
+def save_pretrained(name: str, path: Path) -> None:
+    """timm's own weights of a model, fetched or from its cache, as a file that is found by the model's name."""
+    from safetensors.torch import save_file
+
+    weights.offline_if_unreachable()
+    model = _create(name, {"pretrained": True}, "model")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+
+
 def _input_size(settings: Backbone, recipe: Recipe) -> dict[str, Any]:
     """Transformers must know the image's size; timm then resamples the position table of their weights."""
     known = timm.models.get_pretrained_cfg(settings.name)

@@ -80,6 +80,21 @@ def predict_rows(
     """
     if prior is not None and not (cache_rows >= 0).any():
         return np.tile(prior, (len(cache_rows), 1))
+    made = predict_readable(network, cache, cache_rows, targets, recipe, label, metadata, how)
+    return with_fallback(made, cache_rows >= 0, prior)
+
+
+def predict_readable(
+    network: Network | Sequence[Network],
+    cache: Cache,
+    cache_rows: np.ndarray,
+    targets: Targets,
+    recipe: Recipe,
+    label: str = "predict",
+    metadata: np.ndarray | None = None,
+    how: Precision | None = None,
+) -> np.ndarray:
+    """As `predict_rows`; what stands in rows without an image means nothing."""
     logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
     networks = network if isinstance(network, Sequence) else [network]
 
@@ -90,7 +105,7 @@ def predict_rows(
     made = np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
-    return with_fallback(made, cache_rows >= 0, prior)
+    return made
 
 
 def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +74,11 @@ class Targets:
         return pd.Categorical(labels, categories=self.learnt).codes.astype(np.int64)
 
 
-def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targets:
-    """Targets of a recipe; `table` is the index. UserError where recipe and competition don't go together."""
+def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: Sequence[str] = ()) -> Targets:
+    """Targets of a recipe; `table` is the index. UserError where recipe and competition don't go together.
+
+    learnt: what trained weights tell apart, which stands in for an auxiliary column where its table is not at hand.
+    """
     if recipe.model.mode == "as_is" and competition.task in {"multilabel", "regression"}:
         raise UserError(f"model.mode=as_is: a pretrained head tells classes apart; task {competition.task} needs other")
     names = index.classes(competition, table)
@@ -89,7 +93,7 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame) -> Targe
     if kind == "regression":
         refuse(recipe, OF_CLASSES, "a task with classes", competition.name)
     if recipe.target.column is not None:
-        return _auxiliary(competition, recipe, names)
+        return _auxiliary(competition, recipe, names, learnt)
     if loss == "ordinal":
         index.check_order(competition, names, "train.loss=ordinal")
     return Targets(kind, names, names, _activation(kind, loss))
@@ -102,18 +106,14 @@ def _activation(task: str, loss: str) -> Activation:
     return "identity" if task == "regression" else "sigmoid"
 
 
-def _auxiliary(competition: Competition, recipe: Recipe, names: list[str]) -> Targets:
+def _auxiliary(competition: Competition, recipe: Recipe, names: list[str], trained: Sequence[str]) -> Targets:
     settings, column = recipe.target, str(recipe.target.column)
     if competition.task not in {"binary", "multiclass"}:
         raise UserError(f"target.column={column}: auxiliary targets are for binary and multiclass competitions")
     if competition.train.table is None:
         raise UserError(f"target.column={column}: {competition.file} has no train table to read it from")
-    path = competition.raw_of(competition.train) / competition.train.table
-    frame = index.read_table(path, [competition.id, column])
-    if column not in frame:
-        raise UserError(f"target.column={column}: not in {path}{nearest(column, frame.columns)}")
-    labels = frame.set_index(competition.id)[column].replace("", np.nan)
-    learnt = index.by_number(labels.dropna().unique())
+    path, labels = _auxiliary_labels(competition, column, bool(trained))
+    learnt = list(trained) if labels is None else index.by_number(labels.dropna().unique())
     if recipe.train.loss == "ordinal" and not all(map(index.is_number, learnt)):
         raise UserError(
             f"target.column={column}: train.loss=ordinal needs classes in an order, and '{learnt[-1]}' is "
@@ -133,6 +133,20 @@ def _auxiliary(competition: Competition, recipe: Recipe, names: list[str]) -> Ta
         for k, name in enumerate(learnt):
             fold[k, _place(settings.map.get(name, name), names, f"target.map: class '{name}' of {column}:")] = 1
     return Targets("multiclass", names, learnt, _activation("multiclass", recipe.train.loss), fold, column, labels)
+
+
+def _auxiliary_labels(competition: Competition, column: str, dispensable: bool) -> tuple[str, pd.Series | None]:
+    """The training table's name and its column by id; None where it is not there and dispensable."""
+    try:
+        path = competition.raw_of(competition.train) / str(competition.train.table)
+        frame = index.read_table(path, [competition.id, column])
+        if column not in frame:
+            raise UserError(f"target.column={column}: not in {path}{nearest(column, frame.columns)}")
+    except UserError:
+        if dispensable:
+            return str(competition.train.table), None
+        raise
+    return str(path), frame.set_index(competition.id)[column].replace("", np.nan)
 
 
 def _place(name: str, known: list[str], where: str) -> int:

@@ -77,6 +77,16 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
         save_file(state, part, {"foldwise": json.dumps(meta)})
 
 
+def halve(path: Path, to: Path) -> None:
+    """Weights of `save` once more, their floats in half precision: half the bytes, read as any."""
+    from safetensors.torch import save_file
+
+    meta, state = _metadata(path), read_state(path)
+    halved = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
+    with replacing(to) as part:
+        save_file(halved, part, {"foldwise": json.dumps({**meta, "checksum": _checksum(halved)})})
+
+
 def _checksum(state: dict[str, Tensor]) -> str:
     """Of all bytes: safetensors has none, and a flipped bit loads without a word."""
     hashed = hashlib.blake2b(digest_size=16)
@@ -104,6 +114,11 @@ def format_of(path: Path) -> int:
     if number > FORMAT:
         raise UserError(f"{path}: written by a newer foldwise (format {number}, this one reads {FORMAT}); update it")
     return number
+
+
+def classes_of(path: Path) -> list[str]:
+    """The classes that weights of `save` tell apart; none where the file is not there, or not ours."""
+    return list(_metadata(path).get("classes") or []) if path.exists() else []
 
 
 def check_classes(path: Path, classes: Sequence[str]) -> None:

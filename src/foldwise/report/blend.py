@@ -8,7 +8,7 @@ from pathlib import Path
 
 from foldwise.blend import Blend
 from foldwise.blend.assess import Meta
-from foldwise.blend.methods import METHODS
+from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
 from foldwise.core.files import write_text
 from foldwise.data import submission
@@ -65,7 +65,9 @@ def page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: 
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style>"
         f"<h1>{_e(name)}</h1><p class=muted>{_e(competition.name)}: {_e(meta['says'])} "
         f"(method {meta['method']}, space {meta['space']}), {meta['rows']} rows, {len(runs.names)} runs</p>"
-        f"<p class=lead>{_e(meta['verdict'])}</p>{note}<div class=numbers>{cells}</div>"
+        f"<p class=lead>{_e(meta['verdict'])}</p>{note}"
+        + (f"<p>The automatic blend: {_e(_automatic(meta))}.</p>" if meta["automatic"] else "")
+        + f"<div class=numbers>{cells}</div>"
         + (f"<ul class=warn>{warned}</ul>" if warned else "")
         + _runs_table(meta)
         + _methods_table(meta)
@@ -122,7 +124,7 @@ def _methods_table(meta: Meta) -> str:
     rows = [
         [
             f"{row['method']} ({row['space']})",
-            METHODS[row["method"]].says,
+            ALL[row["method"]].says,
             _number(row["nested_score"]),
             f"{row['behind_best']:.4f}",
             f"{row['standard_error']:.4f}",
@@ -154,6 +156,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def _automatic(meta: Meta) -> str:
+    auto, gain = meta["automatic"], meta["gains"]["over_automatic"]
+    ends = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
+    return (
+        f"{auto['method']} ({auto['space']}), nested {_number(auto['nested_score'])}; weights by hand are "
+        f"{gain['gain']:+.4f} from it (95 % interval {ends}), and were perhaps set with these rows in sight"
+    )
+
+
 def _range(ends: Meta) -> str:
     return f"{_number(ends['low'])} to {_number(ends['high'])}"
 
@@ -180,6 +191,8 @@ def print_summary(meta: Meta, path: Path) -> None:
             f"a change below {expected['noise']:.4f} there means nothing"
         )
     print(meta["verdict"])
+    if meta["automatic"]:
+        print(f"The automatic blend: {_automatic(meta)}")
     for line in [meta["note"], *meta["warnings"]]:
         if line:
             print(f"note: {line}")

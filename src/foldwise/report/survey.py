@@ -80,7 +80,7 @@ class Survey:
         rows = np.flatnonzero(self.images.ids["ok"].to_numpy(bool))
         if len(rows) > SAMPLE:
             rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-        seen = traits.look(self.images, rows, thumbnails=False)
+        seen = traits.look(self.images, rows, hashed=False)
         return seen.statistics.set_axis(self.table.index[rows]).reindex(self.table.index)
 
     @cached_property

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
 from foldwise.core import parallel
+from foldwise.core.saved import read_saved, write_saved
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
-from foldwise.data.encoder import Encoder, Rows
+from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 from foldwise.data.runs import RunInfo
 from foldwise.tabular import learners
 from foldwise.tabular.features import Inputs
@@ -46,6 +48,34 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A fold's models by target and seed, and the encoder of what they look at: predicts any rows."""
+
+    encoder: Encoder
+    models: list[list[Fitted]]
+    outputs: int
+
+    def predict(self, rows: Rows) -> np.ndarray:
+        """float64 (N, outputs)."""
+        return _predicted(self.models, self.encoder.transform(rows), self.outputs)
+
+
+KINDS = (Model, Encoder, MeanTarget, Components, Codes, Numbers, *learners.FITTED)
+REMEDY = "made before models were saved, or cut short: run the same 03_metadata.py again"
+
+
+def save_models(folder: Path, results: Sequence[Fold]) -> None:
+    """fold<K>_model.npz in a run's folder."""
+    for part in results:
+        write_saved(folder / f"fold{part.fold}_model.npz", part.model)
+
+
+def load_model(folder: Path, fold: int) -> Model:
+    """One fold's; UserError where it is not there."""
+    return read_saved(folder / f"fold{fold}_model.npz", KINDS, REMEDY)
+
+
+@dataclass(frozen=True)
 class Fold:
     """One fold's predictions, float64 (N, outputs), and what its models leaned on.
 
@@ -60,6 +90,7 @@ class Fold:
     importance: dict[str, float]
     rounds: list[int]
     settings: Settings
+    model: Model
     inner_score: float | None = None
     trials: int = 0
     notes: list[str] = field(default_factory=list)
@@ -135,35 +166,43 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
     learn, valid = np.flatnonzero(problem.fold_of != fold), np.flatnonzero(problem.fold_of == fold)
     test = np.arange(problem.inputs.training, len(rows))
     settings, inner_score, trials = _settings(problem, plan, rows, learn, fold, seconds)
-    encoder, x, (x_valid, x_test) = _encoded(problem, plan, rows, learn, [valid, test])
+    encoder, x, (x_valid,) = _encoded(problem, plan, rows, learn, [valid])
     rounds, notes = _rounds(problem, plan, settings, rows, learn, fold)
     notes += _unseen(problem, learn)
     models = []
-    for k, y in enumerate(problem.columns.T):
-        data = _known(x, y[learn], encoder.categorical)
+    for k in range(problem.columns.shape[1]):
+        data = _known(problem, encoder, x, learn, k)
         seeds = [_fit(problem, plan, settings, data, None, rounds[seed][k], seed) for seed in range(len(rounds))]
         models.append(seeds)
         if isinstance(seeds[0], learners.Constant):
             label = f" of {problem.names[k]}" if problem.competition.task == "multilabel" else ""
             notes.append(f"its training rows hold one class{label} only, or no column that varies: predicts a constant")
+    model = Model(encoder, models, problem.outputs)
     return Fold(
         fold,
         _predicted(models, x_valid, problem.outputs),
-        _predicted(models, x_test, problem.outputs),
+        model.predict(rows[test]),
         _contributed(models, x_valid, encoder, problem),
         _importance(models, encoder, problem.inputs.sources),
         [model.rounds for seeds in models for model in seeds],
         settings,
+        model,
         inner_score,
         trials,
         notes,
     )
 
 
-def _known(x: np.ndarray, y: np.ndarray, categorical: list[int]) -> Data:
-    """The rows whose label is known."""
-    rows = metrics.known_rows(y)
-    return Data(x[rows], y[rows], categorical)
+def _known(problem: Problem, encoder: Encoder, x: np.ndarray, rows: np.ndarray, k: int) -> Data:
+    """Those of `rows`, with features x, whose label k is known. What other runs say of it may only raise it: their
+    models saw the labels of the fold that is predicted, and where nothing can be learnt err against them."""
+    y = problem.columns[rows, k]
+    known = metrics.known_rows(y)
+    same: set[str] = set()
+    if problem.competition.task != "multiclass":
+        same = {str(stack.train.columns[k]) for stack in problem.inputs.stacks}
+    rising = [i for i, source in enumerate(encoder.sources) if source in same]
+    return Data(x[known], y[known], encoder.categorical, rising)
 
 
 def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
@@ -215,9 +254,9 @@ def _rounds(
     fitted, notes = [], []
     for seed in range(plan.seeds):
         rounds = []
-        for y in problem.columns.T:
-            data = _known(x, y[learn[~held]], encoder.categorical)
-            watch = _known(x_watch, y[learn[held]], encoder.categorical)
+        for k in range(targets):
+            data = _known(problem, encoder, x, learn[~held], k)
+            watch = _known(problem, encoder, x_watch, learn[held], k)
             if not _tells(problem, data, watch):
                 rounds.append(min(UNWATCHED, settings["rounds"]))
                 notes.append(f"too few classes to stop early by: {rounds[-1]} rounds")
@@ -258,7 +297,7 @@ class _Split:
     watch: np.ndarray
     x: np.ndarray
     x_watch: np.ndarray
-    categorical: list[int]
+    encoder: Encoder
 
 
 def _settings(
@@ -275,7 +314,7 @@ def _settings(
         a, b = learn[inner != held], learn[inner == held]
         if len(a):
             encoder, x, (x_watch,) = _encoded(problem, plan, rows, a, [b])
-            splits.append(_Split(a, b, x, x_watch, encoder.categorical))
+            splits.append(_Split(a, b, x, x_watch, encoder))
     if not splits:  # a single training row
         return settings, None, 0
 
@@ -299,9 +338,9 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
     preds = []
     for split in splits:
         models = []
-        for y in problem.columns.T:
+        for k in range(problem.columns.shape[1]):
             data, watch = (
-                _known(x, y[part], split.categorical)
+                _known(problem, split.encoder, x, part, k)
                 for x, part in ((split.x, split.learn), (split.x_watch, split.watch))
             )
             told = watch if not plan.learner.linear and _tells(problem, data, watch) else None

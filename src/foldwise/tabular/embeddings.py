@@ -24,6 +24,7 @@ from tqdm import tqdm
 from foldwise import UserError
 from foldwise.core.cli import note
 from foldwise.core.files import digest, file_digest, read_voucher, write_json, write_voucher
+from foldwise.core.saved import read_saved, write_saved
 from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
@@ -33,14 +34,14 @@ from foldwise.model import fold_models, weights
 from foldwise.model.fold_models import FoldModel
 from foldwise.model.network import Network, create_network
 from foldwise.model.predict import embed_rows, pick_device, say_unreadable, with_fallback
-from foldwise.tabular.heads import Heads, available_memory, check
+from foldwise.tabular.heads import KINDS, FittedHead, Heads, available_memory, check
 from foldwise.tabular.kernel import Scale, Setting
 
 FORMAT = 1  # raise it when the same model and images would give other embeddings
 CHUNK = 1024  # rows between two saves
 
 Embed = Callable[[Cache, np.ndarray, pd.DataFrame, str], np.ndarray]
-Fold = tuple[int, np.ndarray, np.ndarray, list[Setting]]
+Fold = tuple[int, np.ndarray, np.ndarray, list[Setting], FittedHead]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def each_fold(
     rows = Rows.of(competition, recipe, table, fold_table)
     place = folder(competition, recipe, source, run)
     if run is None:
-        shared = _stored(place, "embeddings", rows, *_pretrained(recipe, source), competition)
+        shared = _stored(place, "embeddings", rows, *pretrained(recipe, source), competition)
         for fold in sorted(fold_table["fold"].unique().tolist()):
             yield fold, shared, rows
         return
@@ -115,8 +116,10 @@ def _trained(load_fold: Callable[[], FoldModel]) -> Embed:
     return lambda images, where, rows, label: loaded().embed(images, where, rows, label)
 
 
-def _pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
-    """The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
+def pretrained(recipe: Recipe, source: str) -> tuple[Embed, dict[str, Any]]:
+    """What embeds by a recipe's weights, and what says so beside the array.
+
+    The recipe's backbones with their pretrained weights and pooled features, no head or metadata on them."""
     backbones = [backbone for backbone in (recipe.model, recipe.model.second) if backbone is not None]
     if not all(backbone.has_weights for backbone in backbones) or recipe.model.mode == "scratch":
         raise UserError(
@@ -200,7 +203,7 @@ def fit_heads(
     fold_table: pd.DataFrame,
     scale: Scale = "fold",
 ) -> Iterator[Fold]:
-    """(fold, valid (n, outputs), test (m, outputs), chosen settings): a head fitted on each fold's training rows.
+    """(fold, valid (n, outputs), test (m, outputs), chosen settings, head), fitted on each fold's training rows.
 
     A row whose image could not be read gets the mean of the others' predictions, or of the training rows' targets.
     """
@@ -220,9 +223,21 @@ def fit_heads(
         valid = np.flatnonzero(fold_of == fold)
         test = np.arange(rows.train, len(stored))
         fit = np.flatnonzero((fold_of != fold) & (rows.where[: rows.train] >= 0))
-        (of_valid, of_test), chosen = heads.fit_predict(fit, target[fit], [valid, test])
+        of_valid, chosen, fitted = heads.fit(fit, target[fit], valid)
+        of_test = fitted.predict(stored[rows.train :])
         prior = index.prior(competition, train.iloc[fit], names)
         say_unreadable(f"fold {fold} test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
         for pred, places in ((of_valid, valid), (of_test, test)):
             with_fallback(pred, rows.where[places] >= 0, prior)
-        yield fold, of_valid, of_test, chosen
+        yield fold, of_valid, of_test, chosen, fitted
+
+
+def save_head(folder: Path, fold: int, head: FittedHead) -> None:
+    """fold<K>_head.npz in a run's folder."""
+    write_saved(folder / f"fold{fold}_head.npz", head)
+
+
+def load_head(folder: Path, fold: int) -> FittedHead:
+    """One fold's; UserError where it is not there."""
+    remedy = "made before heads were saved, or cut short: run the same 04_embed.py again"
+    return read_saved(folder / f"fold{fold}_head.npz", KINDS, remedy)

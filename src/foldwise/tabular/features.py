@@ -95,12 +95,9 @@ def gather(
     Columns that are empty in training, empty or absent in test, or constant are left out with a note; UserError where
     nothing is left, one of the columns to be target-encoded is not among them, or another run's folds are not these.
     """
-    names = index.metadata_columns(competition)
-    frame_of = table[names].copy()
     if wish.groups:
-        frame_of = pd.concat([frame_of, group_columns(competition, table)], axis=1)
-    if wish.files:
-        frame_of = pd.concat([frame_of, file_columns(competition, table)], axis=1)
+        _check_groups(competition, table)
+    frame_of = columns(competition, table, wish)
     if not len(frame_of.columns) and not wish.runs and not wish.embeddings:
         raise UserError(f"{competition.file}: no metadata columns; name some under `metadata` or `dicom_tags`")
     train, test = folds.rows(table.assign(_row=np.arange(len(table))), fold_table), table[table["split"] == "test"]
@@ -119,6 +116,14 @@ def gather(
     return Inputs(frame, len(train), stacks, embeddings, [*notes, *lines], meta)
 
 
+def columns(competition: Competition, table: pd.DataFrame, wish: Wish) -> pd.DataFrame:
+    """The columns that are asked for of index rows, all splits together: other rows tell of a row's group."""
+    parts = [table[index.metadata_columns(competition)]]
+    parts += [group_columns(competition, table)] if wish.groups else []
+    parts += [file_columns(competition, table)] if wish.files else []
+    return pd.concat(parts, axis=1)
+
+
 # --- made columns -----------------------------------------------------------------------------------------
 
 
@@ -126,17 +131,9 @@ def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame
     """'images in group', and of each numeric column its rank within the group: 0 the lowest value, 1 the highest.
 
     A group is the host's (a patient, say), over training and test rows together, as both are known beforehand.
-    The rank is NaN where a group has one value only. UserError where the competition names no group.
+    The rank is NaN where a group has one value only.
     """
-    if competition.groups_by is None:
-        raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
-    group = table["host_group"] if "host_group" in table else table["group"]
-    alone = (group == table["id"]).groupby(table["split"]).all()
-    if alone.get("test", False) and not alone["train"]:
-        raise UserError(
-            f"--group-features: test rows have no {competition.groups_by}, so every one would seem alone in its group; "
-            "leave the flag out"
-        )
+    group = _host_group(table)
     key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
     columns = {"images in group": key.map(key.value_counts()).astype("float64")}
     for name in index.metadata_columns(competition):
@@ -145,6 +142,22 @@ def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame
             rank = values.groupby(key).rank(method="dense") - 1
             columns[f"{name} rank in group"] = rank / rank.groupby(key).transform("max").replace(0, np.nan)
     return pd.DataFrame(columns, index=table.index)
+
+
+def _host_group(table: pd.DataFrame) -> pd.Series:
+    return table["host_group"] if "host_group" in table else table["group"]
+
+
+def _check_groups(competition: Competition, table: pd.DataFrame) -> None:
+    """UserError where the competition names no group, or the test rows have none."""
+    if competition.groups_by is None:
+        raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
+    alone = (_host_group(table) == table["id"]).groupby(table["split"]).all()
+    if alone.get("test", False) and not alone["train"]:
+        raise UserError(
+            f"--group-features: test rows have no {competition.groups_by}, so every one would seem alone in its group; "
+            "leave the flag out"
+        )
 
 
 def file_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
@@ -247,8 +260,8 @@ def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table:
         own = run.folder / f"fold{fold}_test.csv"
         preds = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
         _same_rows(own if own.exists() else run.folder / "test.csv", preds, ids)
-        tests[fold] = _as_columns(competition, name, preds.loc[ids, columns])
-    return Stack(name, _as_columns(competition, name, train[columns]), tests)
+        tests[fold] = as_columns(competition, name, preds.loc[ids, columns])
+    return Stack(name, as_columns(competition, name, train[columns]), tests)
 
 
 def _same_rows(path: Path, preds: pd.DataFrame, ids: pd.Series) -> None:
@@ -257,7 +270,7 @@ def _same_rows(path: Path, preds: pd.DataFrame, ids: pd.Series) -> None:
         raise UserError(f"{path}: no prediction for id '{lacking.iloc[0]}' ({len(lacking)} such); make the run anew")
 
 
-def _as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.DataFrame:
+def as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.DataFrame:
     """Probabilities as log-odds, which linear models need and trees don't mind."""
     values = preds.to_numpy(dtype=float)
     if competition.task != "regression" and values.min(initial=0) >= 0 and values.max(initial=1) <= 1:
@@ -272,21 +285,27 @@ def _as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.
 
 def _embedding(competition: Competition, given: str, ids: list[str], fold_table: pd.DataFrame) -> Embedding:
     """Embeddings of a run (its name, or a folder), one file a fold; or one .npy made by no trained network."""
+    name, files = embedding_files(competition, given, sorted(fold_table["fold"].unique().tolist()))
+    for file in files.values():
+        _check_origin(file, ids, fold_table)
+    return Embedding(name, {fold: _read_array(file, len(ids)) for fold, file in files.items()})
+
+
+def embedding_files(competition: Competition, given: str, every: Sequence[int]) -> tuple[str, dict[int | None, Path]]:
+    """What embeddings are called among the columns, and their file for each fold, or one (None) for all."""
     path = Path(given)
     if path.suffix == ".npy" and path.stem.startswith("fold"):
         raise UserError(f"--embeddings {given}: one fold's; its network saw the other folds' rows: name the run")
     folder = path.parent if path.suffix == ".npy" else path if path.is_dir() else competition.runs() / given
     alone = path if path.suffix == ".npy" else folder / "embeddings.npy"
-    if path.suffix != ".npy" and not any(folder.glob("*embeddings.npy")):
+    if path.suffix != ".npy" and not any(folder.glob("*embeddings.*")):
         known = sorted(file.parent.name for file in competition.runs().glob("*/*embeddings.npy"))
         raise UserError(f"{folder}: no embeddings{nearest(given, known)}; make them with 04_embed.py")
     files: dict[int | None, Path] = {None: alone}
-    if path.suffix != ".npy" and not alone.exists():
-        files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in sorted(fold_table["fold"].unique().tolist())}
-    for file in files.values():
-        _check_origin(file, ids, fold_table)
+    if path.suffix != ".npy" and not alone.exists() and not alone.with_suffix(".json").exists():
+        files = {fold: folder / f"fold{fold}_embeddings.npy" for fold in every}
     name = path.stem if path.suffix == ".npy" and path.stem != "embeddings" else folder.name
-    return Embedding(f"embeddings {name}", {fold: _read_array(file, len(ids)) for fold, file in files.items()})
+    return f"embeddings {name}", files
 
 
 def _check_origin(file: Path, ids: list[str], fold_table: pd.DataFrame) -> None:

@@ -10,12 +10,12 @@ gathered chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import expit
@@ -30,11 +30,15 @@ from foldwise.metrics import known_rows
 from foldwise.tabular.kernel import (
     Array,
     Features,
+    Fitted,
     KernelMethod,
+    KernelModel,
     Method,
     Pairs,
     Scale,
+    Scaler,
     Setting,
+    Solved,
     _by_gamma,
     _chunks,
     _gathered,
@@ -42,8 +46,9 @@ from foldwise.tabular.kernel import (
     _signs,
     _svc,
     _svr,
+    pairwise,
 )
-from foldwise.tabular.learners import base_rates, placed
+from foldwise.tabular.learners import Odds, base_rates, placed, read_booster
 
 CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge", "ridge")
 REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
@@ -87,44 +92,88 @@ LIGHTGBM = {
 # --- methods ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class NearModel:
+    """The k nearest of `rows` float32 (S, D), their votes (S, outputs), and the training rows' base rate."""
+
+    neighbours: int
+    votes: Array
+    base: Array
+    classes: int
+    rows: Array
+
+    def pick(self, block: Array) -> Array:
+        """(n, outputs) from squared distances (n, S)."""
+        k = min(self.neighbours, block.shape[1])
+        near = np.argpartition(block, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
+        distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
+        # a copy does not outvote all others
+        weight = 1 / np.maximum(distance, 1e-3 * distance.mean(axis=1, keepdims=True) + 1e-12)
+        one = weight.mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
+        total = np.einsum("nk,nkc->nc", weight, self.votes[near]) + one * self.base
+        pred = total / (weight.sum(axis=1, keepdims=True) + one)
+        return pred[:, 1:] if self.classes == 2 else pred
+
+    def __call__(self, x: Array) -> Array:
+        parts = [self.pick(pairwise(x[part], self.rows, True)) for part in _chunks(np.arange(len(x)))]
+        return np.concatenate(parts)
+
+
 @dataclass
-class Neighbours:
+class Neighbours(Method):
     """k nearest rows, weighted by 1/distance, and one more vote for the training rows' base rate."""
 
     pairs: Pairs
     classes: int
     calibrated: bool = True
 
-    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
-        return [list(settings)]
-
-    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+    def fitted(self, fit: Array, y: Array, settings: Sequence[Setting]) -> list[NearModel]:
         votes = np.eye(self.classes)[y] if self.classes else y.astype(np.float64)[:, None]
-        base = votes.mean(axis=0)
-        most = min(len(fit), int(max(setting["neighbours"] for setting in settings)))
+        none = np.zeros(0)
+        return [NearModel(int(s["neighbours"]), votes, votes.mean(axis=0), self.classes, none) for s in settings]
 
-        def of_block(block: Array) -> list[Array]:
-            results = []
-            near = np.argpartition(block, most - 1, axis=1)[:, :most]
-            near = np.take_along_axis(near, np.take_along_axis(block, near, axis=1).argsort(axis=1), axis=1)
-            distance = np.sqrt(np.take_along_axis(block, near, axis=1), dtype=np.float64)
-            weight = 1 / np.maximum(distance, 1e-3 * distance.mean() + 1e-12)  # a copy does not outvote all others
-            for setting in settings:
-                k = min(most, int(setting["neighbours"]))
-                one = weight[:, :k].mean(axis=1, keepdims=True) if self.classes else np.zeros((len(block), 1))
-                total = np.einsum("nk,nkc->nc", weight[:, :k], votes[near[:, :k]]) + one * base
-                pred = total / (weight[:, :k].sum(axis=1, keepdims=True) + one)
-                results.append(pred[:, 1:] if self.classes == 2 else pred)
-            return results
+    def answers(self, models: Sequence[NearModel], fit: Array, ask: Array) -> list[Array]:
+        return _gathered(self.pairs.blocks(ask, fit), lambda block: [model.pick(block) for model in models])
 
-        return _gathered(self.pairs.blocks(ask, fit), of_block)
+    def alone(self, model: NearModel, fit: Array) -> NearModel:
+        """The model with its rows."""
+        return replace(model, rows=self.pairs.features.take(fit))
 
 
 @dataclass
-class Logistic:
-    """Multinomial logistic regression with an L2 penalty, on the features brought to a mean variance of 1."""
+class OnFeatures(Method):
+    """A method whose models need a row's features alone."""
 
     features: Features
+
+    def answers(self, models: Sequence[Fitted], fit: Array, ask: Array) -> list[Array]:
+        return _gathered(map(self.features.take, _chunks(ask)), lambda x: [model(x) for model in models])
+
+    def alone(self, model: Fitted, fit: Array) -> Fitted:
+        """The model as it is."""
+        return model
+
+
+@dataclass(frozen=True)
+class LogisticModel:
+    """Coefficients on the features over `spread`; `present`: the classes that the training rows held."""
+
+    line: Odds
+    spread: float
+    present: Array
+    classes: int
+
+    def __call__(self, x: Array) -> Array:
+        pred = np.zeros((len(x), self.classes))
+        pred[:, self.present] = self.line(x / np.float32(self.spread))
+        return pred[:, 1:] if self.classes == 2 else pred
+
+
+@dataclass
+class Logistic(OnFeatures):
+    """Multinomial logistic regression with an L2 penalty, on the features brought to a mean variance of 1."""
+
     classes: int
     spread: float = 1.0
     calibrated: bool = True
@@ -132,35 +181,35 @@ class Logistic:
     def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
         return [[setting] for setting in settings]
 
-    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+    def fitted(self, fit: Array, y: Array, settings: Sequence[Setting]) -> list[LogisticModel]:
         from sklearn.linear_model import LogisticRegression
 
         x = self.features.take(fit) / np.float32(self.spread)
         models = [LogisticRegression(C=setting["C"], max_iter=2000).fit(x, y) for setting in settings]
+        return [LogisticModel(Odds.of(model), float(self.spread), model.classes_, self.classes) for model in models]
 
-        def of_rows(part: Array) -> list[Array]:
-            values = self.features.take(part) / np.float32(self.spread)
-            pred = np.zeros((len(models), len(part), self.classes))
-            for of_model, model in zip(pred, models, strict=True):
-                of_model[:, model.classes_] = model.predict_proba(values)
-            return list(pred[..., 1:] if self.classes == 2 else pred)
 
-        return _gathered(_chunks(ask), of_rows)
+@dataclass(frozen=True)
+class TreesModel:
+    """A booster in LightGBM's text form, and how many of its rounds count."""
+
+    text: str
+    rounds: int
+
+    def __call__(self, x: Array) -> Array:
+        pred = read_booster(self.text).predict(x, num_iteration=self.rounds, num_threads=1)
+        return np.asarray(pred).reshape(len(x), -1)
 
 
 @dataclass
-class Boosting:
+class Boosting(OnFeatures):
     """LightGBM on the features; one training serves every number of rounds."""
 
-    features: Features
     classes: int
     seed: int
     calibrated: bool = True
 
-    def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
-        return [list(settings)]
-
-    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
+    def fitted(self, fit: Array, y: Array, settings: Sequence[Setting]) -> list[TreesModel]:
         import lightgbm
 
         kind = "regression" if self.classes == 0 else "binary" if self.classes == 2 else "multiclass"
@@ -168,21 +217,44 @@ class Boosting:
         if kind == "multiclass":
             options["num_class"] = self.classes
         data = lightgbm.Dataset(self.features.take(fit), y, free_raw_data=True)
-        model = lightgbm.train(options, data, int(max(setting["rounds"] for setting in settings)))
-
-        def of_rows(part: Array) -> list[Array]:
-            values = self.features.take(part)
-            results = [model.predict(values, num_iteration=int(setting["rounds"])) for setting in settings]
-            return [np.asarray(pred).reshape(len(part), -1) for pred in results]
-
-        return _gathered(_chunks(ask), of_rows)
+        text = lightgbm.train(options, data, int(max(s["rounds"] for s in settings))).model_to_string()
+        return [TreesModel(text, int(setting["rounds"])) for setting in settings]
 
 
 # --- beyond memory ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Mapping:
+    """Features float32 (n, D) over `scale`, or their Nystroem features, float64 with a last column of ones."""
+
+    scale: float
+    gamma: float = 0.0
+    landmarks: Array | None = None  # float32 (L, D)
+    root: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        if self.landmarks is None:
+            values = x / self.scale
+        else:
+            parts = [pairwise(x[part], self.landmarks, True) for part in _chunks(np.arange(len(x)))]
+            values = np.exp(-self.gamma * np.concatenate(parts)) @ self.root
+        return np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """A weighted sum of mapped features."""
+
+    mapping: Mapping
+    weights: Array
+
+    def __call__(self, x: Array) -> Array:
+        return self.mapping(x) @ self.weights
+
+
 @dataclass
-class Chunked:
+class Chunked(OnFeatures):
     """Ridge, squared-hinge SVM and logistic regression by sums over chunks of rows: memory for (width, width) only.
 
     Newton's method on the primal (Keerthi & DeCoste 2005 for the SVM): each step solves a weighted ridge, gathered
@@ -190,7 +262,6 @@ class Chunked:
     the features are first mapped to Nystroem features of an RBF kernel (Williams & Seeger 2001).
     """
 
-    features: Features
     loss: Literal["ridge", "hinge", "logistic"]
     classes: int
     variance: float
@@ -200,32 +271,24 @@ class Chunked:
     def shares(self, settings: Sequence[Setting]) -> list[list[Setting]]:
         return _by_gamma(settings)
 
-    def scores(self, fit: Array, y: Array, ask: Array, settings: Sequence[Setting]) -> list[Array]:
-        results = []
-        mapped = self._map(settings[0])
-        for setting in settings:
-            target = _signs(y, self.classes)
-            weights = np.column_stack([self._fit(mapped, fit, column, setting) for column in target.T])
-            results.append(np.concatenate([mapped(part) @ weights for part in _chunks(ask)]))
-        return results
+    def fitted(self, fit: Array, y: Array, settings: Sequence[Setting]) -> list[MappedModel]:
+        mapping, target = self._map(settings[0]), _signs(y, self.classes)
+        return [
+            MappedModel(mapping, np.column_stack([self._fit(mapping, fit, column, setting) for column in target.T]))
+            for setting in settings
+        ]
 
-    def _map(self, setting: Setting) -> Callable[[Array], Array]:
-        """Row numbers -> float64 features with a last column of ones."""
-
-        def ones(values: Array) -> Array:
-            return np.column_stack([values, np.ones(len(values))]).astype(np.float64)
-
+    def _map(self, setting: Setting) -> Mapping:
         if self.landmarks is None:
-            return lambda rows: ones(self.features.take(rows) / np.sqrt(self.variance))
-        pairs = Pairs(self.features, squared=True)
+            return Mapping(float(np.sqrt(self.variance)))
         gamma = setting["gamma"] / self.variance
-        anchor = np.concatenate(list(pairs.blocks(self.landmarks, self.landmarks)))
-        values, vectors = np.linalg.eigh(np.exp(-gamma * anchor.astype(np.float64)))
+        landmarks = self.features.take(self.landmarks)
+        parts = [pairwise(landmarks[part], landmarks, True) for part in _chunks(np.arange(len(landmarks)))]
+        values, vectors = np.linalg.eigh(np.exp(-gamma * np.concatenate(parts).astype(np.float64)))
         root = vectors / np.sqrt(np.maximum(values, 1e-10))  # of the inverse, up to a rotation
-        landmarks = self.landmarks
-        return lambda rows: ones(np.exp(-gamma * np.concatenate(list(pairs.blocks(rows, landmarks)))) @ root)
+        return Mapping(1.0, gamma, landmarks, root)
 
-    def _fit(self, mapped: Callable[[Array], Array], fit: Array, target: Array, setting: Setting) -> Array:
+    def _fit(self, mapping: Mapping, fit: Array, target: Array, setting: Setting) -> Array:
         penalty = setting["penalty"] if self.loss == "ridge" else 1 / setting["C"]
         share = float(np.mean(target > 0))
 
@@ -233,13 +296,13 @@ class Chunked:
             pull = np.append(np.full(len(w) - 1, penalty), 1e-9)  # the last one, the intercept, is free
             value, gradient, hessian = float(pull @ np.square(w)) / 2, pull * w, np.diag(pull)
             for part, t in zip(_chunks(fit), _chunks(target), strict=True):
-                x = mapped(part)
+                x = mapping(self.features.take(part))
                 losses, slope, curve = self._curve(x @ w, t, share)
                 value, gradient = value + float(losses.sum()), gradient + slope @ x
                 hessian += (x * curve[:, None]).T @ x
             return value / len(fit), gradient / len(fit), hessian / len(fit)
 
-        start = np.zeros(mapped(fit[:1]).shape[1])
+        start = np.zeros(mapping(self.features.take(fit[:1])).shape[1])
         if self.loss == "ridge":  # a parabola: the first step is the answer
             _, gradient, hessian = loss(start)
             return -np.linalg.solve(hessian, gradient)
@@ -299,6 +362,57 @@ def _loss(pred: Array, y: Array, classes: int) -> float:
 # --- heads ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Column:
+    """One target's fitted model and its link; model None: `rates` for every row (a label that never varies).
+
+    present: the classes that the training rows held, of all those that `rates` (C,) are of.
+    """
+
+    model: Fitted | None
+    link: Link | None
+    rates: Array | None = None
+    present: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        if self.model is None:
+            return np.tile(np.asarray(self.rates), (len(x), 1))
+        return self.of_scores(self.model(x))
+
+    def of_scores(self, scores: Array) -> Array:
+        """(n, 1), or (n, C) of classes."""
+        pred = self.link(scores) if self.link else scores
+        if self.present is None or self.rates is None:
+            return pred[:, -1:]
+        return placed(pred, self.present, self.rates) if len(self.present) < len(self.rates) else pred
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A fitted head by itself: embeddings float32 (n, D) as the network gives them -> float64 (n, outputs)."""
+
+    scaler: Scaler
+    multiclass: bool
+    columns: list[Column]
+
+    def joined(self, preds: Sequence[Array]) -> Array:
+        """Columns side by side."""
+        return preds[0] if self.multiclass else np.concatenate(preds, axis=1)
+
+    def predict(self, source: Array) -> Array:
+        """In chunks: what is held at once does not grow with the rows."""
+        if not len(source):
+            return np.zeros((0, len(np.asarray(self.columns[0].rates)) if self.multiclass else len(self.columns)))
+        parts = [self.scaler(np.asarray(source[part])) for part in _chunks(np.arange(len(source)))]
+        return np.concatenate([self.joined([column(x) for column in self.columns]) for x in parts])
+
+
+KINDS = (
+    *(FittedHead, Column, Scaler, Link, KernelModel, Solved, NearModel, LogisticModel, Odds, TreesModel),
+    *(MappedModel, Mapping),
+)
+
+
 @dataclass
 class Heads:
     """Fits one head a fold. `source` float32 (N, D): all rows, those to fit and those to predict.
@@ -331,21 +445,20 @@ class Heads:
 
         fit: training rows' numbers; y: their targets, (n,) classes or numbers, or (n, C) labels, NaN: not known.
         """
-        columns = list(y.T) if y.ndim == 2 else [y]
+        pred, chosen, _ = self.fit(fit, y, np.concatenate(asks))
+        return np.split(pred, np.cumsum([len(ask) for ask in asks])[:-1]), chosen
+
+    def fit(self, fit: Array, y: Array, ask: Array) -> tuple[Array, list[Setting], FittedHead]:
+        """As `fit_predict`, of one set of rows, and the head itself, which predicts any others."""
         features = Features.fit(self.source, fit, self.scale)
-        of_columns, chosen = [], []
-        methods: dict[int, Method] = {}
-        for column in columns:
-            parts, setting = self._one(features, fit, column, asks, methods)
-            of_columns.append(parts)
-            chosen.append(setting)
-        if self.task == "multiclass":
-            return of_columns[0], chosen
-        return [np.column_stack(parts) for parts in zip(*of_columns, strict=True)], chosen
+        methods: dict[int, Any] = {}
+        columns = [self._one(features, fit, column, ask, methods) for column in (list(y.T) if y.ndim == 2 else [y])]
+        head = FittedHead(features.scaler, self.task == "multiclass", [column for _, _, column in columns])
+        return head.joined([pred for pred, _, _ in columns]), [setting for _, setting, _ in columns], head
 
     def _one(
-        self, features: Features, fit: Array, y: Array, asks: Sequence[Array], methods: dict[int, Method]
-    ) -> tuple[list[Array], Setting]:
+        self, features: Features, fit: Array, y: Array, ask: Array, methods: dict[int, Any]
+    ) -> tuple[Array, Setting, Column]:
         rows = known_rows(y)
         fit, y = fit[rows], y[rows]
         present: Array = np.zeros(0, np.int64)
@@ -358,25 +471,25 @@ class Heads:
                 self._say(
                     f"{self.name}: a label is the same in all training rows of a fold: its base rate is predicted"
                 )
-                return [np.full(len(ask), base_rates(codes + present[0], 2)[1]) for ask in asks], {}
+                same = Column(None, None, base_rates(codes + present[0], 2)[1:])
+                return same(self.source[ask]), {}, same
         classes = len(present)
         if classes not in methods:
             methods[classes] = self._method(features, fit, classes)
         method = methods[classes]
         setting, link = _choose(method, _grid(self.name), fit, codes, self.groups[fit], classes, self.seed)
-        ends = np.cumsum([len(ask) for ask in asks])
-        pred = link(method.scores(fit, codes, np.concatenate(asks), [setting])[0])
+        (model,) = method.fitted(fit, codes, [setting])
+        rates = base_rates(y, self.outputs) if self.task == "multiclass" else None
+        column = Column(method.alone(model, fit), link, rates, present if rates is not None else None)
         if link.is_flat:
             self._say(
                 f"{self.name}: nothing in some training rows tells their classes apart: their shares are predicted"
             )
-        if self.task == "multiclass":
-            if classes < self.outputs:
-                self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
-            return np.split(placed(pred, present, base_rates(y, self.outputs)), ends[:-1]), setting
-        return np.split(pred[:, -1], ends[:-1]), setting
+        if self.task == "multiclass" and classes < self.outputs:
+            self._say(f"{self.name}: a fold's training rows lack a class: its base rate is predicted")
+        return column.of_scores(method.answers([model], fit, ask)[0]), setting, column
 
-    def _method(self, features: Features, fit: Array, classes: int) -> Method:
+    def _method(self, features: Features, fit: Array, classes: int) -> Any:
         if self.name == "lightgbm":
             return Boosting(features, classes, self.seed)
         wide = 24 * len(fit) * features.source.shape[1]
@@ -401,14 +514,14 @@ class Heads:
         variance = features.variance(fit) / (self.source.shape[1] if self.name == "logreg" else 1)
         if self.name not in {"svm", "kernel_ridge"}:
             self._say(f"{self.name}: {len(fit):,} rows don't fit in memory: their sums are gathered chunk by chunk")
-            return Chunked(features, loss, classes, variance, None, False)
+            return Chunked(features, loss, classes, variance)
         count = min(LANDMARKS, len(fit))
         self._say(
             f"{self.name}: a kernel of {len(fit):,} rows needs {self._need(len(fit))}: approximated by Nystroem "
             f"features of {count:,} landmarks"
         )
         landmarks = np.sort(np.random.default_rng(self.seed).choice(fit, count, replace=False))
-        return Chunked(features, loss, classes, variance, landmarks, False)
+        return Chunked(features, loss, classes, variance, landmarks)
 
     def _say(self, words: str) -> None:
         if words not in self._said:

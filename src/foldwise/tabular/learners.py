@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
@@ -24,11 +28,17 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Features float64 (N, F), target (N,), and the positions of features that are category numbers."""
+    """Features float64 (N, F), target (N,), the positions of features that are category numbers, and of those that
+    may only raise the prediction."""
 
     x: np.ndarray
     y: np.ndarray
     categorical: Sequence[int] = ()
+    rising: Sequence[int] = ()
+
+    def signs(self) -> list[int]:
+        """1 for a rising feature, else 0; [] where there is none, so that settings stay as they are."""
+        return [int(k in self.rising) for k in range(self.x.shape[1])] if len(self.rising) else []
 
 
 class Fitted(Protocol):
@@ -138,10 +148,25 @@ class _Listener:
 # --- LightGBM ---------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
+def read_booster(text: str) -> Any:
+    """A LightGBM model from its text form."""
+    import lightgbm
+
+    return lightgbm.Booster(model_str=text)
+
+
 @dataclass(frozen=True)
 class _LightGBM:
     model: Any
     rounds: int
+
+    def state(self) -> dict[str, Any]:
+        return {"text": self.model.model_to_string(), "rounds": self.rounds}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _LightGBM:
+        return cls(read_booster(state["text"]), state["rounds"])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return self.model.predict(x, num_threads=1).reshape(len(x), -1)
@@ -159,6 +184,7 @@ def _fit_lightgbm(settings: Settings, classes: int, data: Data, watch: Data | No
     objective = {0: "l2", 1: "binary"}.get(classes, "multiclass")
     fixed: Settings = {"verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True}
     asked = {**fixed, "objective": objective, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+    asked |= {"monotone_constraints": data.signs()} if data.signs() else {}
 
     def dataset(part: Data) -> Any:
         return lightgbm.Dataset(
@@ -185,6 +211,18 @@ class _XGBoost:
     model: Any
     rounds: int
     categorical: Sequence[int]
+
+    def state(self) -> dict[str, Any]:
+        text = self.model.save_raw("json").decode()
+        return {"text": text, "rounds": self.rounds, "categorical": list(self.categorical)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _XGBoost:
+        import xgboost
+
+        model = xgboost.Booster({"nthread": 1})
+        model.load_model(bytearray(state["text"].encode()))
+        return cls(model, state["rounds"], state["categorical"])
 
     def _matrix(self, x: np.ndarray) -> Any:
         return _dmatrix(Data(x, np.zeros(len(x)), self.categorical), labelled=False)
@@ -216,6 +254,7 @@ def _fit_xgboost(settings: Settings, classes: int, data: Data, watch: Data | Non
     objective = {0: "reg:squarederror", 1: "binary:logistic"}.get(classes, "multi:softprob")
     fixed: Settings = {"nthread": 1, "verbosity": 0, "objective": objective}
     asked = {**fixed, **_without(settings)} | ({"num_class": classes} if classes > 1 else {})
+    asked |= {"monotone_constraints": tuple(data.signs())} if data.signs() else {}
     if watch is None:
         return _XGBoost(xgboost.train(asked, _dmatrix(data), rounds), rounds, data.categorical)
     model = xgboost.train(
@@ -238,6 +277,22 @@ class _CatBoost:
     rounds: int
     categorical: Sequence[int]
     classes: int
+
+    def state(self) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_model(f"{folder}/model.json", format="json")
+            text = Path(folder, "model.json").read_text(encoding="utf-8")
+        own = {"rounds": self.rounds, "categorical": list(self.categorical), "classes": self.classes}
+        return {"text": text, **own}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _CatBoost:
+        import catboost
+
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "model.json").write_text(state["text"], encoding="utf-8")
+            model = catboost.CatBoost().load_model(f"{folder}/model.json", format="json")
+        return cls(model, state["rounds"], state["categorical"], state["classes"])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         kind = "Probability" if self.classes else "RawFormulaVal"
@@ -272,6 +327,7 @@ def _fit_catboost(settings: Settings, classes: int, data: Data, watch: Data | No
     asked = {**fixed, "loss_function": loss, **_without(settings), "iterations": rounds}
     if classes > 1:
         asked["classes_count"] = classes
+    asked |= {"monotone_constraints": data.signs()} if data.signs() else {}
     model = catboost.CatBoost(asked)
     if watch is None:
         model.fit(_pool(data))
@@ -284,27 +340,50 @@ def _fit_catboost(settings: Settings, classes: int, data: Data, watch: Data | No
 
 
 @dataclass(frozen=True)
+class Odds:
+    """A linear model as numbers: coef (1 or C, F), intercept; `link` sigmoid gives two columns, softmax C, none one."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    link: Literal["none", "sigmoid", "softmax"]
+
+    @classmethod
+    def of(cls, model: Any) -> Odds:
+        """What scikit-learn's fitted model predicts by."""
+        coef = np.atleast_2d(model.coef_)
+        classes = hasattr(model, "predict_proba")
+        return cls(
+            coef, np.atleast_1d(model.intercept_), ("sigmoid" if len(coef) == 1 else "softmax") if classes else "none"
+        )
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        scores = x @ self.coef.T + self.intercept
+        if self.link == "sigmoid":
+            p = expit(scores[:, 0])
+            return np.column_stack([1 - p, p])
+        return softmax(scores, axis=1) if self.link == "softmax" else scores
+
+
+@dataclass(frozen=True)
 class _Linear:
-    model: Any
+    line: Odds
     rounds: int
     mean: np.ndarray  # (F,) of the training rows
     scale: np.ndarray
     binary: bool
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        if not hasattr(self.model, "predict_proba"):
-            return self.model.predict(x).reshape(len(x), 1)
-        pred = self.model.predict_proba(x)
+        pred = self.line(x)
         return pred[:, 1:] if self.binary else pred
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        weights = np.atleast_2d(self.model.coef_)
-        base = np.atleast_1d(self.model.intercept_) + weights @ self.mean
+        weights = self.line.coef
+        base = self.line.intercept + weights @ self.mean
         added = (x - self.mean)[:, None, :] * weights[None]
         return np.concatenate([added, np.broadcast_to(base[None, :, None], (*added.shape[:2], 1))], axis=2)
 
     def importance(self) -> np.ndarray:
-        return np.abs(np.atleast_2d(self.model.coef_)).mean(axis=0) * self.scale
+        return np.abs(self.line.coef).mean(axis=0) * self.scale
 
 
 def _fit_linear(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
@@ -315,8 +394,14 @@ def _fit_linear(settings: Settings, classes: int, data: Data, watch: Data | None
     model = (
         Ridge(alpha=1 / strength, **asked) if classes == 0 else LogisticRegression(C=strength, max_iter=5000, **asked)
     )
-    model.fit(data.x, data.y)
-    return _Linear(model, rounds, data.x.mean(axis=0), data.x.std(axis=0), classes == 1)
+    used = np.ones(data.x.shape[1])
+    while True:  # a rising feature whose weight would be negative is left out; the penalty keeps a column of zeros at 0
+        model.fit(data.x * used, data.y)
+        falling = [k for k in data.rising if np.atleast_2d(model.coef_)[0, k] < 0]
+        if not falling:
+            break
+        used[falling] = 0
+    return _Linear(Odds.of(model), rounds, data.x.mean(axis=0), data.x.std(axis=0), classes == 1)
 
 
 def _without(settings: Settings) -> Settings:
@@ -411,6 +496,8 @@ def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray
     whole[:, known] = pred * rates[known].sum()
     return whole
 
+
+FITTED = (_LightGBM, _XGBoost, _CatBoost, _Linear, Odds, Constant, _Placed)
 
 BOOSTING: Settings = {"rounds": 2000, "patience": 100}  # at rates of 0.03 to 0.05 it stops by itself before
 

@@ -1,0 +1,195 @@
+"""The test rows that lie there now, whatever they are: nothing in them stops a prediction, all of it is counted.
+
+A table without rows that can be used is made up for: by the images that fit its template, by the ids of the sample
+submission. Ids that are empty or stand there twice are left out; columns that are missing are null.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foldwise import UserError
+from foldwise.core import source
+from foldwise.data import image, index
+from foldwise.data.competition import Competition, Piece, Split, template_pieces
+from foldwise.data.encoder import texts
+
+
+def list_test_rows(competition: Competition) -> tuple[pd.DataFrame, list[str]]:
+    """split, id, row_id, group, path and the tables' columns of the test rows as they are now; no file is opened.
+
+    With them what was odd about them, a line each. UserError where there is nothing at all.
+    """
+    if competition.test is None:
+        raise UserError(f"{competition.file}: names no `test`")
+    notes: list[str] = []
+    rows = _rows(competition, competition.test, notes).reset_index(drop=True)
+    rows.insert(0, "split", "test")
+    return rows, notes
+
+
+def describe(
+    competition: Competition, known: pd.DataFrame, rows: pd.DataFrame, headers: bool, workers: int | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Index rows of listed ones, a row a frame where the competition says so, and the categories that are new.
+
+    known: the saved index, whose columns' types they take. headers: whether the files' headers are read (for sizes,
+    DICOM tags, frames); else `error` is null, and a file that can't be read is met when it is decoded.
+    """
+    if headers or competition.dicom_tags or index.header_groups(competition) or competition.frames == "each":
+        seen = index.headers(competition, rows, workers)
+        rows = index.by_header_groups(competition, pd.concat([rows, seen], axis=1))
+        rows = rows.astype(dict.fromkeys(("width", "height", "bytes", "modified"), "Int64"))
+    else:
+        rows = rows.assign(error=None)
+    rows = index.a_row_a_frame(rows) if competition.frames == "each" else rows.drop(columns="frames", errors="ignore")
+    for column in index.metadata_columns(competition):
+        rows[column] = index.like(known[column], rows[column] if column in rows else pd.Series(None, rows.index))
+    rows["host_group"] = rows["group"]
+    return rows, _unknown_categories(competition, known, rows)
+
+
+def with_known(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The saved index with these test rows in place of its own."""
+    return pd.concat([known[known["split"] != "test"], rows], ignore_index=True)
+
+
+def _rows(competition: Competition, split: Split, notes: list[str]) -> pd.DataFrame:
+    if split.table is None:
+        rows = _listed(competition, split, notes)
+    else:
+        try:
+            path, table = index.table_of(competition, split)
+            if competition.id not in table:
+                raise UserError(f"{path}: no column '{competition.id}'")
+            if not len(table):
+                raise UserError(f"{path}: no rows")
+        except UserError as error:
+            path, table = competition.raw_of(split) / str(split.table), _without_table(competition, split)
+            notes.append(f"{error}: {len(table)} rows are made of the images, or of the sample submission's ids")
+        rows = index.rows_of_table(competition, split, _cleaned(competition, split, table, path, notes), path)
+        _say_left_over(competition, split, rows, notes)
+    if not len(rows):
+        raise UserError(f"{competition.raw_of(split)}: no test rows: neither a table, nor images, nor a sample")
+    return rows
+
+
+def _cleaned(competition: Competition, split: Split, table: pd.DataFrame, path: Path, notes: list[str]) -> pd.DataFrame:
+    """Rows whose id can be used, each once, with values that fit the paths' templates."""
+    ids = table[competition.id]
+    empty, twice = ids.isna() | (ids.astype(str) == ""), ids.duplicated()
+    for what, bad in (("an empty id", empty), ("an id that stands there twice", twice & ~empty)):
+        if bad.any():
+            notes.append(f"{path}: {int(bad.sum())} rows with {what} are left out")
+    table = table[~(empty | twice)].reset_index(drop=True)
+    for column in index.identity_columns(competition, split) - set(table):
+        notes.append(f"{path}: no column '{column}', which images are found by: they count as missing")
+        table[column] = ""
+    for template in split.templates:
+        for piece in template_pieces(template):
+            odd = (
+                [row for row, value in enumerate(table[piece.column]) if not _fits(piece, value)]
+                if piece.column
+                else []
+            )
+            if odd:
+                notes.append(f"{path}: {len(odd)} values of {piece.column} do not fit '{template}': no image")
+                table.loc[odd, piece.column] = "0"
+    return table
+
+
+def _fits(piece: Piece, value: object) -> bool:
+    try:
+        piece.fill(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_table(competition: Competition, split: Split) -> pd.DataFrame:
+    """A table of what the images' paths tell, else of the sample submission's ids."""
+    raw, seen = competition.raw_of(split), list[dict[str, str]]()
+    for template in split.templates:
+        folder = raw / template.partition("{")[0].rpartition("/")[0]
+        pattern = re.compile(_pattern(template))
+        paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files] if folder.is_dir() else []
+        seen += [match.groupdict() for match in map(pattern.fullmatch, paths) if match]
+    asked = [] if competition.aggregates else sample_ids(competition)
+    if not seen or competition.id not in seen[0]:
+        return pd.DataFrame({competition.id: sample_ids(competition)})
+    images = pd.DataFrame(seen).drop_duplicates(competition.id).set_index(competition.id)
+    if images.index.isin(asked).any():  # the sample says which rows there are, the folder where their images lie
+        images = images.reindex(asked).fillna("")
+    return images.rename_axis(competition.id).reset_index()
+
+
+def _pattern(template: str) -> str:
+    """A regex of the paths that a template makes: its first use of a column names it, the others must agree."""
+    pattern, named = "", set[str]()
+    for piece in template_pieces(template):
+        pattern += re.escape(piece.text)
+        if piece.column is None:
+            continue
+        if piece.place is not None:
+            pattern += "[^/]"
+        elif piece.column in named:
+            pattern += f"(?P={piece.column})"
+        else:
+            named.add(piece.column)
+            pattern += f"(?P<{piece.column}>[^/]+)"
+    return pattern
+
+
+def sample_ids(competition: Competition) -> Sequence[str]:
+    """The ids of the host's sample submission; none where there is no such file."""
+    path = competition.raw() / str(competition.sample_submission)
+    if competition.sample_submission is None or not path.exists():
+        return []
+    first = pd.read_csv(path, nrows=0).columns
+    return index.read_table(path, list(first[:1])).iloc[:, 0].tolist()
+
+
+def _listed(competition: Competition, split: Split, notes: list[str]) -> pd.DataFrame:
+    raw = competition.raw_of(split)
+    folder = raw / str(split.folders or split.images)
+    listed = image.listing(folder, raw) if folder.is_dir() else None
+    if listed is None or not listed.images:
+        ids = pd.Series(sample_ids(competition), dtype=object)
+        notes.append(f"{folder}: no images in it: {len(ids)} rows of the sample submission without one")
+        return pd.DataFrame({"id": ids, "row_id": ids, "group": ids, "path": ids})
+    if listed.others:
+        notes.append(f"{folder}: {listed.left_out.removeprefix('; ')}")
+    ids = pd.Series([path.relative_to(folder).as_posix() for path in listed.images])
+    paths = [path.relative_to(raw).as_posix() for path in listed.images]
+    group = index.groups_of(competition, pd.DataFrame(), ids)
+    return pd.DataFrame({"id": ids, "row_id": ids, "group": group, "path": paths})
+
+
+def _say_left_over(competition: Competition, split: Split, rows: pd.DataFrame, notes: list[str]) -> None:
+    """Files beside the table's images that no row names."""
+    raw = competition.raw_of(split)
+    folders = {raw / template.partition("{")[0].rpartition("/")[0] for template in split.templates}
+    named = set(rows["path"])
+    for folder in sorted(folders - {raw}):
+        if folder.is_dir():
+            paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files]
+            more = [path for path in paths if path not in named]
+            if more:
+                notes.append(f"{folder}: {len(more)} files that the table does not name, such as {more[0]}: left alone")
+
+
+def _unknown_categories(competition: Competition, known: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    train, notes = known[known["split"] == "train"], []
+    for column in index.metadata_columns(competition):
+        if pd.api.types.is_numeric_dtype(known[column]):
+            continue
+        values, met = texts(rows[column]), set(texts(train[column]))
+        new = np.array([value is not None and value not in met for value in values])
+        if new.any():
+            notes.append(f"{column}: {int(new.sum())} rows with a category never seen, such as '{values[new][0]}'")
+    return notes

@@ -1,0 +1,1 @@
+"""A saved blend on test rows that nobody has seen: which models, in which order, within which time."""
