@@ -155,7 +155,7 @@ def test_lr_find_draws_and_writes_no_run(trained: Workplace) -> None:
     assert not list(trained.root.glob("fold*"))
 
 
-def test_preview_with_mixed_images_and_a_snapshot_mean_that_loses(trained: Workplace, tmp_path: Path) -> None:
+def test_preview_with_mixed_images_and_the_last_epochs_as_snapshots(trained: Workplace, tmp_path: Path) -> None:
     recipe = ["--recipe", trained.root / "quick.yaml"]
     mixing = ["augment.mixup=0.5", "augment.cutmix=0.5", "augment.strength=0.5", "augment.ops={elastic: 0.5}"]
     trained.run("02_train.py", *recipe, "--preview", tmp_path / "a.png", *mixing)
