@@ -13,6 +13,7 @@ examples
   python src/02_train.py --competition skin --recipe auto --hours 0.1 --submit    # measure, choose, train, hand in
   python src/02_train.py --fold 0 --name quick train.epochs=1 model.name=resnet18 image_size=128
   python src/02_train.py --help-recipe                               # every knob: default, meaning, allowed values
+  python src/02_train.py --recipe baseline --lr-find                 # which learning rate
   python src/02_train.py --recipe baseline --preview augment.png     # what the augmentation does to the images
   torchrun --nproc_per_node 2 src/02_train.py --fold 0               # one fold on two GPUs (batch_size each)
   python src/02_train.py --recipe baseline,resnet50 --dask tcp://10.0.0.5:8786     # recipes x folds on a cluster
@@ -62,29 +63,26 @@ def main() -> None:
         "--devices", type=int, metavar="N", help="folds trained side by side (default: the number of GPUs, or 1)"
     )
     parser.add_argument("--dask", metavar="ADDRESS", help="spread recipes x folds over a Dask cluster")
+    parser.add_argument("--lr-find", action="store_true", help="draw the loss over growing rates, propose one and stop")
     parser.add_argument("--preview", metavar="FILE.png", help="draw augmented training images and stop")
     parser.add_argument("--help-recipe", action="store_true", help="list every recipe setting and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
     args = parser.parse_intermixed_args()
     if args.help_recipe:
-        print(describe(Recipe))
-        return
+        return print(describe(Recipe))
 
     competition = load_competition(args.competition)
     if args.submit and competition.test is None:
         raise UserError(f"--submit: {competition.file} has no `test`: there is nothing to hand in")
     if args.recipe == AUTO and is_done_by_a_head(competition, args):
-        return
+        return  # by step 4
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
     loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
     recipes = {run: fitted(recipe, competition.orientation) for run, recipe in loaded.items()}
-    if args.preview:
-        from foldwise.report.previews import draw_preview  # matplotlib
-
-        draw_preview(competition, next(iter(recipes.values())), Path(args.preview))
-        return
+    if args.preview or args.lr_find:
+        return look(competition, *next(iter(recipes.items())), args)
     index.try_metric(competition, index.load_index(competition))
     wanted = folds.choose(folds.load_folds(competition), args.fold)
     deadline = None if args.hours is None else started + 3600 * args.hours
@@ -92,16 +90,8 @@ def main() -> None:
     gpus = parallel.gpus() if several and not args.dask and args.devices is None else 0
     devices = args.devices or max(1, gpus)
     if args.dask or (several and devices > 1):
-        status, infos = spread(
-            competition,
-            recipes,
-            wanted,
-            restart=args.restart,
-            deadline=deadline,
-            dask=args.dask,
-            devices=devices,
-            gpus=gpus > 0,
-        )
+        where = {"dask": args.dask, "devices": devices, "gpus": gpus > 0}
+        status, infos = spread(competition, recipes, wanted, restart=args.restart, deadline=deadline, **where)
     else:
         n_parallel = min(parallel.cores(), len(recipes) * len(wanted))
         if args.devices is None and not gpus and n_parallel > 1 and current_ranks().size == 1:
@@ -117,7 +107,7 @@ def main() -> None:
             report_run(competition, info)
     if status:
         sys.exit(status)
-    submit(competition, [info.run for info in infos if info.is_whole], args.submit)
+    submit(competition, [info.run for info in infos if args.submit and info.is_whole])
 
 
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
@@ -126,21 +116,31 @@ def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
     from foldwise.report.preparation import auto_recipe  # torch, matplotlib
 
     recipe, devices, head = auto_recipe(competition, args.hours or 1.0, args.fold, args.restart, args.overrides)
-    args.recipe, args.name, args.devices = str(recipe), args.name or AUTO, args.devices or devices
-    if head is None or args.preview:
+    args.recipe, args.name = str(recipe), args.name or AUTO
+    args.devices = args.devices or (None if parallel.gpus() else devices)  # a fold a GPU comes by itself
+    if head is None or args.preview or args.lr_find:
         return False
     options = ["--competition", args.competition, "--recipe", args.recipe, "--head", head, "--name", args.name]
     sys.argv[1:] = [*options, *args.overrides]
     importlib.import_module("04_embed").main()  # embeddings are made once, heads take seconds
-    submit(competition, [args.name], args.submit)
+    submit(competition, [args.name] * args.submit)
     return True
 
 
-def submit(competition: Competition, runs: list[str], asked: bool) -> None:
-    """Write each run's test predictions as a submission of its name, where that is asked."""
-    for run in runs if asked else []:
-        whole = load_run(competition, run)
-        print(f"submission: {submission.write_submission(competition, whole.test, run, {'runs': [run]})}")
+def look(competition: Competition, run: str, recipe: Recipe, args: Namespace) -> None:
+    """Before training: the first recipe's augmentation, or its learning rates."""
+    from foldwise.report import curves, previews  # matplotlib
+
+    if args.preview:
+        return previews.draw_preview(competition, recipe, Path(args.preview))
+    curves.draw_range_test(competition, run, recipe, folds.choose(folds.load_folds(competition), args.fold)[0])
+
+
+def submit(competition: Competition, runs: list[str]) -> None:
+    """Write each run's test predictions as a submission of its name."""
+    for run in runs:
+        path = submission.write_submission(competition, load_run(competition, run).test, run, {"runs": [run]})
+        print(f"submission: {path}")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,30 @@ def test_other_sizes_are_resized_and_other_shapes_refused() -> None:
             ops(wrong, np.random.default_rng(0))
 
 
+def test_strength_and_single_operations() -> None:
+    """Half the strength moves half as much; a named operation is added, or takes the preset's own place."""
+    half = augment.operations("heavy", "none", 0.5)
+    assert [type(one) for one in half] == [type(one) for one in augment.operations("heavy", "none")]
+    assert (half[0].rotate, half[0].p, half[-1].share) == (22.5, 0.85, 0.1875)
+    added = augment.operations("light", "none", ops={"elastic": 0.3, "affine": 0.1})
+    assert [(type(one).__name__, one.p) for one in added] == [("ElasticTransform", 0.3), ("Affine", 0.1)]
+    assert augment.operations("light", "none", ops={"affine": 0}) == ()
+    images = photos(6)
+    moved = [
+        np.abs(
+            augment.train_ops("medium", 48, "none", strength=s)(images, np.random.default_rng(1)) - images.astype(int)
+        )
+        for s in (0.0, 0.5, 1.0)
+    ]
+    assert moved[0].max() <= 1 and 0 < moved[1].mean() < moved[2].mean()
+    for preset in augment.PRESETS:
+        augment.train_ops(preset, 48, strength=2.0, ops=dict.fromkeys(augment.OPS, 1.0))(
+            images, np.random.default_rng(0)
+        )
+    with pytest.raises(UserError, match=r"augment.ops=elastik: no such operation; did you mean 'elastic'"):
+        augment.train_ops("light", 48, ops={"elastik": 0.3})
+
+
 def test_misspelt_names_propose_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'heavy'"):
         augment.train_ops("heavey", 64)

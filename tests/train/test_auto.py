@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +17,9 @@ import yaml
 from conftest import REPOSITORY, Workplace, make_tiny, shared
 
 from foldwise.core.cli import hours
+from foldwise.data.recipe import load_recipe
 from foldwise.train import auto
+from foldwise.train.lr_find import Ramp, RangeTest
 
 
 @pytest.fixture
@@ -130,3 +134,34 @@ def test_seven_hundred_real_images_in_a_minute_of_cpu(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert len(pd.read_csv(tmp_path / "submissions" / "skin" / "auto.csv")) == 150
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+
+
+@pytest.mark.smoke
+def test_the_proposed_rate_lies_below_the_first_lowest_loss() -> None:
+    rates = np.geomspace(1e-5, 1, 100)
+    falls = -0.05 * np.exp(-((np.log10(rates) + 2) ** 2) / 0.3)
+    breaks = np.where(rates > 0.1, 0.4 - 0.6 * (rates > 0.8), 0.0)  # and a lucky end, lower than all
+    test = RangeTest(rates, falls + breaks)
+    assert test.falls and test.proposed == pytest.approx(0.01 / 3, rel=0.1)
+    assert not RangeTest(rates, np.zeros(100)).falls
+    ramp = Ramp(load_recipe("baseline").train, 7, 100)
+    assert ramp.factor(0) * 3e-4 == pytest.approx(1e-5) and ramp.factor(101) * 3e-4 == pytest.approx(1)
+
+
+def test_lr_find_draws_and_writes_no_run(trained: Workplace) -> None:
+    done = trained.run("02_train.py", "--recipe", trained.root / "quick.yaml", "--lr-find", "train.batch_size=8")
+    assert "is proposed (the recipe has 0.003)" in done.stdout
+    assert (trained.derived / "lr_quick.png").stat().st_size > 9000
+    assert not list(trained.root.glob("fold*"))
+
+
+def test_preview_with_mixed_images_and_the_last_epochs_as_snapshots(trained: Workplace, tmp_path: Path) -> None:
+    recipe = ["--recipe", trained.root / "quick.yaml"]
+    mixing = ["augment.mixup=0.5", "augment.cutmix=0.5", "augment.strength=0.5", "augment.ops={elastic: 0.5}"]
+    trained.run("02_train.py", *recipe, "--preview", tmp_path / "a.png", *mixing)
+    trained.run("02_train.py", *recipe, "--preview", tmp_path / "b.png", *mixing[2:])
+    tall, short = (cv2.imread(str(tmp_path / f"{name}.png")).shape[0] for name in "ab")
+    assert tall > 1.3 * short
+    options = ["--fold", 0, "--name", "late", "train.snapshots=3", "train.epochs=5", "train.lr=0.01"]
+    done = trained.run("02_train.py", *recipe, *options)
+    assert done.stderr.count("snapshot") >= 3 and (trained.runs / "late" / "snapshots" / "fold0_3.csv").exists()

@@ -7,6 +7,7 @@ reference_ops(preset, image_size)                               the twin
 from foldwise.augment.presets import (
     FLIPS,
     MELANOMA2020,
+    OPS,
     PRESETS,
     Ops,
     operations,
@@ -20,6 +21,7 @@ from foldwise.augment.presets import (
 __all__ = [
     "FLIPS",
     "MELANOMA2020",
+    "OPS",
     "PRESETS",
     "Ops",
     "operations",

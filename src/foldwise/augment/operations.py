@@ -7,9 +7,9 @@ because its import is slow and needed by nobody who trains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -23,7 +23,14 @@ Rng = np.random.Generator
 class Operation:
     """One operation; p: its probability, or inside OneOf its weight."""
 
+    strengths: ClassVar[tuple[str, ...]] = ()  # fields that say how much; none: how often says it
     p: float = 1.0
+
+    def scaled(self, strength: float) -> Operation:
+        """The operation at `strength` times as much; kernels, whose sides are whole, that much oftener or rarer."""
+        if not self.strengths:
+            return replace(self, p=min(1.0, self.p * strength))
+        return replace(self, **{name: getattr(self, name) * strength for name in self.strengths})
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         """Do it, or note it as still to be done."""
@@ -39,6 +46,10 @@ class OneOf(Operation):
     """One of several, drawn by their weights."""
 
     choices: tuple[Operation, ...]
+
+    def scaled(self, strength: float) -> Operation:
+        """Each choice at that strength; how often one is drawn stays."""
+        return replace(self, choices=tuple(replace(one.scaled(strength), p=one.p) for one in self.choices))
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         draw = rng.random() * sum(choice.p for choice in self.choices)
@@ -61,6 +72,10 @@ class Flips(Operation):
 
     kind: str
 
+    def scaled(self, strength: float) -> Operation:
+        """A mirror image is one or is none."""
+        return self
+
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         canvas.turn(int(rng.random() * {"none": 1, "horizontal": 2, "d4": 8}[self.kind]))
 
@@ -73,6 +88,7 @@ class Flips(Operation):
 class Affine(Operation):
     """Shift (of the side), scale (relative) and rotation (degrees) about the centre, each uniform either way."""
 
+    strengths = ("shift", "scale", "rotate")
     shift: float
     scale: float
     rotate: float
@@ -103,6 +119,7 @@ class Affine(Operation):
 class OpticalDistortion(Operation):
     """A lens: radius r (in sides) comes from r (1 + k r^2 + k r^4), k uniform in +-limit; barrel and pincushion."""
 
+    strengths = ("limit",)
     limit: float
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
@@ -127,6 +144,10 @@ class GridDistortion(Operation):
 
     steps: int
     limit: float
+
+    def scaled(self, strength: float) -> Operation:
+        """A cell shrinks to nothing at most."""
+        return replace(self, limit=min(1.0, self.limit * strength))
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         cell = canvas.size // self.steps
@@ -156,6 +177,7 @@ class ElasticTransform(Operation):
     side: alpha and sigma are meant for images of this side and grow with it; None: pixels, whatever the side.
     """
 
+    strengths = ("alpha",)
     alpha: float
     sigma: float
     border: Border = REFLECT
@@ -203,6 +225,7 @@ _LEVELS = np.arange(256)
 class BrightnessContrast(Operation):
     """Grey level v becomes v (1 + contrast) + 255 brightness, each uniform either way."""
 
+    strengths = ("brightness", "contrast")
     brightness: float = 0.0
     contrast: float = 0.0
 
@@ -223,6 +246,10 @@ class Clahe(Operation):
     """
 
     limit: float
+
+    def scaled(self, strength: float) -> Operation:
+        """A limit of 1 changes nothing."""
+        return replace(self, limit=1 + (self.limit - 1) * strength)
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         canvas.clahe.setClipLimit(1 + (self.limit - 1) * rng.random())
@@ -253,6 +280,7 @@ def _lightness() -> tuple[Image, Image]:
 class HueSaturationValue(Operation):
     """Hue (of 180), saturation and value (of 255) shifted, each uniform either way; grey pixels stay grey."""
 
+    strengths = ("hue", "saturation", "value")
     hue: float
     saturation: float
     value: float
@@ -282,6 +310,7 @@ class HueSaturationValue(Operation):
 class GaussianBlur(Operation):
     """Sigma uniform in low..high pixels; kernel of a side drawn from 3..largest, or as wide as sigma asks for."""
 
+    strengths = ("low", "high")
     low: float
     high: float
     largest: int | None = None
@@ -349,6 +378,7 @@ class GaussNoise(Operation):
     keep_white: pixels of 255 in every channel, a sketch's paper, stay as they are.
     """
 
+    strengths = ("low", "high")
     low: float
     high: float
     keep_white: bool = False
@@ -397,6 +427,10 @@ class CutOut(Operation):
     """One black square, its side this share of the image's (DeVries 2017), wholly inside."""
 
     share: float
+
+    def scaled(self, strength: float) -> Operation:
+        """Something is left to see."""
+        return replace(self, share=min(0.8, self.share * strength))
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         image = canvas.settled()

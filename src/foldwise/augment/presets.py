@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -81,10 +82,33 @@ PRESETS: dict[str, tuple[Operation, ...]] = {
     "melanoma2020": MELANOMA2020,
 }
 
+# Single operations that `augment.ops` adds or, in a preset, gives another probability; middling strengths
+OPS: dict[str, Operation] = {
+    "affine": Affine(0.1, 0.15, 15),
+    "optical": OpticalDistortion(0.5),
+    "grid": GridDistortion(5, 0.5),
+    "elastic": ElasticTransform(300, 12, side=224),
+    "brightness": BrightnessContrast(0.2, 0.2),
+    "hue": HueSaturationValue(10, 20, 10),
+    "clahe": Clahe(4.0),
+    "blur": GaussianBlur(0.1, 1.5),
+    "median_blur": MedianBlur(5),
+    "motion_blur": MotionBlur(5),
+    "noise": GaussNoise(0, 12),
+    "cutout": CutOut(0.3),
+}
+
 FLIPS = ("auto", "none", "horizontal", "d4")
 
 
-def train_ops(preset: str, image_size: int, flips: str = "horizontal", randaugment: int = 0) -> Ops:
+def train_ops(
+    preset: str,
+    image_size: int,
+    flips: str = "horizontal",
+    randaugment: int = 0,
+    strength: float = 1.0,
+    ops: Mapping[str, float] | None = None,
+) -> Ops:
     """fn(images, rng) -> images, uint8 (B, H, W, 3) in and (B, S, S, 3) out, S = image_size; the same for an equal rng.
 
     Square images of another size are resized first; others are refused with a UserError. The images that go in are
@@ -92,15 +116,22 @@ def train_ops(preset: str, image_size: int, flips: str = "horizontal", randaugme
 
     flips: none, horizontal or auto (mirror, p 0.5), or d4 (any of the eight symmetries of the square, for images
     without an up and down); a preset with flips of its own (melanoma2020) keeps to those. randaugment: magnitude 1 to
-    30 of two RandAugment operations after the preset; 0: none.
+    30 of two RandAugment operations after the preset; 0: none. strength: how much, of the preset's own. ops: single
+    operations of OPS with their probabilities, added to the preset or in place of its own ones of that kind.
     """
     last = (RandAugment(randaugment),) if randaugment else ()
-    return pipeline((*operations(preset, flips), *last), image_size)
+    return pipeline((*operations(preset, flips, strength, ops), *last), image_size)
 
 
-def reference_ops(preset: str, image_size: int, flips: str = "horizontal") -> Ops:
+def reference_ops(
+    preset: str,
+    image_size: int,
+    flips: str = "horizontal",
+    strength: float = 1.0,
+    ops: Mapping[str, float] | None = None,
+) -> Ops:
     """The same distribution by albumentations, an operation at a time: the slow twin that tests compare with."""
-    return reference_pipeline(operations(preset, flips), image_size)
+    return reference_pipeline(operations(preset, flips, strength, ops), image_size)
 
 
 def turns(preset: str) -> bool:
@@ -108,15 +139,26 @@ def turns(preset: str) -> bool:
     return any(isinstance(operation, Flips) for operation in PRESETS.get(preset, ()))
 
 
-def operations(preset: str, flips: str = "horizontal") -> tuple[Operation, ...]:
-    """What a preset does, in its order; UserError for a name that is not one."""
+def operations(
+    preset: str, flips: str = "horizontal", strength: float = 1.0, ops: Mapping[str, float] | None = None
+) -> tuple[Operation, ...]:
+    """What a preset does, in its order, and `ops` after it; UserError for a name that is not one."""
     if preset not in PRESETS:
         raise UserError(f"augment.preset={preset}: no such preset{nearest(preset, PRESETS)}")
     if flips not in FLIPS:
         raise UserError(f"augment.flips={flips}: no such choice{nearest(flips, FLIPS)}")
-    chosen = PRESETS[preset]
+    single = {type(OPS[name]): replace(OPS[name], p=p) for name, p in (ops or {}).items() if _is_known(name)}
+    chosen = tuple(one for one in PRESETS[preset] if type(one) not in single)
+    chosen = (*chosen, *(one for one in single.values() if one.p > 0))
+    chosen = chosen if strength == 1 else tuple(one.scaled(strength) for one in chosen)
     own = flips == "none" or turns(preset)
     return chosen if own else (Flips("horizontal" if flips == "auto" else flips), *chosen)
+
+
+def _is_known(name: str) -> bool:
+    if name not in OPS:
+        raise UserError(f"augment.ops={name}: no such operation{nearest(name, OPS)}")
+    return True
 
 
 def pipeline(ops: Sequence[Operation], image_size: int) -> Ops:

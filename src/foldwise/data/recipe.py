@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -135,7 +135,9 @@ class Train(Strict):
     )
     ema_decay: float = Field(0.998, ge=0, lt=1, description="averaging ema: memory a step (shorter at the start)")
     swa_start: float = Field(0.6, ge=0, lt=1, description="averaging swa: share of the epochs before the mean begins")
-    snapshots: bool = Field(False, description="average the predictions at the end of each cycle (Huang 2017)")
+    snapshots: bool | Annotated[int, Field(ge=2)] = Field(
+        False, description="average the predictions at the end of each cycle (Huang 2017); a number: of the last epochs"
+    )
     checkpoint: Literal["best", "last"] = Field(
         "last",
         description="which epoch predicts: the last, or the best by the fold's own score, which flatters: with 15 "
@@ -175,6 +177,12 @@ class Augment(Strict):
         "auto",
         description="mirror, or d4: the eight symmetries, for images without an up and down; auto: d4 where the "
         "competition has `orientation: free`, else horizontal; melanoma2020 has its own",
+    )
+    strength: float = Field(1.0, ge=0, le=2, description="of the preset and `ops`, of their own: 0.5 is half as much")
+    ops: dict[str, float] = Field(
+        {},
+        description="single operations and their probabilities, {elastic: 0.3}: added, or in place of the preset's own",
+        examples=list(augment.OPS),
     )
     randaugment: int = Field(
         0, ge=0, le=30, description="magnitude of RandAugment after the preset (Cubuk 2020); 0: none"
@@ -296,8 +304,22 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
     ),
     ("train.focal_gamma", "train.loss=focal", lambda r: r.train.loss == "focal"),
     ("train.class_weights", "train.loss=ce, bce or focal", lambda r: r.train.loss in {"default", "ce", "bce", "focal"}),
-    ("train.cycles train.snapshots", "train.schedule=cosine", lambda r: r.train.schedule == "cosine"),
-    ("train.snapshots", "train.cycles=<two or more>", lambda r: r.train.cycles > 1),
+    ("train.cycles", "train.schedule=cosine", lambda r: r.train.schedule == "cosine"),
+    (
+        "train.snapshots",
+        "train.schedule=cosine, or a number of last epochs",
+        lambda r: r.train.snapshots is not True or r.train.schedule == "cosine",
+    ),
+    (
+        "train.snapshots",
+        "train.cycles=<two or more>, or a number of last epochs",
+        lambda r: r.train.snapshots is not True or r.train.cycles > 1,
+    ),
+    (
+        "train.snapshots",
+        "as many train.epochs",
+        lambda r: r.train.snapshots is True or r.train.snapshots <= r.train.epochs,
+    ),
     ("train.checkpoint", "train.snapshots=false, which predict instead", lambda r: not r.train.snapshots),
     ("train.final_lr", "a train.schedule that falls", lambda r: r.train.schedule != "constant"),
     ("train.patience", "train.schedule=plateau", lambda r: r.train.schedule == "plateau"),
@@ -313,7 +335,9 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
     (
         "predict.average",
         "several views (predict.tta, crops or scales) or train.snapshots",
-        lambda r: r.predict.tta != "none" or r.predict.crops > 1 or len(r.predict.scales) > 1 or r.train.snapshots,
+        lambda r: (
+            r.predict.tta != "none" or r.predict.crops > 1 or len(r.predict.scales) > 1 or bool(r.train.snapshots)
+        ),
     ),
 )
 
@@ -345,6 +369,12 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(
         mode="json", exclude={"base": True, "train": {"loaders", "save_minutes", "tensorboard", "wandb"}}
     )
+
+
+def of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings as run.json has them, under today's names; of a recipe, keys that came later at their defaults."""
+    config = renamed(config)
+    return merge(recipe_settings(Recipe()), config) if "image_size" in config else config
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
-from foldwise.data.recipe import Recipe, differences, recipe_from, refuse_idle, renamed
+from foldwise.data.recipe import Recipe, differences, of_today, recipe_from, refuse_idle
 
 
 class RunInfo(BaseModel):
@@ -51,7 +51,8 @@ class RunInfo(BaseModel):
     @field_validator("config")
     @classmethod
     def _of_old_names(cls, config: dict[str, Any]) -> dict[str, Any]:
-        return renamed(config)
+        embed = {"embed": of_today(config["embed"])} if isinstance(config.get("embed"), dict) else {}
+        return {**of_today(config), **embed}
 
     @property
     def is_whole(self) -> bool:

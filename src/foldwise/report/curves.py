@@ -14,7 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from foldwise import UserError
+from foldwise.core import parallel
 from foldwise.core.cli import note
+from foldwise.data import folds
+from foldwise.data.competition import Competition
+from foldwise.data.recipe import Recipe
 from foldwise.report import figures
 
 NEEDED = ("epoch", "lr", "train_loss", "valid_loss", "best")
@@ -95,6 +99,34 @@ def _lines(place: Axes, logs: Mapping[Any, pd.DataFrame], column: str, marked: b
             at = chosen(log).name
             place.plot(log["epoch"][at], values[at], "o", color=colour, markersize=8, clip_on=False, zorder=3)
     place.grid(axis="y", color="#888888", alpha=0.25, linewidth=0.8)
+
+
+def draw_range_test(competition: Competition, run: str, recipe: Recipe, fold: int) -> None:
+    """A learning-rate range test: its curve as input/derived/<competition>/lr_<run>.png, and what it proposes."""
+    parallel.tune_allocator()
+    from foldwise.train.lr_find import range_test  # torch
+
+    test = range_test(competition, recipe, fold, folds.load_folds(competition))
+    path = competition.derived() / f"lr_{run}.png"
+    with matplotlib.rc_context(figures.STYLE):
+        drawn = Figure(figsize=(figures.WIDTH, 3.4), layout="constrained")
+        place = drawn.subplots()
+        place.plot(test.rates, test.losses, color=figures.PALETTE[0], linewidth=1.6)
+        for rate, name, dash in ((test.proposed, "proposed", "-"), (recipe.train.lr, "the recipe's", ":")):
+            place.axvline(rate, color=figures.INK, linestyle=dash, linewidth=1, label=f"{name}: {rate:.2g}")
+        place.set(
+            xscale="log",
+            xlabel="learning rate",
+            ylabel="training loss above a constant answer's",
+            title=f"{run}: range test",
+        )
+        place.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        place.set_ylim(top=min(float(test.losses.max()), 0.3))
+        place.legend()
+    figures.save(drawn, path, dpi=120)
+    says = "" if test.falls else "; the loss hardly fell in so few steps: trust the curve more than the number"
+    print(f"train.lr={test.proposed:.2g} is proposed (the recipe has {recipe.train.lr:g}){says}")
+    print(f"the curve of {len(test.rates)} steps: {path}")
 
 
 def draw(folder: Path, metric: str | None = None) -> Path | None:

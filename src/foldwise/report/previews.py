@@ -12,21 +12,41 @@ from matplotlib.figure import Figure
 from foldwise import augment
 from foldwise.data import cache, folds
 from foldwise.data.competition import Competition
-from foldwise.data.recipe import Recipe
+from foldwise.data.recipe import Augment, Recipe
 from foldwise.report.figures import STYLE, save
 
+VERSIONS = 4
 _GAP = 0.04  # between pictures, of their side
 
 
 def draw_preview(competition: Competition, recipe: Recipe, path: Path) -> None:
-    """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
+    """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images.
+
+    Rows below show what mixup and CutMix make of these images, where the recipe mixes.
+    """
     images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
-    some = rows[:: max(1, len(rows) // 4)][:4]
-    a = recipe.augment
-    figure = augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
-    save(figure, path, dpi=100)
+    some = images.read(rows[:: max(1, len(rows) // VERSIONS)][:VERSIONS])
+    a, size = recipe.augment, recipe.image_size
+    makers = [augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops)]
+    if not a.randaugment:
+        makers.append(augment.reference_ops(a.preset, size, a.flips, a.strength, a.ops))
+    lines = _rows(a.preset, some, makers, VERSIONS, recipe.seed) + _mixed(some, a, len(makers))
+    save(_figure(lines), path, dpi=100)
     print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
+
+
+def _mixed(images: np.ndarray, settings: Augment, columns: int) -> list[tuple[str, list[np.ndarray]]]:
+    """Per way of mixing that the recipe uses: its name, the first image, each image mixed with another."""
+    from foldwise.train.mixup import mixed  # torch
+
+    lines = []
+    for name in ("mixup", "cutmix"):
+        if getattr(settings, name) and len(images) == VERSIONS:
+            made = mixed(images, name, settings, np.random.default_rng(1))
+            blank = [np.full_like(_strip(made), 255)] * (columns - 1)
+            lines.append((name, [_strip(images[:1]), _strip(made), *blank]))
+    return lines
 
 
 def augmentation_grid(
@@ -35,7 +55,7 @@ def augmentation_grid(
     *,
     flips: str = "horizontal",
     randaugment: int = 0,
-    versions: int = 4,
+    versions: int = VERSIONS,
     reference: bool = True,
     seed: int = 0,
 ) -> Figure:
@@ -53,7 +73,9 @@ def augmentation_grid(
     return grid(images, makers, versions, seed)
 
 
-def grid(images: np.ndarray, makers: Mapping[str, Sequence[augment.Ops]], versions: int = 4, seed: int = 0) -> Figure:
+def grid(
+    images: np.ndarray, makers: Mapping[str, Sequence[augment.Ops]], versions: int = VERSIONS, seed: int = 0
+) -> Figure:
     """A row per name and image: the original, and `versions` by each of that name's makers."""
     rows = [row for name, some in makers.items() for row in _rows(name, images, some, versions, seed)]
     return _figure(rows)

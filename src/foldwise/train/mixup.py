@@ -31,6 +31,12 @@ def mix(
     return mixed, _blend(target, other, fraction), None if metadata is None else _blend(metadata, other, fraction)
 
 
+def mixed(images: np.ndarray, way: str, settings: Augment, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (B, S, S, 3): a batch mixed by `way` (mixup, cutmix) for certain, to look at."""
+    always = settings.model_copy(update={"mixup": 0.0, "cutmix": 0.0, way: 1.0})
+    return mix(torch.from_numpy(images), torch.zeros(len(images), 1), None, always, rng)[0].numpy()
+
+
 def _blend(values: Tensor, other: Tensor, fraction: float) -> Tensor:
     return fraction * values + (1 - fraction) * values[other]
 

@@ -136,7 +136,7 @@ class Trainer:
             images,
             images.rows_of(self.data.train),
             t.batch_size,
-            augment.train_ops(a.preset, size, a.flips, a.randaugment),
+            augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops),
             (recipe.seed, self.fold),
             t.loaders,
             self.data.sample_weights(t.sampling),
@@ -212,7 +212,7 @@ class Trainer:
         self.progress.predict_seconds = (time.monotonic() - started) / max(1, len(self.data.valid))
         score = oof.score(self.competition, self._valid_table(pred), self.data.valid)
         better = self._keep_best(score, epoch)
-        if self.recipe.train.snapshots and self.schedule.cycle_ends(epoch):
+        if self._is_snapshot(epoch):
             self._keep_snapshot(pred, epoch)
         return {
             "epoch": epoch + 1,
@@ -255,8 +255,12 @@ class Trainer:
             return True
         return False
 
+    def _is_snapshot(self, epoch: int) -> bool:
+        kept, epochs = self.recipe.train.snapshots, self.recipe.train.epochs
+        return self.schedule.cycle_ends(epoch) if kept is True else epoch >= epochs - kept
+
     def _keep_snapshot(self, pred: np.ndarray, epoch: int) -> None:
-        """The weights at the end of a cycle, with their own OOF table beside the run's."""
+        """The weights at the end of a cycle, or of a late epoch, with their own OOF table beside the run's."""
         self.state.snapshots.append(self.state.weights())
         if not self.ranks.rank:
             number = len(self.state.snapshots)
@@ -339,12 +343,18 @@ class Trainer:
         return facts
 
     def _predict_with(self, chosen: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-        """(valid, test) predictions, the mean over the chosen weights."""
+        """(valid, test) predictions, the mean over the chosen weights; said where it is no better than the last's."""
         network, each = self.state.network, []
         for one in chosen:
             network.load_state_dict(one)
             each.append((self._predict("valid", network), self._predict("test", network)))
         valid, test = (np.mean(part, axis=0) for part in zip(*each, strict=True))
+        mean, last = (oof.score(self.competition, self._valid_table(p), self.data.valid) for p in (valid, each[-1][0]))
+        if last > mean if self.competition.scorer().greater_is_better else last < mean:
+            self._say(
+                f": the mean of {len(chosen)} snapshots has {mean:.4f}, the last alone {last:.4f}: they do not help "
+                "here (train.snapshots=false)"
+            )
         return valid, test
 
     def _write(self, valid: np.ndarray, test: np.ndarray, facts: dict[str, Any]) -> None:
