@@ -29,6 +29,7 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place = make_tiny(tmp_path_factory.mktemp("blended"), test_rows=24)
     place.run("01_preprocess.py", "--sizes", 32)
     place.run(*QUICK, "--name", "plain", *PLAIN, "predict.tta=flip")
+    place.run("05_predict.py", "--run", "plain", "predict.tta=d4")
     place.run(*QUICK, "--name", "fusion", *PLAIN, "model.metadata=true")
     place.run("03_metadata.py", "--params", "rounds=20", "--group-features")
     place.run("04_embed.py", "--run", "plain", "--head", "svm")
