@@ -1,10 +1,10 @@
-# make demo: from nothing to a submission.  make test: what CI runs.  make smoke: its quick part.  make bench: speeds.
+# make demo: from nothing to a submission.  make test: what CI runs.  make smoke: its quick part.  make bench: speeds.  make trust: scores.
 # make report: every run of $FOLDWISE_COMPETITION (default: demo) on one page.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test smoke lint bench report clean app
+.PHONY: demo test smoke lint bench trust report clean app
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
@@ -31,11 +31,15 @@ lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-LONG := bench/skin1500.py bench/transfer.py bench/speed.py
+LONG := bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
 
 # the quick ones; those in LONG take half an hour and more each: python bench/NAME.py
 bench: $(VENV)/installed-tests
 	for bench in $(filter-out $(LONG), $(wildcard bench/*.py)); do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
+
+# half an hour: do scores hold on random labels, and intervals where the truth is known?
+trust: $(VENV)/installed
+	$(RUN) bench/trust.py --csv docs/trust.csv
 
 report: $(VENV)/installed
 	$(RUN) src/10_report.py

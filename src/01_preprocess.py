@@ -14,6 +14,7 @@ examples
   python src/01_preprocess.py --competition siim-isic-melanoma-classification --sizes 256 384
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --new my-competition --from some/folder    # propose a competition file for a raw folder
+  python src/01_preprocess.py --help-competition                     # every key: default, meaning, allowed values
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
 Killed? Run the same command again: it continues.
@@ -23,16 +24,13 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace
 
-from foldwise.audit import groups
-from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core import cli
 from foldwise.core.cli import note
-from foldwise.data import cache, folds, image, index, propose
+from foldwise.core.schema import describe
+from foldwise.data import image, propose
 from foldwise.data.competition import Competition, load_competition
-from foldwise.model.crops import warn_of_stale_crops
-from foldwise.report.competition import write_competition_report
+from foldwise.report.preparation import prepare
 
 
 def main() -> None:
@@ -55,50 +53,28 @@ def main() -> None:
     parser.add_argument("--new", metavar="NAME", type=cli.name, help="propose src/competitions/NAME.yaml and stop")
     parser.add_argument("--from", dest="raw", metavar="DIR", help="with --new: the raw folder (default: input/NAME)")
     parser.add_argument("--out", metavar="FILE.yaml", help="with --new: where to write it")
+    parser.add_argument("--help-competition", action="store_true", help="list every key of a competition file and stop")
     moved = next((flag for flag in sys.argv[1:] if re.match("--(crop|boxes|detector|finetune|download)", flag)), None)
     if moved:
         parser.error(f"{moved}: crops have a step of their own, after this one: 08_crop.py")
     args = parser.parse_args()
 
+    if args.help_competition:
+        print(describe(Competition))
+        return
     if args.new:
         path, proposal = propose.write_proposal(args.new, args.raw, args.out)
         print(f"{path}:\n\n{proposal.text()}")
         for doubt in proposal.doubts:
             note(f"look at  {doubt}")
         named = path if args.out else args.new
-        note(f"next: python src/01_preprocess.py --competition {named} --sizes 224")
+        note(f"next: python src/02_train.py --competition {named} --recipe auto --hours 0.1 --submit")
         return
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return
 
-    competition = load_competition(args.competition)
-    with index.alone(competition):
-        preprocess(competition, args)
-
-
-def preprocess(competition: Competition, args: Namespace) -> None:
-    table = index.build_index(competition, args.workers, args.dask)
-    if not args.new_folds:
-        folds.check_saved(competition, table)
-    sizes = list(dict.fromkeys([*args.sizes, SIZE]))
-    table["error"] = cache.build_caches(competition, table, sizes, args.workers, args.dask)
-    index.check_readable(competition, table)
-    ties = groups.ties(competition, table)
-    groups.refuse(competition, ties)
-    images = cache.load_cache(competition, SIZE, table=table)
-    copies = duplicate_groups(competition, table, images, turned=competition.turned_copies)
-    table = table.assign(host_group=table["group"], group=copies.group)
-    warn_of_stale_crops(competition, table)
-    fold_table = folds.make_once(competition, table, anew=args.new_folds)
-    index.save_index(table, competition)
-    path, warnings = write_competition_report(competition, table, fold_table, args.sizes, copies)
-    odd = index.remarked(cache.remarks(competition, table, args.sizes[0])) + index.odd_formats(table)
-    forgotten = [str(tie) for tie in ties[:1]]
-    for warning in index.set_aside(table) + odd + forgotten + warnings:
-        note(f"warning: {warning}")
-    others = index.left_out(competition)
-    note(f"{len(table)} images, {int(table['error'].notna().sum())} set aside{others}; look at {path}")
+    prepare(load_competition(args.competition), args.sizes, args.workers, args.dask, args.new_folds)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ writes   oof/<competition>/<run>/
 examples
   python src/02_train.py --fold 0                                    # one fold of the demo with recipe baseline
   python src/02_train.py --competition skin --recipe baseline --fold all --hours 11.5
+  python src/02_train.py --competition skin --recipe auto --hours 0.1 --submit    # measure, choose, train, hand in
   python src/02_train.py --fold 0 --name quick train.epochs=1 model.name=resnet18 image_size=128
-  python src/02_train.py --help-recipe                               # every knob, its default and meaning
+  python src/02_train.py --help-recipe                               # every knob: default, meaning, allowed values
   python src/02_train.py --recipe baseline --preview augment.png     # what the augmentation does to the images
   torchrun --nproc_per_node 2 src/02_train.py --fold 0               # one fold on two GPUs (batch_size each)
   python src/02_train.py --recipe baseline,resnet50 --dask tcp://10.0.0.5:8786     # recipes x folds on a cluster
@@ -23,30 +24,40 @@ saved.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 from foldwise import UserError
 from foldwise.core import cli, parallel
 from foldwise.core.ranks import current_ranks
-from foldwise.data import folds, index
+from foldwise.core.schema import describe
+from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
-from foldwise.data.recipe import Recipe, help_recipe, load_recipe, run_name
-from foldwise.data.runs import run_lock
+from foldwise.data.orientation import fitted
+from foldwise.data.recipe import Recipe, load_recipe, run_name
+from foldwise.data.runs import load_run, run_lock
 from foldwise.train.run import in_turn, spread
+
+AUTO = "auto"  # the recipe that is measured and chosen
 
 
 def main() -> None:
     started = time.monotonic()
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "--recipe", default="baseline", metavar="R[,R...]", help="src/recipes/R.yaml or a path (default: baseline)"
+        "--recipe",
+        default="baseline",
+        metavar="R[,R...]",
+        help="src/recipes/R.yaml or a path (default: baseline); auto: measured and chosen for this machine and --hours",
     )
     parser.add_argument("--fold", default="all", metavar="K|all", help="fold to train (default: all)")
     parser.add_argument("--name", type=cli.name, metavar="RUN", help="name of the run's folder (default: the recipe's)")
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
-    parser.add_argument("--hours", type=float, metavar="H", help="stop in time when so many hours are over")
+    parser.add_argument("--hours", type=cli.hours, metavar="H", help="stop in time when they are over; 30m: minutes")
+    parser.add_argument("--submit", action="store_true", help="write the test predictions of a whole run, at the end")
     parser.add_argument(
         "--devices", type=int, metavar="N", help="folds trained side by side (default: the number of GPUs, or 1)"
     )
@@ -56,16 +67,23 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings, such as train.epochs=1")
     args = parser.parse_intermixed_args()
     if args.help_recipe:
-        print(help_recipe())
+        print(describe(Recipe))
         return
 
     competition = load_competition(args.competition)
+    if args.submit and competition.test is None:
+        raise UserError(f"--submit: {competition.file} has no `test`: there is nothing to hand in")
+    if args.recipe == AUTO and is_done_by_a_head(competition, args):
+        return
     names = args.recipe.split(",")
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
-    recipes = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
+    loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
+    recipes = {run: fitted(recipe, competition.orientation) for run, recipe in loaded.items()}
     if args.preview:
-        preview(competition, next(iter(recipes.values())), Path(args.preview))
+        from foldwise.report.previews import draw_preview  # matplotlib
+
+        draw_preview(competition, next(iter(recipes.values())), Path(args.preview))
         return
     index.try_metric(competition, index.load_index(competition))
     wanted = folds.choose(folds.load_folds(competition), args.fold)
@@ -99,20 +117,30 @@ def main() -> None:
             report_run(competition, info)
     if status:
         sys.exit(status)
+    submit(competition, [info.run for info in infos if info.is_whole], args.submit)
 
 
-def preview(competition: Competition, recipe: Recipe, path: Path) -> None:
-    """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
-    from foldwise.data import cache
-    from foldwise.report import figures, previews
+def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
+    """Prepare and measure; a frozen backbone is done by step 4, else `args` names the recipe to train."""
+    parallel.tune_allocator()
+    from foldwise.report.preparation import auto_recipe  # torch, matplotlib
 
-    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
-    rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
-    some = rows[:: max(1, len(rows) // 4)][:4]
-    a = recipe.augment
-    figure = previews.augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
-    figures.save(figure, path, dpi=100)
-    print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
+    recipe, devices, head = auto_recipe(competition, args.hours or 1.0, args.fold, args.restart, args.overrides)
+    args.recipe, args.name, args.devices = str(recipe), args.name or AUTO, args.devices or devices
+    if head is None or args.preview:
+        return False
+    options = ["--competition", args.competition, "--recipe", args.recipe, "--head", head, "--name", args.name]
+    sys.argv[1:] = [*options, *args.overrides]
+    importlib.import_module("04_embed").main()  # embeddings are made once, heads take seconds
+    submit(competition, [args.name], args.submit)
+    return True
+
+
+def submit(competition: Competition, runs: list[str], asked: bool) -> None:
+    """Write each run's test predictions as a submission of its name, where that is asked."""
+    for run in runs if asked else []:
+        whole = load_run(competition, run)
+        print(f"submission: {submission.write_submission(competition, whole.test, run, {'runs': [run]})}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import time
 from foldwise.core import cli, parallel
 from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe, recipe_settings, run_name
 from foldwise.data.runs import recipe_of, write_run
 from foldwise.tabular.heads import HEADS, check
@@ -60,17 +61,18 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     recipe = recipe_of(competition, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
+    recipe = fitted(recipe, competition.orientation)
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"
-    preds, chosen, fitted = {}, {}, {}
+    preds, chosen, heads = {}, {}, {}
     for fold, valid, test, best, head in embeddings.fit_heads(
         competition, recipe, args.recipe, args.run, args.head, table, fold_table, args.scale
     ):
-        preds[fold], chosen[str(fold)], fitted[fold] = (valid, test), best, head
+        preds[fold], chosen[str(fold)], heads[fold] = (valid, test), best, head
     meta = {"chosen": chosen, "seconds": round(time.monotonic() - started, 1)}
     info = write_run(competition, name, settings, fold_table, table, preds, meta)
-    for fold, head in fitted.items():
+    for fold, head in heads.items():
         embeddings.save_head(competition.runs() / name, fold, head)
     report_run(competition, info)
 

@@ -254,7 +254,7 @@ def test_own_metric_declares_its_direction(tmp_path):
     assert described(tmp_path, ranks, WORST).scorer().order_only
     for metric, words in (
         ({"function": "auc", "greater_is_better": True}, "needs no declaring"),
-        ({"function": "mine:worst", "greater_is_beter": True}, "did you mean 'greater_is_better'"),
+        ({"function": "mine:worst", "greater_is_beter": True}, "did you mean 'metric.greater_is_better'"),
     ):
         with pytest.raises(UserError, match=words):
             described(tmp_path, metric, WORST)

@@ -120,10 +120,9 @@ class Service:
     @property
     def outputs(self) -> list[str]:
         """What each column says, for people."""
-        return self.names or [
-            self.competition.targets[0]
-            + (f" = {self.competition.positive or 1}" if self.competition.task == "binary" else "")
-        ]
+        if self.competition.task == "binary":
+            return [f"{self.competition.targets[0]} = {self.competition.shown('1')}"]
+        return list(map(self.competition.shown, self.names)) or self.competition.targets
 
     # --- runs and models ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from foldwise import UserError
 from foldwise.audit import groups
 from foldwise.data import folds, index
-from foldwise.data.competition import load_competition
+from foldwise.data.competition import Folds, load_competition
 
 PATIENTS, EACH = 60, 4
 
@@ -131,3 +131,19 @@ def test_a_header_field_is_a_group_by_its_keyword(tmp_path: Path) -> None:
     assert [tie.line for tie in groups.ties(competition, seen)] == ["group: PatientID"]
     competition, seen = index_of(tmp_path / "c", table, "dcm", target="sick", group="PatientID")
     assert seen["group"].nunique() == PATIENTS and "PatientID" not in seen
+
+
+def test_blocks_are_stretches_of_a_column_with_groups_whole(tmp_path: Path) -> None:
+    table = rows()
+    taken = pd.date_range("2020-01-01", periods=len(table)).to_series().sample(frac=1, random_state=0)
+    table["taken"] = taken.dt.strftime("%Y-%m-%d").to_numpy()
+    keys = {"target": "luck", "folds": {"n": 4, "blocks": "taken"}}
+    competition, seen = index_of(tmp_path / "own", table, **keys)
+    made = folds.assign_folds(competition, seen).merge(table, on="id").sort_values("taken")
+    assert made["fold"].is_monotonic_increasing and made["fold"].value_counts().tolist() == [60] * 4
+    table["visit"] = table["taken"].rank().astype(int) // 6
+    competition, seen = index_of(tmp_path / "grouped", table, **keys, group="visit")
+    made = folds.assign_folds(competition, seen).merge(table, on="id")
+    assert made.groupby("visit")["fold"].nunique().max() == 1 and made["fold"].nunique() == 4
+    with pytest.raises(UserError, match=r"folds\.blocks: no column 'when'"):
+        folds.assign_folds(competition.model_copy(update={"folds": Folds(n=4, blocks="when")}), seen)

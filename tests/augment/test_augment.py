@@ -35,7 +35,7 @@ from foldwise.augment.operations import (
     Operation,
     OpticalDistortion,
 )
-from foldwise.data.recipe import Augment, Predict
+from foldwise.data.recipe import Predict
 from foldwise.model.predict import tta_views, turned
 from foldwise.report import figures, previews
 
@@ -97,11 +97,6 @@ def test_misspelt_names_propose_the_nearest() -> None:
         augment.train_ops("heavey", 64)
     with pytest.raises(UserError, match="did you mean 'horizontal'"):
         augment.train_ops("light", 64, "horizontl")
-
-
-def test_every_preset_is_named_where_the_knob_is_explained() -> None:
-    described = str(Augment.model_fields["preset"].description)
-    assert all(name in described for name in augment.PRESETS)
 
 
 # --- the canvas -----------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from foldwise import UserError
 from foldwise.core import paths
 from foldwise.core.files import digest
-from foldwise.data.competition import load_competition
-from foldwise.data.recipe import NEEDS, differences, help_recipe, load_recipe, recipe_settings
+from foldwise.core.schema import describe
+from foldwise.data.competition import Competition, load_competition
+from foldwise.data.recipe import NEEDS, Recipe, differences, load_recipe, recipe_settings
 from foldwise.data.runs import read_run_info
 
 pytestmark = pytest.mark.smoke
@@ -33,7 +35,7 @@ def test_shipped_recipes_are_valid(file: Path) -> None:
     ("change", "message"),
     [
         ({"metrc": "roc_auc"}, "unknown key 'metrc'; did you mean 'metric'?"),
-        ({"folds": {"n": 5, "sed": 1}}, "unknown key 'folds.sed'; did you mean 'seed'?"),
+        ({"folds": {"n": 5, "sed": 1}}, "unknown key 'folds.sed'; did you mean 'folds.seed'?"),
         ({"folds": {"n": 1}}, "folds.n"),
         ({"task": "binry"}, "task"),
         ({"target": ["a", "b"]}, "multilabel"),
@@ -111,7 +113,11 @@ def test_recipes_that_inherit_in_a_circle_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=1", "did you mean 'epochs'"),
+        ("train.epoch=1", "override train.epoch=1: unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        ("epochs=1", "did you mean 'train.epochs'?"),
+        ("train.dropout=0.1", "did you mean 'model.head.dropout' or 'model.fusion.dropout'?"),
+        ("predict.zoom=1", "known in predict: average, batch_size, crop_fraction, crops, scales, tta"),
+        ("predict.tta=d5", "override predict.tta=d5: predict.tta: Input should be 'none', 'flip' or 'd4'"),
         ("trian.epochs=1", "did you mean 'train'"),
         ("train.epochs", "expected key=value"),
         ("train.epochs=0", "train.epochs"),
@@ -177,18 +183,42 @@ def test_settings_with_what_they_need_are_taken() -> None:
 
 
 def test_every_name_in_the_list_of_needs_is_a_setting() -> None:
-    names = {line.split("=")[0] for line in help_recipe().splitlines()} | {"model.second.weights"}
+    names = {line.split("=")[0] for line in describe(Recipe).splitlines()} | {"model.second.weights"}
     for keys, _, _ in NEEDS:
         for key in keys.split():
             assert any(name == key or name.startswith(f"{key}.") for name in names), key
 
 
-def test_help_lists_every_knob_once_with_its_meaning() -> None:
-    lines = help_recipe().splitlines()
+@pytest.mark.parametrize(
+    ("model", "some"),
+    [
+        (Recipe, {"image_size", "train.lr", "model.weights", "model.second", "augment.mixup", "predict.tta", "seed"}),
+        (Competition, {"task", "metric", "metric.function", "train.images", "test", "folds.n", "image.window"}),
+    ],
+)
+def test_help_lists_every_key_once_with_its_meaning(model: type[BaseModel], some: set[str]) -> None:
+    lines = describe(model).splitlines()
     names = [line.split("=")[0] for line in lines]
-    assert len(names) == len(set(names))
-    assert {"image_size", "train.lr", "model.weights", "augment.mixup", "predict.tta", "seed"} <= set(names)
-    assert all(len(line.split("  ", 1)[-1].strip()) > 8 for line in lines)
+    assert len(names) == len(set(names)) and some <= set(names)
+    assert all(len(line.split("  ", 1)[-1].strip()) > 8 and "None" not in line for line in lines)
+
+
+def test_help_shows_what_a_key_may_hold() -> None:
+    lines = {
+        line.split("=")[0]: line for text in (describe(Recipe), describe(Competition)) for line in text.splitlines()
+    }
+    for key, values in {
+        "train.loss": "[default, ce, bce, focal, asymmetric, ordinal, mse, mae, huber]",
+        "train.schedule": "[cosine, onecycle, step, plateau, constant]",
+        "train.label_smoothing": "[>= 0, < 1]",
+        "augment.preset": "melanoma2020]",
+        "train.compile": "[true, false]",
+        "task": "[binary, multiclass, multilabel, regression]",
+        "metric": "[roc_auc, ",
+        "labels.uncertain": "[0, 0.5, 1, ignore]",
+    }.items():
+        assert values in lines[key], lines[key]
+    assert lines["task"].startswith("task=(required)")
 
 
 def test_settings_and_digest_do_not_depend_on_how_a_recipe_was_written(tmp_path: Path) -> None:

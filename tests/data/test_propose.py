@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,16 @@ IDS = [f"{k:04x}" for k in RNG.permutation(60000)[: N + M]]
 def pictures(folder: Path, names: list[str]) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        kept = cv2.imencode(".png" if name.endswith(".png") else ".jpg", RNG.integers(0, 255, (8, 8, 3), np.uint8))[1]
+        kept = cv2.imencode(Path(name).suffix, RNG.integers(0, 255, (8, 8, 3), np.uint8))[1]
         (folder / name).write_bytes(kept.tobytes())
+
+
+def zipped(folder: Path, name: str) -> None:
+    """The folder `name` as name.zip, its files flat, and gone."""
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        for file in sorted((folder / name).iterdir()):
+            archive.write(file, file.name)
+    shutil.rmtree(folder / name)
 
 
 def write(folder: Path, **tables: pd.DataFrame) -> None:
@@ -64,7 +75,12 @@ def breeds(folder: Path) -> dict[str, Any]:
         labels=pd.DataFrame({"id": IDS[:N], "breed": np.array(names)[np.arange(N) % 3]}),
         sample_submission=pd.DataFrame({"id": IDS[N:], **dict.fromkeys(names, 0.33)}),
     )
-    return {"task": "multiclass", "metric": "log_loss", "target": "breed", "test": {"images": "test"}}
+    return {
+        "task": "multiclass",
+        "metric": "log_loss",
+        "target": "breed",
+        "test": {"table": "sample_submission.csv", "images": "test/{id}.jpg"},
+    }
 
 
 def catheters(folder: Path) -> dict[str, Any]:
@@ -112,17 +128,21 @@ def breasts(folder: Path) -> dict[str, Any]:
 
 
 def leaves(folder: Path) -> dict[str, Any]:
-    """Ids with their suffix, integers as labels."""
+    """Ids with their suffix, integers as labels, their names in a JSON."""
     pictures(folder, [f"train_images/{i}.jpg" for i in IDS[:N]] + [f"test_images/{i}.jpg" for i in IDS[N:]])
     write(
         folder,
         train=pd.DataFrame({"image_id": [f"{i}.jpg" for i in IDS[:N]], "label": np.arange(N) % 5}),
         sample_submission=pd.DataFrame({"image_id": [f"{i}.jpg" for i in IDS[N:]], "label": 4}),
     )
+    names = {str(k): f"disease {k}" for k in range(5)}
+    (folder / "label_num_to_disease_map.json").write_text(json.dumps(names))
     return {
         "task": "multiclass",
         "target": "label",
+        "classes": names,
         "train": {"table": "train.csv", "images": "train_images/{image_id}"},
+        "test": {"table": "sample_submission.csv", "images": "test_images/{image_id}"},
     }
 
 
@@ -148,7 +168,141 @@ def seedlings(folder: Path) -> dict[str, Any]:
     return {"task": "multiclass", "metric": "accuracy", "train": {"folders": "train"}, "test": {"images": "test"}}
 
 
-@pytest.mark.parametrize("layout", [grades, breeds, catheters, breasts, leaves, pets, seedlings])
+def cacti(folder: Path) -> dict[str, Any]:
+    """Images in flat ZIP files, ids with their suffix."""
+    pictures(folder, [f"train/{i}.jpg" for i in IDS[:N]] + [f"test/{i}.jpg" for i in IDS[N:]])
+    for name in ("train", "test"):
+        zipped(folder, name)
+    write(
+        folder,
+        train=pd.DataFrame({"id": [f"{i}.jpg" for i in IDS[:N]], "has_cactus": np.arange(N) % 2}),
+        sample_submission=pd.DataFrame({"id": [f"{i}.jpg" for i in IDS[N:]], "has_cactus": 0.5}),
+    )
+    return {
+        "task": "binary",
+        "target": "has_cactus",
+        "train": {"table": "train.csv", "images": "train.zip/{id}"},
+        "test": {"table": "sample_submission.csv", "images": "test.zip/{id}"},
+    }
+
+
+def tissues(folder: Path) -> dict[str, Any]:
+    """TIFF, digits with leading zeros as ids, train_labels.csv."""
+    ids = [f"{k:05d}" for k in range(N + M)]
+    pictures(folder, [f"train/{i}.tif" for i in ids[:N]] + [f"test/{i}.tif" for i in ids[N:]])
+    write(
+        folder,
+        train_labels=pd.DataFrame({"id": ids[:N], "label": np.arange(N) % 2}),
+        sample_submission=pd.DataFrame({"id": ids[N:], "label": 0}),
+    )
+    return {
+        "task": "binary",
+        "metric": "roc_auc",
+        "train": {"table": "train_labels.csv", "images": "train/{id}.tif"},
+        "test": {"table": "sample_submission.csv", "images": "test/{id}.tif"},
+    }
+
+
+def margins(folder: Path) -> dict[str, Any]:
+    """Images of both splits in one folder, many numeric columns, a column a species in the sample."""
+    ids = RNG.permutation(N + M) + 1
+    pictures(folder, [f"images/{i}.jpg" for i in ids])
+    features = {f"{kind}{k}": RNG.random(N + M) for kind in ("margin", "shape") for k in range(1, 9)}
+    table = pd.DataFrame({"id": ids, **features})
+    species = [f"Acer_{k}" for k in range(6)]
+    train = table[:N]
+    train.insert(1, "species", np.array(species)[np.arange(N) % 6])
+    write(
+        folder,
+        train=train,
+        test=table[N:],
+        sample_submission=pd.DataFrame({"id": ids[N:], **dict.fromkeys(species, 1 / 6)}),
+    )
+    return {
+        "task": "multiclass",
+        "metric": "log_loss",
+        "target": "species",
+        "train": {"table": "train.csv", "images": "images/{id}.jpg"},
+        "test": {"table": "test.csv", "images": "images/{id}.jpg"},
+        "metadata": {"numeric": list(features)},
+    }
+
+
+def rusts(folder: Path) -> dict[str, Any]:
+    """One-hot columns, ids that name their split, one folder."""
+    ids = [f"Train_{k}" for k in range(N)] + [f"Test_{k}" for k in range(M)]
+    pictures(folder, [f"images/{i}.jpg" for i in ids])
+    labels = {
+        name: (np.arange(N) % 4 == k).astype(int) for k, name in enumerate(("healthy", "multiple", "rust", "scab"))
+    }
+    write(
+        folder,
+        train=pd.DataFrame({"image_id": ids[:N], **labels}),
+        test=pd.DataFrame({"image_id": ids[N:]}),
+        sample_submission=pd.DataFrame({"image_id": ids[N:], **dict.fromkeys(labels, 0.25)}),
+    )
+    return {
+        "task": "multilabel",
+        "metric": "roc_auc",
+        "target": list(labels),
+        "test": {"table": "test.csv", "images": "images/{image_id}.jpg"},
+    }
+
+
+def moles(folder: Path) -> dict[str, Any]:
+    """Patients, metadata with dates, columns that only train has; the split two folders down."""
+    pictures(folder, [f"jpeg/train/{i}.jpg" for i in IDS[:N]] + [f"jpeg/test/{i}.jpg" for i in IDS[N:]])
+    common = pd.DataFrame(
+        {
+            "image_name": IDS,
+            "patient_id": [f"IP_{k // 2}" for k in range(N + M)],
+            "sex": np.array(["male", "female"])[np.arange(N + M) % 2],
+            "age_approx": RNG.integers(4, 16, N + M) * 5,
+            "taken": pd.date_range("2019-12-01", periods=N + M).strftime("%Y-%m-%d"),
+        }
+    )
+    target = (np.arange(N) % 5 == 0).astype(int)
+    diagnosis = np.where(target, "melanoma", "unknown")
+    write(
+        folder,
+        train=common[:N].assign(diagnosis=diagnosis, target=target),
+        test=common[N:],
+        sample_submission=pd.DataFrame({"image_name": IDS[N:], "target": 0}),
+    )
+    return {
+        "task": "binary",
+        "target": "target",
+        "group": "patient_id",
+        "train": {"table": "train.csv", "images": "jpeg/train/{image_name}.jpg"},
+        "test": {"table": "test.csv", "images": "jpeg/test/{image_name}.jpg"},
+        "metadata": {"numeric": ["age_approx"], "categorical": ["sex"], "dates": ["taken"]},
+    }
+
+
+def whales(folder: Path) -> dict[str, Any]:
+    """Many classes of few images, up to five names in a cell of the sample."""
+    pictures(folder, [f"train/{i}.jpg" for i in IDS[:N]] + [f"test/{i}.jpg" for i in IDS[N:]])
+    names = [f"w_{k:03d}" for k in range(24)] + ["new_whale"]
+    write(
+        folder,
+        train=pd.DataFrame({"Image": [f"{i}.jpg" for i in IDS[:N]], "Id": np.array(names)[np.arange(N) % 25]}),
+        sample_submission=pd.DataFrame(
+            {"Image": [f"{i}.jpg" for i in IDS[N:]], "Id": " ".join(["new_whale", *names[:4]])}
+        ),
+    )
+    return {
+        "task": "multiclass",
+        "metric": "map@5",
+        "id": "Image",
+        "target": "Id",
+        "test": {"table": "sample_submission.csv", "images": "test/{Image}"},
+    }
+
+
+LAYOUTS = [grades, breeds, catheters, breasts, leaves, pets, seedlings, cacti, tissues, margins, rusts, moles, whales]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_is_told_without_an_edit(
     layout: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

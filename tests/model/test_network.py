@@ -15,6 +15,7 @@ from torch import nn
 from torch.profiler import profile
 
 from foldwise import UserError
+from foldwise.core import paths
 from foldwise.data.recipe import Fusion, Head, Recipe, load_recipe
 from foldwise.model import heads, weights
 from foldwise.model.finetune import (
@@ -569,3 +570,30 @@ def test_half_precision_leaves_the_last_digits_of_a_logit() -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         logits = network(images)
     assert logits.dtype == torch.float32 and len(logits.unique()) > 250
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "root/input/weights/resnet18.a1_in1k.safetensors",
+        "root/input/weights/mine/resnet18.pth",  # a1_in1k is what timm takes for the bare name
+        "kaggle/datasets/me/nets/deep/resnet18_a1_0-d63eafa0.pth",
+        "kaggle/nets/resnet18.a1_in1k/model.safetensors",
+        "hub/checkpoints/resnet18_a1_0-d63eafa0.pth",
+    ],
+)
+def test_weights_are_found_by_their_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("FOLDWISE_SHARED", str(tmp_path / "nothing"))
+    monkeypatch.setattr(paths, "KAGGLE_INPUT", tmp_path / "kaggle")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    wanted = load_recipe("baseline", ["model.name=resnet18.a1_in1k"]).model
+    other = load_recipe("baseline", ["model.name=resnet18.fb_ssl_yfcc100m_ft_in1k"]).model
+    assert weights.of_backbone(wanted) is None
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).touch()
+    assert weights.of_backbone(wanted) == tmp_path / place and weights.of_backbone(other) is None
+    named = load_recipe("baseline", [f"model.weights={Path(place).name}"]).model
+    assert weights.of_backbone(named) == tmp_path / place
+    with pytest.raises(UserError, match=r"model.weights=none.pth: no such file .*kaggle"):
+        weights.named("none.pth", "model.weights")

@@ -67,7 +67,7 @@ def columns(
     competition: Competition, table: pd.DataFrame, statistics: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The columns to check, aligned with the index, and the source of each: table, header, file, order, pixels."""
-    named = [*competition.metadata.numeric, *competition.metadata.categorical]
+    named = competition.metadata.columns
     sources: dict[str, str] = {**dict.fromkeys(competition.dicom_tags, "header"), **dict.fromkeys(named, "table")}
     frame = table[index.metadata_columns(competition)].copy()
     width, height = table["width"].astype("float64"), table["height"].astype("float64")

@@ -4,7 +4,8 @@
     duplicates.json   the key of what made it, and how much was compared
     statistics.parquet  brightness, contrast and colour of every cached image
 
-Candidates come from perceptual hashes (64 bits, Hamming distance, faiss), in all eight mirrored and turned views. A
+Candidates come from perceptual hashes (64 bits, Hamming distance, faiss) of the image in LOOKS: mirrored and turned,
+cropped in the middle and at corners, turned by some degrees. A
 hash forgets detail, and of images of one kind (lesions, chests) many have hashes alike: so each candidate is
 confirmed on pixels, by how well the fine structure of both agrees after the best shift and zoom.
 """
@@ -16,6 +17,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +27,19 @@ import pandas as pd
 from scipy import fft
 
 from foldwise.audit import traits
-from foldwise.audit.traits import STATISTICS, THUMBNAIL, VIEWS, Thumbnails, Traits
-from foldwise.core import source
+from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits
+from foldwise.core import parallel, source
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 
 SIZE = 96  # pixels a side that images are compared at: the same groups whatever sizes are cached
-VERSION = 3  # raise it when the same images would give other pairs
+VERSION = 4  # raise it when the same images would give other pairs
 RADIUS = 14  # bits of 64; a crop by 5 % on each side changes 8 in the median, 14 in one case of twenty
-TURNED_RADIUS = 8  # mirrored and turned copies: seven more chances of a false candidate, so less is let through
-NEIGHBOURS = 32  # candidates an image and view; more copies than that still chain together
-MOST = 150_000  # candidates compared on pixels, nearest hashes first: bounds the time
+LOOK_RADIUS = 10  # in any other look: each is one more chance of a false candidate, so less is let through
+TRIED = 3  # looks of a pair that are compared on pixels: the nearest hash is not always the right crop
+NEIGHBOURS = 32  # candidates an image and look; more copies than that still chain together
+MOST = 300_000  # candidates compared on pixels, nearest hashes first: bounds the time
 AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated skin lesions the highest had 0.71
 ZOOMS = (1.0, 1.06, 1.12, 1 / 1.06, 1 / 1.12)  # crops of up to 8 % a side, on either image
 HOPELESS = 0.3  # agreement without zoom below which zooming is not tried; crops of 5 % a side keep 0.38
@@ -124,7 +127,7 @@ def duplicate_groups(
     started = time.perf_counter()
     rows = np.flatnonzero(images.ids["ok"].to_numpy(bool) & table["error"].isna().to_numpy())
     seen = traits.look(images, rows)
-    pairs, compared = duplicates(seen, table, competition.raw(), turned)
+    pairs, compared = duplicates(seen, table, images, competition.raw(), turned)
     named = _named(competition, pairs, table)
     merged = merge(table, named) if competition.merge_copies else table["group"]
     meta: dict[str, int | float | bool] = {
@@ -149,20 +152,22 @@ def load_audit(competition: Competition, table: pd.DataFrame) -> Audit | None:
 
 
 def duplicates(
-    seen: Traits, table: pd.DataFrame, raw: Path, turned: bool = True
+    seen: Traits, table: pd.DataFrame, images: Cache, raw: Path, turned: bool = True
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Pairs a, b (row numbers of `table`), kind, distance, agreement, view; and how many candidates there were."""
+    """Pairs a, b (row numbers of `table`), kind, distance, agreement, look; and how many candidates there were."""
     exact = _exact(seen, table, raw)
     copies = {b for _, b in exact}
     alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
-    alike = candidates(seen.frequencies[alone], turned)
+    alike = candidates(seen.hashes[alone], turned)
     skipped = max(0, len(alike) - MOST)
     alike = alike.head(MOST)
-    places = alike.assign(a=alone[alike["a"]], b=alone[alike["b"]]).sort_values(["a", "b"], ignore_index=True)
-    places["agreement"] = agreement(seen.thumbnails, places)
-    near = places[places["agreement"] >= AGREE].assign(kind="near")
-    near = near.assign(a=seen.rows[near["a"]], b=seen.rows[near["b"]])
-    same = pd.DataFrame(exact, columns=["a", "b"]).assign(distance=0, view=0, agreement=1.0, kind="exact")
+    places = alike.assign(a=seen.rows[alone[alike["a"]]], b=seen.rows[alone[alike["b"]]])
+    places = places.sort_values(["a", "b"], ignore_index=True)
+    places["agreement"] = agreement(images, places)
+    places = places[places["agreement"] >= AGREE].sort_values("agreement", ascending=False, kind="stable")
+    both = [np.minimum(places["a"], places["b"]), np.maximum(places["a"], places["b"])]
+    near = places[~pd.DataFrame(both).T.duplicated().to_numpy()].sort_values(["a", "b"]).assign(kind="near")
+    same = pd.DataFrame(exact, columns=["a", "b"]).assign(distance=0, look=0, agreement=1.0, kind="exact")
     pairs = pd.concat([same, near], ignore_index=True).astype({"a": "int64", "b": "int64", "distance": "int64"})
     file = table["path"].to_numpy()
     pairs = pairs[file[pairs["a"]] != file[pairs["b"]]]  # frames of one file are alike, and in one group already
@@ -204,58 +209,76 @@ def _file_digest(path: Path) -> str:
         return str(path)  # gone since it was cached: then it is the copy of nothing
 
 
-def candidates(lowest: np.ndarray, turned: bool = True) -> pd.DataFrame:
-    """a < b (places in `lowest`), view (of a that resembles b), distance: pairs of alike hashes, each once.
+def candidates(hashes: np.ndarray, turned: bool = True) -> pd.DataFrame:
+    """a, b (places in `hashes`), look (of a that resembles b), distance: pairs of alike hashes, each in its best TRIED
+    looks.
 
-    lowest: float32 (N, 8, 8) frequencies. The nearest NEIGHBOURS an image and view, by exhaustive search: 50,000
-    images take some seconds, and nothing is missed for the order in which they come.
+    hashes: uint8 (N, LOOKS, 8). turned: also mirrored and in quarter turns. The nearest NEIGHBOURS an image and look,
+    by exhaustive search: nothing is missed for the order in which images come.
     """
     import faiss
 
     faiss.omp_set_num_threads(1)  # its threads wait by spinning: two on busy cores are 20 times slower than one
-    keys, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int16)]
-    if len(lowest) >= 2:
-        index = faiss.IndexBinaryFlat(64)
-        index.add(traits.hashes(lowest))
-        for view in range(8 if turned else 1):
-            near, other = index.search(traits.hashes(traits.turned(lowest, view)), min(NEIGHBOURS, len(lowest)))
-            one, place = np.nonzero(near <= (RADIUS if view == 0 else TURNED_RADIUS))
-            two = other[one, place]
-            # seen from its other end, a quarter turn goes the other way round: views 5 and 6 change places
-            seen = np.where((one > two) & (view in (5, 6)), 11 - view, view)
-            apart = one != two
-            keys.append((np.minimum(one, two) * len(lowest) + np.maximum(one, two))[apart])
-            ranks.append((near[one, place] * 8 + seen)[apart].astype(np.int16))
-    return _each_pair_once(np.concatenate(keys), np.concatenate(ranks), max(1, len(lowest)))
+    n = len(hashes)
+    index = faiss.IndexBinaryFlat(64)
+    index.add(np.ascontiguousarray(hashes[:, 0]))
+
+    def search(k: int) -> tuple[np.ndarray, np.ndarray]:
+        near, other = index.search(np.ascontiguousarray(hashes[:, k]), min(NEIGHBOURS, n))
+        one, place = np.nonzero(near <= (LOOK_RADIUS if k else RADIUS))
+        two = other[one, place]
+        apart = one != two
+        # which of the two is looked at is kept in the rank's last bit
+        ranks = (near[one, place].astype(np.int64) * len(LOOKS) + k) * 2 + (one > two)
+        return (np.minimum(one, two) * n + np.maximum(one, two))[apart], ranks[apart]
+
+    asked = [k for k, look in enumerate(LOOKS) if turned or not look.turn] if n >= 2 else []
+    with ThreadPoolExecutor(parallel.cores()) as pool:
+        hits = [*pool.map(search, asked)] or [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    keys, ranks = (np.concatenate(parts) for parts in zip(*hits, strict=True))
+    return _nearest_looks(keys, ranks, max(1, n))
 
 
-def _each_pair_once(keys: np.ndarray, ranks: np.ndarray, n: int) -> pd.DataFrame:
-    """keys: a * n + b; ranks: distance * 8 + view, of which the smallest counts. Sorted by distance."""
+def _nearest_looks(keys: np.ndarray, ranks: np.ndarray, n: int) -> pd.DataFrame:
+    """keys: low * n + high; ranks: (distance * looks + look) * 2 + (high is looked at), of which the smallest count."""
     order = np.lexsort((ranks, keys))
-    first = order[np.unique(keys[order], return_index=True)[1]]
+    begins = np.unique(keys[order], return_index=True)[1]
+    number = np.arange(len(order)) - np.repeat(begins, np.diff(np.append(begins, len(order))))
+    first = order[number < TRIED]
     first = first[np.argsort(ranks[first], kind="stable")]
-    keys, ranks = keys[first], ranks[first].astype(np.int64)
-    return pd.DataFrame({"a": keys // n, "b": keys % n, "view": ranks % 8, "distance": ranks // 8})
+    (low, high), ranks = np.divmod(keys[first], n), ranks[first]
+    swapped, ranks = ranks % 2 == 1, ranks // 2
+    a, b = np.where(swapped, high, low), np.where(swapped, low, high)
+    return pd.DataFrame({"a": a, "b": b, "look": ranks % len(LOOKS), "distance": ranks // len(LOOKS)})
 
 
 # --- confirmation on pixels -------------------------------------------------------------------------------
 
 
-def agreement(thumbnails: Thumbnails, pairs: pd.DataFrame, block: int = 256) -> np.ndarray:
-    """float (len(pairs),), -1..1: how well the fine structure of a, seen in `view`, agrees with that of b.
+def agreement(images: Cache, pairs: pd.DataFrame, block: int = 256) -> np.ndarray:
+    """float (len(pairs),), -1..1: how well the fine structure of a, in its `look`, agrees with that of b.
 
     The highest correlation over shifts of up to a sixth of the side and over ZOOMS, of thumbnails whose smooth part
     is gone and whose local contrast is evened out: brightness, gamma, colour and compression hardly matter, and a
-    dark blob in the middle is no agreement.
+    dark blob in the middle is no agreement. a and b are rows of the cache.
     """
     values = np.full(len(pairs), -1.0)
     for start in range(0, len(pairs), block):
         part = pairs.iloc[start : start + block]
-        a, b = thumbnails.read(part["a"].to_numpy()), thumbnails.read(part["b"].to_numpy())
-        for view in part["view"].unique():
-            chosen = (part["view"] == view).to_numpy()
-            values[start : start + len(part)][chosen] = _agreement(traits.turn(a[chosen], int(view)), b[chosen])
+        a = np.stack([_thumbnail(*one) for one in zip(images.read(part["a"].to_numpy()), part["look"], strict=True)])
+        b = np.stack([_thumbnail(image, 0) for image in images.read(part["b"].to_numpy())])
+        values[start : start + len(part)] = _agreement(a, b)
     return values
+
+
+def _thumbnail(image: np.ndarray, look: int) -> np.ndarray:
+    """uint8 (48, 48), gray, in a look; warped before it is made small, so that a crop keeps its detail."""
+    seen = LOOKS[look]
+    gray = traits.turn(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[None], seen.turn)[0]
+    if seen._replace(turn=0) != Look():
+        warp = seen.warp(len(gray), len(gray))
+        gray = cv2.warpAffine(np.ascontiguousarray(gray), warp, gray.shape, borderMode=cv2.BORDER_REFLECT)
+    return cv2.resize(np.ascontiguousarray(gray), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -354,7 +377,7 @@ def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -
             "kind": pairs["kind"],
             "distance": pairs["distance"],
             "agreement": pairs["agreement"].round(3),
-            "view": pairs["view"].map(VIEWS),
+            "view": pairs["look"].map(lambda look: str(LOOKS[look])),
             "same_label": same.where(labelled, pd.NA),
         }
     )

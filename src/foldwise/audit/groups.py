@@ -73,13 +73,11 @@ def _sources(competition: Competition, train: pd.DataFrame) -> Iterator[tuple[st
             pattern = f"^(.+){separator}[^{separator}]*$" if how == "last" else f"^([^{separator}]+){separator}"
             if found.str.len().gt(1).mean() > 0.9:
                 yield f"start of the id (before the {how} '{separator}')", f"group_pattern: '{pattern}'", found.str[0]
-    if competition.train.table:
-        path = competition.raw_of(competition.train) / str(competition.train.table)
-        raw = index.read_table(path, [competition.id]).drop_duplicates(competition.id).set_index(competition.id)
-        rows = raw.reindex(train["id"].str.replace(r"#\d+$", "", regex=True) if competition.frames == "each" else ids)
-        for column in rows.columns.difference([competition.group, *competition.targets]):
-            if not pd.api.types.is_float_dtype(rows[column]) or (rows[column].dropna() % 1 == 0).all():
-                yield column, f"group: {column}", rows[column].set_axis(train.index)
+    columns = index.table_columns(competition, train)
+    for column in columns.columns.difference([competition.group, *competition.targets]):
+        values = columns[column]
+        if not pd.api.types.is_float_dtype(values) or (values.dropna() % 1 == 0).all():
+            yield column, f"group: {column}", values
     for tag, values in _headers(competition, train).items():
         yield f"DICOM {tag}", f"group: {tag}", values
 

@@ -1,10 +1,8 @@
-"""One look at every cached image: its perceptual hash, a thumbnail, a digest of its pixels, its light and colour."""
+"""One look at every cached image: its perceptual hash, a digest of its pixels, its light and colour."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,22 +23,48 @@ BLOCK = 64  # images in memory at once, a thread
 STATISTICS = ["brightness", "contrast", "red", "green", "blue", "saturation", "sharpness"]
 
 
-class Thumbnails:
-    """uint8 (N, 48, 48) gray thumbnails in an unnamed file, so that memory does not grow with the images."""
+class Look(NamedTuple):
+    """How an image may be seen in a copy of it: one of eight turns, then turned by degrees, enlarged, and shifted by
+    parts of its side."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+    turn: int = 0
+    zoom: float = 1.0
+    right: float = 0.0
+    down: float = 0.0
+    degrees: float = 0.0
 
-    def append(self, images: np.ndarray) -> None:
-        """Add uint8 (n, 48, 48) at the end."""
-        self._file.write(np.ascontiguousarray(images).data)
+    def __str__(self) -> str:
+        part = "" if self.zoom == 1 and not self.degrees else "cropped" if not self.degrees else "turned a little"
+        whole = TURNS[self.turn] if self.turn or not part else ""
+        return ", ".join(filter(None, (whole, part)))
 
-    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 (len(rows), 48, 48), in the order of `rows`."""
-        self._file.flush()
-        size = THUMBNAIL * THUMBNAIL
-        data = b"".join(os.pread(self._file.fileno(), size, int(row) * size) for row in rows)
-        return np.frombuffer(data, np.uint8).reshape(len(rows), THUMBNAIL, THUMBNAIL)
+    def warp(self, side: int, to: int) -> np.ndarray:
+        """float (2, 3): from pixels of a square of `side` to those of one of `to`."""
+        scale = self.zoom * to / side
+        cos, sin = scale * np.cos(np.radians(self.degrees)), scale * np.sin(np.radians(self.degrees))
+        linear = np.array([[cos, sin], [-sin, cos]])
+        shift = (to - 1) / 2 + to * np.array([self.right, self.down]) - linear @ np.full(2, (side - 1) / 2)
+        return np.column_stack([linear, shift])
+
+
+TURNS = {
+    0: "as it is",
+    1: "mirrored",
+    2: "upside down, mirrored",
+    3: "turned by 180°",
+    4: "transposed",
+    5: "turned by 90°",
+    6: "turned by 270°",
+    7: "transposed, turned",
+}
+# Crops of 6 % and 12 % a side in every turn, of 15 % and 25 % at a corner, turns by up to 15 degrees with and without
+# their corners: what the shifts and zooms of the comparison on pixels reach from there is the rest.
+_CORNERS = [(right, down) for right in (-1, 1) for down in (-1, 1)]
+LOOKS = [
+    *(Look(turn, zoom) for zoom in (1.0, 1.14, 1.32) for turn in range(8)),
+    *(Look(0, zoom, right * at, down * at) for zoom, at in ((1.17, 0.085), (1.33, 0.165)) for right, down in _CORNERS),
+    *(Look(0, zoom, degrees=degrees) for zoom in (1.0, 1.14) for degrees in (-15, -10, -5, 5, 10, 15)),
+]
 
 
 @dataclass(frozen=True)
@@ -48,10 +72,9 @@ class Traits:
     """What was seen of the N readable images; `rows` are their row numbers in the index and the cache."""
 
     rows: np.ndarray  # int64 (N,)
-    frequencies: np.ndarray  # float32 (N, 8, 8): the lowest DCT coefficients, what the perceptual hash is made of
+    hashes: np.ndarray  # uint8 (N, LOOKS, 8): the perceptual hash of the image in each look; (N, 0, 8) if not asked for
     digests: np.ndarray  # uint64 (N,) of the cached pixels
     statistics: pd.DataFrame  # STATISTICS, N rows; gray levels 0..255 but for saturation 0..1
-    thumbnails: Thumbnails
 
     @property
     def flat(self) -> np.ndarray:
@@ -60,47 +83,58 @@ class Traits:
 
 
 class _Seen(NamedTuple):
-    frequencies: np.ndarray
+    hashes: np.ndarray
     digests: np.ndarray
     statistics: np.ndarray
-    thumbnails: np.ndarray
 
 
-def look(images: Cache, rows: np.ndarray, thumbnails: bool = True) -> Traits:
+def look(images: Cache, rows: np.ndarray, hashed: bool = True) -> Traits:
     """Traits of the cache's images at `rows` (row numbers of readable images), read once, in blocks."""
-    kept = Thumbnails()
-    parts: list[_Seen] = []
-    for seen in _in_threads(images, rows):
-        if thumbnails:
-            kept.append(seen.thumbnails)
-        parts.append(seen._replace(thumbnails=np.empty(0)))
+    parts = [*_in_threads(images, rows, hashed)] or [_see(np.empty((0, 8, 8, 3), np.uint8), hashed)]
+    statistics = pd.DataFrame(np.concatenate([part.statistics for part in parts]), columns=STATISTICS)
     return Traits(
         np.asarray(rows, np.int64),
-        np.concatenate([part.frequencies for part in parts] or [np.empty((0, KEPT, KEPT), np.float32)]),
-        np.concatenate([part.digests for part in parts] or [np.empty(0, np.uint64)]),
-        pd.DataFrame(
-            np.concatenate([part.statistics for part in parts] or [np.empty((0, len(STATISTICS)))]), columns=STATISTICS
-        ),
-        kept,
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.digests for part in parts]),
+        statistics,
     )
 
 
-def _in_threads(images: Cache, rows: np.ndarray) -> Iterator[_Seen]:
+def _in_threads(images: Cache, rows: np.ndarray, hashed: bool) -> Iterator[_Seen]:
     """Blocks in order, few at a time: reading, OpenCV and hashing all let go of the interpreter's lock."""
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     workers = parallel.cores()
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(blocks), 4 * workers):
-            yield from pool.map(lambda block: _see(images.read(block)), blocks[start : start + 4 * workers])
+            yield from pool.map(lambda block: _see(images.read(block), hashed), blocks[start : start + 4 * workers])
 
 
-def _see(images: np.ndarray) -> _Seen:
+def _see(images: np.ndarray, hashed: bool) -> _Seen:
     gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    small = np.stack([cv2.resize(image, (HASHED, HASHED), interpolation=cv2.INTER_AREA) for image in gray])
-    thumbs = np.stack([cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA) for image in gray])
     digests = [int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "little") for image in images]
-    statistics = [_statistics(image, luma) for image, luma in zip(images, gray, strict=True)]
-    return _Seen(frequencies(small), np.array(digests, np.uint64), np.array(statistics), thumbs)
+    statistics = np.array([_statistics(image, luma) for image, luma in zip(images, gray, strict=True)])
+    looks = looks_of(gray) if hashed and gray else np.empty((len(gray), 0, 8), np.uint8)
+    return _Seen(looks, np.array(digests, np.uint64), statistics.reshape(len(gray), len(STATISTICS)))
+
+
+def looks_of(gray: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 (N, LOOKS, 8): the hash of gray images (H, W) in each look, warped from a thumbnail of theirs."""
+    thumbs = [cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA) for image in gray]
+    out = np.empty((len(gray), len(LOOKS), 8), np.uint8)
+    lowest: dict[Look, np.ndarray] = {}
+    for k, seen in enumerate(LOOKS):
+        straight = seen._replace(turn=0)
+        if straight not in lowest:
+            lowest[straight] = frequencies(_warped(gray, thumbs, straight))
+        out[:, k] = hashes(turned(lowest[straight], seen.turn))
+    return out
+
+
+def _warped(gray: Sequence[np.ndarray], thumbs: Sequence[np.ndarray], seen: Look) -> np.ndarray:
+    if seen == Look():
+        return np.stack([cv2.resize(image, (HASHED, HASHED), interpolation=cv2.INTER_AREA) for image in gray])
+    warp, size = seen.warp(THUMBNAIL, HASHED), (HASHED, HASHED)
+    return np.stack([cv2.warpAffine(image, warp, size, borderMode=cv2.BORDER_REFLECT) for image in thumbs])
 
 
 def _statistics(image: np.ndarray, gray: np.ndarray) -> list[float]:
@@ -154,15 +188,3 @@ def turn(images: np.ndarray, view: int) -> np.ndarray:
     if view & 2:
         images = images[:, ::-1]
     return images.transpose(0, 2, 1) if view & 4 else images
-
-
-VIEWS = {
-    0: "as it is",
-    1: "mirrored",
-    2: "upside down, mirrored",
-    3: "turned by 180°",
-    4: "transposed",
-    5: "turned by 90°",
-    6: "turned by 270°",
-    7: "transposed, turned",
-}

@@ -14,6 +14,7 @@ from foldwise.augment.presets import (
     reference_ops,
     reference_pipeline,
     train_ops,
+    turns,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "reference_ops",
     "reference_pipeline",
     "train_ops",
+    "turns",
 ]

@@ -81,7 +81,7 @@ PRESETS: dict[str, tuple[Operation, ...]] = {
     "melanoma2020": MELANOMA2020,
 }
 
-FLIPS = ("none", "horizontal", "d4")
+FLIPS = ("auto", "none", "horizontal", "d4")
 
 
 def train_ops(preset: str, image_size: int, flips: str = "horizontal", randaugment: int = 0) -> Ops:
@@ -90,9 +90,9 @@ def train_ops(preset: str, image_size: int, flips: str = "horizontal", randaugme
     Square images of another size are resized first; others are refused with a UserError. The images that go in are
     left as they are.
 
-    flips: none, horizontal (mirror, p 0.5), or d4 (any of the eight symmetries of the square, for images without an
-    up and down); a preset with flips of its own (melanoma2020) keeps to those. randaugment: magnitude 1 to 30 of two
-    RandAugment operations after the preset; 0: none.
+    flips: none, horizontal or auto (mirror, p 0.5), or d4 (any of the eight symmetries of the square, for images
+    without an up and down); a preset with flips of its own (melanoma2020) keeps to those. randaugment: magnitude 1 to
+    30 of two RandAugment operations after the preset; 0: none.
     """
     last = (RandAugment(randaugment),) if randaugment else ()
     return pipeline((*operations(preset, flips), *last), image_size)
@@ -103,6 +103,11 @@ def reference_ops(preset: str, image_size: int, flips: str = "horizontal") -> Op
     return reference_pipeline(operations(preset, flips), image_size)
 
 
+def turns(preset: str) -> bool:
+    """Whether a preset has flips of its own, which turn images upside down."""
+    return any(isinstance(operation, Flips) for operation in PRESETS.get(preset, ()))
+
+
 def operations(preset: str, flips: str = "horizontal") -> tuple[Operation, ...]:
     """What a preset does, in its order; UserError for a name that is not one."""
     if preset not in PRESETS:
@@ -110,8 +115,8 @@ def operations(preset: str, flips: str = "horizontal") -> tuple[Operation, ...]:
     if flips not in FLIPS:
         raise UserError(f"augment.flips={flips}: no such choice{nearest(flips, FLIPS)}")
     chosen = PRESETS[preset]
-    own = flips == "none" or any(isinstance(operation, Flips) for operation in chosen)
-    return chosen if own else (Flips(flips), *chosen)
+    own = flips == "none" or turns(preset)
+    return chosen if own else (Flips("horizontal" if flips == "auto" else flips), *chosen)
 
 
 def pipeline(ops: Sequence[Operation], image_size: int) -> Ops:

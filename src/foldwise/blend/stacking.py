@@ -353,6 +353,8 @@ def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
         "verbose": -1,
         **more,
     }
+    if kind != "multiclass":  # a run may only raise what it says, as in `logistic`
+        settings["monotone_constraints"] = [1] * x.shape[1]
     return lightgbm.train(settings, lightgbm.Dataset(x, y, free_raw_data=True), num_boost_round=40)
 
 

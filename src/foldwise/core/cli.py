@@ -58,6 +58,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def hours(text: str) -> float:
+    """An argparse type: hours as a number, or '30m'."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(h|m|min)?", text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time: hours (0.5), or minutes (30m)")
+    return float(found[1]) / (60 if (found[2] or "h").startswith("m") else 1)
+
+
 def name(text: str) -> str:
     """An argparse type: the name of a run or a submission, which becomes a file or folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):

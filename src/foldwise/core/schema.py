@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from foldwise import UserError
 
@@ -76,7 +77,7 @@ def validate(model: type[M], data: dict[str, Any], source: str) -> M:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: unknown key '{key}'{_nearest_key(model, first['loc'])}") from None
+            raise UserError(f"{source}: unknown key '{key}'{_near_keys(model, first['loc'])}") from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
         value = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
@@ -101,13 +102,56 @@ def submodel(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    for part in loc[:-1]:
-        known = {field.alias or name: field for name, field in model.model_fields.items()}
-        field = known.get(str(part))
-        inner = submodel(field.annotation) if field else None
-        if inner is None:
-            return ""
-        model = inner
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    return nearest(str(loc[-1]), names)
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted name, field) of every key a file of `model` may have; a section whose parts all have keys is not one."""
+    for name, field in model.model_fields.items():
+        key, inner = prefix + (field.alias or name), submodel(field.annotation)
+        if inner is None or field.description:
+            yield key, field
+        if inner is not None:
+            yield from keys(inner, f"{key}.")
+
+
+def describe(model: type[BaseModel]) -> str:
+    """Every key, one a line: dotted name and default, meaning, allowed values. Made from the fields themselves."""
+    rows = [(f"{key}={default(field)}", field) for key, field in keys(model)]
+    width = max(len(shown) for shown, _ in rows)
+    return "\n".join(f"{shown:<{width}}  {field.description}{allowed(field)}" for shown, field in rows)
+
+
+def default(field: FieldInfo) -> str:
+    """A field's default as YAML; '(required)' where it has none."""
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).splitlines()[0]
+
+
+def allowed(field: FieldInfo) -> str:
+    """' [none, flip, d4]' or ' [> 0, <= 1]' where a field says what it takes: its type, limits or `examples`."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    values = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    values += field.examples or []
+    signs = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+    for limit in field.metadata:
+        values += [f"{sign} {getattr(limit, name):g}" for name, sign in signs if hasattr(limit, name)]
+    values += ["true", "false"] if bool in kinds else []
+    return f" [{', '.join(map(str, values))}]" if values else ""
+
+
+def _near_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """The keys that an unknown one may have meant: alike in its own section, or of its name in another."""
+    *parents, leaf = [str(part) for part in loc if isinstance(part, str)]
+    section, last = "".join(f"{part}." for part in parents), dict[str, list[str]]()
+    names = dict.fromkeys(
+        ".".join(key.split(".")[: n + 1]) for key, _ in keys(model) for n in range(key.count(".") + 1)
+    )
+    for name in names:
+        last.setdefault(name.rpartition(".")[2], []).append(name)
+    own = {name.removeprefix(section) for name in names if name.startswith(section) and "." not in name[len(section) :]}
+    near = [section + name for name in difflib.get_close_matches(leaf, sorted(own), n=3, cutoff=0.65)]
+    near += [name for one in difflib.get_close_matches(leaf, last, n=3, cutoff=0.85) for name in last[one]]
+    if near:
+        return "; did you mean '" + "' or '".join(dict.fromkeys(near)) + "'?"
+    return f"; known{f' in {section[:-1]}' if section else ''}: {', '.join(sorted(own))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 from pathlib import Path
@@ -58,6 +59,27 @@ def template_columns(template: str) -> list[str]:
     return [piece.column for piece in template_pieces(template) if piece.column is not None]
 
 
+_PLAIN = (
+    *(ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.BinOp),
+    *(ast.BitAnd, ast.BitOr, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod),
+    *(ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple),
+)
+
+
+def condition_columns(condition: str) -> list[str]:
+    """The columns that a pandas query compares; ValueError where it is more than comparisons (calls, attributes, @)."""
+    quoted = re.findall(r"`([^`]+)`", condition)
+    plain = re.sub(r"`[^`]+`", lambda _: "_quoted", condition)
+    try:
+        nodes = list(ast.walk(ast.parse(plain.strip(), mode="eval")))
+    except SyntaxError:
+        raise ValueError(f"'{condition}' is no condition such as view == 'PA' and age > 18") from None
+    odd = {type(node).__name__ for node in nodes if not isinstance(node, _PLAIN)}
+    if odd:
+        raise ValueError(f"'{condition}': only comparisons of columns, and, or, not, in; no {min(odd).lower()}")
+    return [*quoted, *(node.id for node in nodes if isinstance(node, ast.Name) and node.id != "_quoted")]
+
+
 class Split(Strict):
     """Where the rows and the images of one split lie, below the competition's root."""
 
@@ -69,6 +91,9 @@ class Split(Strict):
         "folder of images",
     )
     folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
+    where: str | None = Field(
+        None, description="only the table's rows of which this is true: view == 'PA' and age > 18 (a pandas query)"
+    )
     root: str | None = Field(
         None, description="in `extra`: its own raw folder, relative to the repository, or found by that name as usual"
     )
@@ -86,6 +111,9 @@ class Split(Strict):
             raise ValueError("a list of `images` needs a `table` with a row per image")
         if self.folders and self.table:
             raise ValueError("`folders` takes no `table`: each folder's name is the class")
+        if self.where is not None and not self.table:
+            raise ValueError("`where` asks the columns of a `table`")
+        condition_columns(self.where or "0")
         return self
 
     @property
@@ -110,6 +138,16 @@ class Metadata(Strict):
 
     numeric: list[str] = Field([], description="columns read as numbers")
     categorical: list[str] = Field([], description="columns read as categories")
+    dates: list[str] = Field(
+        [],
+        description="columns of dates; each becomes <column>_year, _month and _days (since the first training row's)",
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of a model, and the table's column that each is read from."""
+        dated = {f"{date}_{part}": date for date in self.dates for part in ("year", "month", "days")}
+        return {name: name for name in [*self.numeric, *self.categorical]} | dated
 
 
 class Folds(Strict):
@@ -117,7 +155,13 @@ class Folds(Strict):
 
     n: int = Field(5, ge=2, description="number of folds")
     seed: int = Field(0, description="seed of the split")
-    file: str | None = Field(None, description="a CSV (id, fold) from elsewhere, used and checked instead")
+    blocks: str | None = Field(
+        None,
+        description="a column of the train table, such as a date: folds are stretches of it, not balanced by class",
+    )
+    file: str | None = Field(
+        None, description="a CSV from elsewhere, used and checked instead: a column of ids, under any name, and fold"
+    )
 
 
 class SubmissionShape(Strict):
@@ -170,16 +214,23 @@ class Competition(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names its folders under oof/ and so on")
     slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
     root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
-    task: Task
+    task: Task = Field(description="multilabel: several columns of 0 and 1; multiclass: one column of names")
     host_metric: HostMetric = Field(
-        alias="metric", description="a name, module:function, or {function: module:function, greater_is_better: false}"
+        alias="metric",
+        description="a name (also map@K), module:function, or {function: module:function, greater_is_better: false}",
+        examples=list(metrics.METRICS),
     )
     id: str = Field("id", description="the column that names an image")
     target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
-    positive: str | None = Field(None, description="binary with two names as labels: the one that counts as 1")
-    classes: list[str] | None = Field(
-        None, description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted)"
+    positive: str | list[str] | None = Field(
+        None, description="binary with two names as labels: the one that counts as 1; a list: those of many that do"
     )
+    classes: list[str] | dict[str, str] | None = Field(
+        None,
+        description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted); "
+        "{0: angry, 1: happy}: the same, and the names that reports show",
+    )
+    where: str | None = Field(None, description="the same for all labelled rows, `train` and `extra`")
     labels: Labels = Labels()
     group: str | None = Field(
         None,
@@ -188,13 +239,20 @@ class Competition(Strict):
     )
     group_pattern: str | None = Field(None, description="where the id tells the group: a regex, its group 1, '^(.+)_'")
     train: Split
-    test: Split | None = None
+    test: Split | None = Field(None, description="the rows to predict; without it, training rows alone are judged")
     extra: list[Split] = Field(
         [], description="labelled images from elsewhere: every fold may train on them, none is validated on them"
     )
+    orientation: Literal["free", "upright"] | None = Field(
+        None,
+        description="free: no up and down (skin, tissue, land from above), any turn is as good; upright: nothing turns "
+        "them, and they are mirrored only",
+    )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
-    sample_submission: str | None = None
+    sample_submission: str | None = Field(
+        None, description="the host's example: its rows, columns and kinds of values; without it one is made"
+    )
     submission: SubmissionShape = SubmissionShape()
     frames: Literal["one", "each"] = Field(
         "one", description="multi-frame DICOM: the frame that image.frame names, or each frame a row, aggregated again"
@@ -215,7 +273,7 @@ class Competition(Strict):
             raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
         reserved |= {"format", "frame", "frames", "error", "modified", "content", *self.truth}
-        listed = [*self.metadata.numeric, *self.metadata.categorical, *self.dicom_tags]
+        listed = [*self.metadata.numeric, *self.metadata.categorical, *self.metadata.dates, *self.dicom_tags]
         for column in listed:
             if listed.count(column) > 1:
                 raise ValueError(f"metadata column '{column}' is named twice")
@@ -237,9 +295,20 @@ class Competition(Strict):
             raise ValueError("`labels` of 0 and 1 belong to task: binary and multilabel; `blank: ignore` to any")
         if self.labels.uncertain == "0.5" and self.task == "binary":
             raise ValueError("`labels: {uncertain: 0.5}` belongs to task: multilabel; choose 0, 1 or ignore")
-        if self.classes is not None and (self.task != "multiclass" or len(set(self.classes)) < len(self.classes)):
-            raise ValueError("`classes` belongs to task: multiclass, and names each class once")
+        names = isinstance(self.classes, dict) and self.task == "binary" and set(self.classes) == {"0", "1"}
+        if self.classes is not None and not names and self.task != "multiclass":
+            raise ValueError("`classes` belongs to task: multiclass; of a binary one it names {0: ..., 1: ...}")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("`classes` names each class once")
+        condition_columns(self.where or "0")
         return self
+
+    def shown(self, name: str) -> str:
+        """What reports call a class; of a binary target '1' is what counts as positive."""
+        if isinstance(self.classes, dict):
+            return self.classes.get(name, name)
+        positive = [self.positive] if isinstance(self.positive, str) else self.positive or ["1"]
+        return " or ".join(positive) if self.task == "binary" and name == "1" else name
 
     @property
     def targets(self) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_json
+from foldwise.data import index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import differences
 
@@ -148,8 +149,32 @@ def assign_folds(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     n = competition.folds.n
     if frame["group"].nunique() < n:
         raise UserError(_too_few_groups(competition, train))
+    if competition.folds.blocks is not None:
+        return frame.assign(fold=_blocks(competition, train, n))
     strata = strata_of(competition, train)
     return frame.assign(fold=stratify(strata, frame["group"].to_numpy(), n, competition.folds.seed))
+
+
+def _blocks(competition: Competition, train: pd.DataFrame, n: int) -> np.ndarray:
+    """int64 (N,): n stretches of `folds.blocks` with as many rows each; a group lies where its median does."""
+    column = str(competition.folds.blocks)
+    table = index.table_columns(competition, train)
+    if column not in table:
+        raise UserError(f"{competition.file}: folds.blocks: no column '{column}' in the train table")
+    values = table[column]
+    if not pd.api.types.is_numeric_dtype(values):
+        dates = pd.to_datetime(values, errors="coerce", format="mixed")
+        values = dates if dates.notna().all() else values
+    if values.isna().any():
+        some = train["id"][values.isna().to_numpy()].iloc[0]
+        raise UserError(f"{competition.file}: folds.blocks: '{column}' is empty for id '{some}'")
+    place = values.rank(method="dense").groupby(train["group"].to_numpy()).transform("median")
+    sizes = place.value_counts().sort_index()
+    fold_of = ((sizes.cumsum() - sizes / 2) * n // len(train)).astype(np.int64)
+    folds = place.map(fold_of)
+    if folds.nunique() < n:
+        raise UserError(f"{competition.file}: folds.blocks: '{column}' has too few different values for {n} folds")
+    return folds.to_numpy()
 
 
 def _too_few_groups(competition: Competition, train: pd.DataFrame) -> str:
@@ -275,7 +300,8 @@ def _made_of(competition: Competition) -> dict[str, Any]:
     """What of the competition file decides who is in which fold."""
     given = competition.folds
     if given.file is None:
-        return {"group": competition.groups_by, "folds": {"n": given.n, "seed": given.seed, "file": None}}
+        blocks = {"blocks": given.blocks} if given.blocks else {}
+        return {"group": competition.groups_by, "folds": {"n": given.n, "seed": given.seed, "file": None} | blocks}
     path = _file(competition)
     contents = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "missing"
     return {"group": competition.groups_by, "folds": {"file": f"{given.file} ({contents})"}}
@@ -295,9 +321,13 @@ def _from_file(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     path = _file(competition)
     if not path.exists():
         raise UserError(f"{path}: no such file, named by folds.file in {competition.file}")
-    given = pd.read_csv(path, dtype={"id": str}, keep_default_na=False)
-    if not {"id", "fold"} <= set(given.columns):
-        raise UserError(f"{path}: needs columns id and fold, has {', '.join(given.columns)}")
+    given = pd.read_csv(path, dtype=str, keep_default_na=False)
+    named = next((c for c in ("fold", "kfold", "folds", "Fold") if c in given), None)
+    keys = [column for column in dict.fromkeys(["id", competition.id, *given]) if column in given and column != named]
+    if named is None or not keys:
+        raise UserError(f"{path}: needs a column of ids and a column fold, has {', '.join(given.columns)}")
+    key = max(keys, key=lambda column: int(train["id"].isin(given[column]).sum()))  # the first of equals
+    given = pd.DataFrame({"id": given[key], "fold": given[named]})
     if given["id"].duplicated().any():
         raise UserError(f"{path}: id {given['id'][given['id'].duplicated()].iloc[0]} stands there twice")
     own = train["host_group"] if "host_group" in train else train["group"]  # copies may lie apart: audit warns of them

@@ -126,7 +126,7 @@ _IMAGES = re.compile(
     rb"|P[1-6fF]\s|\0\0\0\x0cjP  |\xff\x4f\xff\x51|.{4}ftyp(?:avi|hei|hev|mif)|qoif|8BPS|DDS |\x59\xa6\x6a\x95",
     re.DOTALL,
 )  # the first bytes of JPEG, PNG, GIF, WebP, BMP, TIFF, PNM and PFM, JPEG 2000, AVIF and HEIF, QOI, PSD, DDS, Sun
-_SUFFIXES = {
+SUFFIXES = {
     ".jpg",
     ".jpeg",
     ".jfif",
@@ -178,7 +178,7 @@ def listing(folder: Path, within: Path | None = None) -> Listing:
     folder that links are to stay in (see source.tree).
     """
     tree = source.tree(folder, within)
-    images = [path for path in tree.files if path.suffix.lower() in _SUFFIXES or _is_image(path)]
+    images = [path for path in tree.files if path.suffix.lower() in SUFFIXES or _is_image(path)]
     kept = set(images)
     others = Counter(path.suffix.lower() or "no suffix" for path in tree.files if path not in kept)
     return Listing(images, others + tree.others, tree.outside)

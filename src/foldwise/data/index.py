@@ -38,7 +38,7 @@ from foldwise.core.files import locked, replacing, write_csv
 from foldwise.core.parallel import parallel_map
 from foldwise.core.schema import nearest
 from foldwise.data import image
-from foldwise.data.competition import Competition, Split, template_columns, template_pieces
+from foldwise.data.competition import Competition, Split, condition_columns, template_columns, template_pieces
 from foldwise.dicom import parse
 
 FEW = 0.01  # share of a split's images that may be set aside without a warning
@@ -194,7 +194,7 @@ def order(competition: Competition, names: list[str]) -> list[str]:
         where = "in the data, not in" if name in set(names) else "not in the data, but in"
         other = competition.classes if name in set(names) else names
         raise UserError(f"{competition.file}: class '{name}' is {where} `classes`{nearest(name, other)}")
-    return competition.classes
+    return list(competition.classes)
 
 
 def by_number(names: Iterable[str]) -> list[str]:
@@ -213,12 +213,12 @@ def check_order(competition: Competition, names: list[str], what: str) -> None:
 
 
 def binary_labels(competition: Competition) -> tuple[str, str]:
-    """The labels that count as 0 and as 1, as the host writes them; ('0', '1') where they are numbers."""
-    if competition.positive is None:
+    """The labels that count as 0 and as 1, as the host writes them; ('0', '1') where they are numbers or many."""
+    if not isinstance(competition.positive, str):
         return "0", "1"
     split, raw = competition.train, competition.raw_of(competition.train)
     if split.table:
-        labels = read_table(raw / split.table, competition.targets)[competition.targets[0]].dropna()
+        labels = table_of(competition, split)[1][competition.targets[0]].dropna()
     else:
         folder = raw / str(split.folders or split.images)
         files = pd.Series([path.relative_to(folder).as_posix() for path in _listing(competition, split).images])
@@ -252,9 +252,8 @@ def prior(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.
 
 
 def metadata_columns(competition: Competition) -> list[str]:
-    """The columns a model may use beside the pixels: numeric, categorical, then DICOM header fields."""
-    meta = competition.metadata
-    return list(dict.fromkeys([*meta.numeric, *meta.categorical, *competition.dicom_tags]))
+    """The columns a model may use beside the pixels: numeric, categorical, parts of dates, DICOM header fields."""
+    return list(dict.fromkeys([*competition.metadata.columns, *competition.dicom_tags]))
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -294,26 +293,28 @@ def read_table(path: Path, text_columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def _from_table(competition: Competition, name: str, split: Split) -> pd.DataFrame:
     path, table = table_of(competition, split)
+    if left_out := table.attrs["left_out"]:
+        note(f"{name}: {left_out} of {left_out + len(table)} rows of {split.table} are left out by `where`")
     identity, group = identity_columns(competition, split), competition.group_column
     needed = set(identity)
     if name != "test":
         needed |= set(competition.targets)
     if name == "train":
         needed |= {group} if group and not dicom.is_keyword(group) else set()
-        needed |= set(competition.metadata.numeric) | set(competition.metadata.categorical)
+        needed |= set(competition.metadata.columns.values())
     for column in sorted(needed):
         if column not in table:
             raise UserError(f"{path}: no column '{column}', which {competition.file} names{nearest(column, table)}")
     for column in sorted(identity):
         empty = table[column].isna() | (table[column] == "")
         if empty.any():
-            raise UserError(f"{path}: row {int(np.flatnonzero(empty)[0]) + 2}: '{column}' is empty")
+            raise UserError(f"{path}: row {empty.idxmax() + 2}: '{column}' is empty")
     rows = rows_of_table(competition, split, table, path)
-    if name != "test":
-        labels = _targets(competition, table, path)
-        at = list(rows).index("path") + 1
-        rows = pd.concat([rows.iloc[:, :at], labels, rows.iloc[:, at:]], axis=1)
-    return rows if name == "test" else _labelled(competition, name, rows)
+    if name == "test":
+        return rows.reset_index(drop=True)
+    at = list(rows).index("path") + 1
+    rows = pd.concat([rows.iloc[:, :at], _targets(competition, table, path), rows.iloc[:, at:]], axis=1)
+    return _labelled(competition, name, rows)
 
 
 def identity_columns(competition: Competition, split: Split) -> set[str]:
@@ -332,7 +333,16 @@ def table_of(competition: Competition, split: Split) -> tuple[Path, pd.DataFrame
     keys = identity_columns(competition, split) | set(template_columns(_row_template(competition)))
     keys |= set(competition.targets if competition.task == "multiclass" or competition.positive else [])
     keys |= {competition.group_column} if competition.group_column else set()
-    return path, read_table(path, sorted(keys))
+    return path, _where(competition, split, read_table(path, sorted(keys)), path)
+
+
+def table_columns(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
+    """All columns of the train table, by the rows of `train` (index rows); none where there is no table."""
+    if competition.train.table is None:
+        return pd.DataFrame(index=train.index)
+    table = table_of(competition, competition.train)[1].drop_duplicates(competition.id).set_index(competition.id)
+    ids = train["id"].str.replace(r"#\d+$", "", regex=True) if competition.frames == "each" else train["id"]
+    return table.reindex(ids).set_axis(train.index)
 
 
 def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -343,9 +353,29 @@ def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, p
     rows["row_id"] = _fill(row_template, table, path) if known else rows["id"]
     rows["group"] = groups_of(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
-    for column in [*competition.metadata.numeric, *competition.metadata.categorical]:
+    for column in dict.fromkeys(competition.metadata.columns.values()):
         rows[column] = table.get(column)
     return rows
+
+
+def _where(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows that `where` keeps, under their places in the file, and in attrs how many it leaves out."""
+    kept = table
+    for condition in filter(None, [split.where, competition.where if split is not competition.test else None]):
+        columns = condition_columns(condition)
+        for column in columns:
+            if column not in kept:
+                raise UserError(f"{path}: no column '{column}', which `where` asks{nearest(column, table)}")
+        try:
+            some = kept.query(condition, engine="python")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: `where: {condition}`: {' '.join(str(error).split())[:150]}") from None
+        if not len(some):
+            values = ", ".join(map(repr, table[columns[0]].dropna().unique()[:5])) if columns else "nothing"
+            raise UserError(f"{path}: `where: {condition}` is true of no row; {columns[:1]} holds {values}, ...")
+        kept = some
+    kept.attrs["left_out"] = len(table) - len(kept)
+    return kept
 
 
 def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
@@ -369,7 +399,7 @@ def _fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
                 filled[row] += piece.fill(value)
             except ValueError:
                 what = f"'{value}' does not fit the format of {piece.column} in '{template}'"
-                raise UserError(f"{where}: row {row + 2}: {what}") from None
+                raise UserError(f"{where}: row {table.index[row] + 2}: {what}") from None
     return filled
 
 
@@ -401,9 +431,9 @@ def _targets(competition: Competition, table: pd.DataFrame, path: Path) -> pd.Da
         blank = values.isna() | (values.astype(str).str.strip() == "")
         unsure = pd.to_numeric(values, errors="coerce").eq(-1) & (labels.uncertain is not None)
         if blank.any() and labels.blank is None:
-            row = int(np.flatnonzero(blank)[0])
+            row = blank.idxmax()
             raise UserError(
-                f"{path}: row {row + 2} (id {table[competition.id].iloc[row]}): '{column}' is empty; give it a label, "
+                f"{path}: row {row + 2} (id {table[competition.id][row]}): '{column}' is empty; give it a label, "
                 "take the row out, or say what it means: `labels: {blank: ignore}` in the competition"
             )
         target = _target(competition, values[~blank & ~unsure], where).reindex(table.index)
@@ -433,12 +463,18 @@ def _target(competition: Competition, values: pd.Series, where: str) -> pd.Serie
         if names.nunique() < 2:
             raise UserError(f"{where}: only one class, '{names.iloc[0]}'; nothing to learn")
         return names
+    if isinstance(competition.positive, list):
+        names = values.astype(str).str.strip()
+        for one in set(competition.positive) - set(names):
+            raise UserError(f"{where}: no row has the label '{one}' of `positive`{nearest(one, names.unique())}")
+        return names.isin(competition.positive).astype("float64")
     if competition.positive is not None:
         names = values.astype(str)
         if competition.positive not in set(names) or names.nunique() != 2:
             some = ", ".join(sorted(set(names))[:5])
             raise UserError(
-                f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {some}"
+                f"{where}: `positive: {competition.positive}` needs two labels with it among them; found {some}; "
+                f"`positive: [{competition.positive}]` takes all others for 0"
             )
         return (names == competition.positive).astype("float64")
     numbers, _ = read_numbers(values)
@@ -555,7 +591,10 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
             some = ", ".join(f"'{value}' ({count})" for value, count in odd.value_counts().head(4).items())
             there = int(index[column].notna().sum()) + len(odd)
             what = f"{len(odd)} of {there} values are no numbers and count as missing: {some}"
-            note(f"warning: metadata column '{column}': {what}")
+            hint = "; if they are dates, name it under `metadata.dates`" if read_dates(odd).notna().all() else ""
+            note(f"warning: metadata column '{column}': {what}{hint}")
+    for column in competition.metadata.dates:
+        index = _dated(index, column)
     for column in competition.metadata.categorical:
         index[column] = _text(index[column])
     for column in competition.dicom_tags:
@@ -565,6 +604,34 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
     for column in ("format", "content", "error"):
         index[column] = _text(index[column])
     return index
+
+
+def _dated(index: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The index with a column of dates as its year, month and days since the first of the training rows."""
+    text = index.pop(column)
+    dates = read_dates(text)
+    odd = text[dates.isna() & text.notna()]
+    if len(odd):
+        note(f"warning: metadata column '{column}': {len(odd)} values are no dates and count as missing: {odd.iloc[0]}")
+    days = (dates - dates[index["split"] == "train"].min()) / pd.Timedelta(days=1)
+    parts = {"year": dates.dt.year, "month": dates.dt.month, "days": days}
+    return index.assign(**{f"{column}_{part}": values.astype("float64") for part, values in parts.items()})
+
+
+_DAY_FIRST = r"(1[3-9]|2\d|3[01])[-/.]\d{1,2}[-/.]\d{2,4}.*|\d{1,2}\.\d{1,2}\.\d{2,4}.*"
+_DATE = r"\d{4}[-/.]?\d{1,2}[-/.]?\d{1,2}([ T].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([ T].*)?"
+
+
+def read_dates(values: pd.Series) -> pd.Series:
+    """A column as datetime64; NaT where a value is no date: 2019-05-01, 20190501, 5/1/2019, 1.5.2019, time or not.
+
+    The day comes first where points stand between, or where any row's first number can be no month.
+    """
+    text = values.dropna().astype(str).str.strip()
+    text = text[text.str.fullmatch(_DATE)]
+    first = bool(text.str.fullmatch(_DAY_FIRST).any()) and not text.str.fullmatch(r"\d{4}.*").all()
+    dates = pd.to_datetime(text, errors="coerce", format="mixed", dayfirst=first, utc=True).dt.tz_localize(None)
+    return dates.reindex(values.index)
 
 
 _COMMA = r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d+)?"

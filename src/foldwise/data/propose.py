@@ -6,12 +6,16 @@ not, images by looking up the ids of some rows among the files. What can't be kn
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -19,7 +23,8 @@ from foldwise import UserError, dicom
 from foldwise.core import paths
 from foldwise.core.files import write_text
 from foldwise.data import image
-from foldwise.data.index import read_table
+from foldwise.data.index import by_number, read_dates, read_table
+from foldwise.data.orientation import LOOKED_AT, Judgement, judge
 
 TRIED = 200  # rows whose images are looked for
 READ = 40  # DICOM headers that are read
@@ -81,9 +86,20 @@ class Raw:
             raise UserError(f"--from {folder}: no such folder")
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in TABLES)
         images = [path.relative_to(folder).as_posix() for path in image.listing(folder).images]
+        images += [path for file in sorted(folder.glob("*.zip")) for path in _zipped(file, images)]
         if not images:
             raise UserError(f"--from {folder}: holds no images (JPEG, PNG, DICOM, ...); unpack archives first")
-        return cls(folder, {name: read_table(folder / name) for name in names if name.count("/") < 2}, images)
+        return cls(folder, {name: _head(folder / name) for name in names if name.count("/") < 2}, images)
+
+    @cached_property
+    def places(self) -> dict[str, list[str]]:
+        """Where the files of each name lie, with its ending and without."""
+        places: dict[str, list[str]] = {}
+        for path in self.images:
+            file = path.rpartition("/")[2]
+            for key in {file, file.rpartition(".")[0] or file}:
+                places.setdefault(key, []).append(path)
+        return places
 
     def table(self, *words: str, without: Sequence[str] = ()) -> str | None:
         """The name of the table that holds one of the words and none of the others, the shortest first."""
@@ -93,6 +109,26 @@ class Raw:
             if any(word in name.lower() for word in words) and not any(word in name.lower() for word in without)
         ]
         return min(fits, key=len, default=None)
+
+
+def _head(path: Path) -> pd.DataFrame:
+    """A table whose columns of digits stay text where zeros lead: they name files."""
+    table = read_table(path)
+    digits = [column for column in table if pd.api.types.is_integer_dtype(table[column])]
+    text = read_table(path, digits)[digits]
+    return table.assign(**{c: text[c] for c in digits if text[c].astype(str).str.match(r"0\d").any()})
+
+
+def _zipped(file: Path, unpacked: list[str]) -> list[str]:
+    """The images in an archive, 'train.zip/a.jpg', unless its folder lies beside it."""
+    if any(path.startswith(f"{file.stem}/") for path in unpacked):
+        return []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
+    return [f"{file.name}/{name}" for name in names if Path(name).suffix.lower() in image.SUFFIXES]
 
 
 def write_proposal(name: str, folder: str | None, out: str | None) -> tuple[Path, Proposal]:
@@ -124,6 +160,7 @@ def propose(name: str, folder: Path, root: bool = True) -> Proposal:
     if sample is not None:
         made.add("sample_submission", sample, f"{len(raw.tables[sample]):,} rows")
     _headers(raw, made)
+    _orientation(raw, made)
     return made
 
 
@@ -171,7 +208,8 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
     if groups:
         made.add("group", groups[0], f"{table[groups[0]].nunique():,} values in {len(table):,} rows")
     made.add("train", {"table": train, "images": images}, f"found for {hits}")
-    _test(raw, made, held, test, row_id, images)
+    _classes(raw, made, task, table, target)
+    _test(raw, made, (test, held), (sample, asked), row_id)
     used = {row_id, *groups, *(target if isinstance(target, list) else [target])}
     made.add("metadata", _metadata(table, held, used), "columns that both tables have")
     if asked is not None:
@@ -180,31 +218,33 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
 
 def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
     """(id column, template, how often it was found): the column whose values name files, wherever those lie."""
-    places: dict[str, list[str]] = {}
-    for path in raw.images:
-        file = path.rpartition("/")[2]
-        for key in {file, file.rpartition(".")[0] or file}:
-            places.setdefault(key, []).append(path)
-    rows = table.sample(min(TRIED, len(table)), random_state=0).to_dict("records")
     best: tuple[int, str, str] = (0, "", "")
     for column in table:
-        templates = Counter(
-            template for row in rows for template in _templates(str(row[column]), str(column), row, places)
-        )
-        if templates:
-            template, count = templates.most_common(1)[0]
-            better = count > best[0] or (count == best[0] and table[column].nunique() > table[best[1]].nunique())
-            best = (count, str(column), template) if better else best
+        count, template = _template(raw, table, str(column), "test")
+        better = count > best[0] or (count == best[0] > 0 and table[column].nunique() > table[best[1]].nunique())
+        best = (count, str(column), template) if better else best
     if not best[0]:
         raise UserError(f"{raw.folder / name}: no column names an image file; write the competition file by hand")
-    return best[1], best[2], f"{best[0]:,} of {len(rows):,} rows tried"
+    return best[1], best[2], f"{best[0]:,} of {min(TRIED, len(table)):,} rows tried"
 
 
-def _templates(value: str, column: str, row: dict[str, object], places: dict[str, list[str]]) -> Iterator[str]:
+def _template(raw: Raw, table: pd.DataFrame, column: str, other: str) -> tuple[int, str]:
+    """(rows, template) of the place that holds images for most of the rows tried, outside the `other` split's."""
+    rows = table.sample(min(TRIED, len(table)), random_state=0).to_dict("records")
+    templates = Counter(
+        template for row in rows for template in _templates(str(row[column]), column, row, raw.places, other)
+    )
+    template, count = templates.most_common(1)[0] if templates else ("", 0)
+    return count, template
+
+
+def _templates(
+    value: str, column: str, row: dict[str, object], places: dict[str, list[str]], other: str
+) -> Iterator[str]:
     """'train/{image_id}.jpg' for each file of that name; folders named as other columns' values become their names."""
     others = {str(cell): name for name, cell in row.items() if name != column and len(str(cell)) > 2}
     for path in places.get(value, []):
-        if not re.search(r"(^|/)[^/]*test[^/]*/", path.lower()):
+        if not re.search(rf"(^|/)[^/]*{other}[^/]*/", path.lower()):
             *folders, file = path.replace("{", "{{").replace("}", "}}").split("/")
             parts = [f"{{{others[part]}}}" if part in others else part for part in folders]
             yield "/".join([*parts, file.replace(value, f"{{{column}}}", 1)])
@@ -239,10 +279,27 @@ def _task(values: pd.Series) -> tuple[str, str]:
     distinct = known.nunique()
     if distinct == 2:
         return "binary", f"two values: {', '.join(sorted(map(str, known.unique())))}"
-    whole = not pd.api.types.is_numeric_dtype(known) or (known % 1 == 0).all()
-    if whole and distinct <= max(20, 0.2 * len(known)):
-        return "multiclass", f"{distinct} classes"
+    if not pd.api.types.is_numeric_dtype(known) or ((known % 1 == 0).all() and distinct <= max(20, 0.2 * len(known))):
+        several = known.astype(str).str.contains(" ").mean() > 0.1 and _tokens(known).nunique() < distinct
+        odd = "; cells that hold several labels count as classes of their own" if several else ""
+        return "multiclass", f"{distinct} classes{odd}"
     return "regression", f"{distinct:,} different numbers"
+
+
+def _tokens(cells: pd.Series) -> pd.Series:
+    return cells.astype(str).str.split().explode()
+
+
+def _classes(raw: Raw, made: Proposal, task: str, table: pd.DataFrame, target: str | list[str]) -> None:
+    """`classes` from a JSON that maps each label to a name."""
+    labels = set(table[target].dropna().astype(str)) if isinstance(target, str) and task == "multiclass" else set()
+    for file in sorted(raw.folder.glob("*.json")) if labels else []:
+        try:
+            names = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(names, dict) and set(names) == labels and all(isinstance(name, str) for name in names.values()):
+            made.add("classes", {label: names[label] for label in by_number(labels)}, f"{file.name}: names to show")
 
 
 def _metric(task: str, asked: pd.DataFrame | None, table: pd.DataFrame, target: str | list[str]) -> tuple[str, str]:
@@ -250,6 +307,9 @@ def _metric(task: str, asked: pd.DataFrame | None, table: pd.DataFrame, target: 
     if asked is None or not len(asked) or task != "multiclass":
         return metric, others
     shown = asked[asked.columns[1]]
+    several = shown.astype(str).str.split().str.len().max()
+    if several > 1 and set(_tokens(shown)) & set(table[str(target)].astype(str)):
+        return f"map@{several}", f"accuracy, {others}"
     if asked.shape[1] > 2 or (pd.api.types.is_float_dtype(shown) and (shown % 1 != 0).any()):  # probabilities
         return metric, others
     grades = pd.api.types.is_integer_dtype(table[str(target)]) and table[str(target)].nunique() <= 10
@@ -265,24 +325,27 @@ def _groups(table: pd.DataFrame, row_id: str, target: str | list[str]) -> list[s
     return list(dict.fromkeys(str(column) for _, column in sorted(ranked, key=lambda one: one[0])))
 
 
-def _test(raw: Raw, made: Proposal, held: pd.DataFrame | None, test: str | None, row_id: str, images: str) -> None:
+Named = tuple[str | None, pd.DataFrame | None]  # a table under its name
+
+
+def _test(raw: Raw, made: Proposal, test: Named, sample: Named, row_id: str) -> None:
+    """`test` by its table, else by the sample submission, whose ids the host wants; else a folder of images."""
+    for name, table in (test, sample):
+        count, template = _template(raw, table, row_id, "train") if table is not None and row_id in table else (0, "")
+        if table is not None and count > MOST_CLASSES * min(TRIED, len(table)):
+            made.add("test", {"table": name, "images": template}, f"{len(table):,} rows")
+            return
     folders = dict.fromkeys(path.split("/")[0] for path in raw.images if "/" in path and "test" in path.lower())
-    if held is None or row_id not in held:
-        if folders:
-            made.add("test", {"images": next(iter(folders))}, "a folder of images, without a table")
-        return
-    first = images.split("/")[0]
-    swapped = re.sub("train", "test", first, flags=re.IGNORECASE)
-    if swapped != first and any(path.startswith(f"{swapped}/") for path in raw.images):
-        images = images.replace(first, swapped, 1)
-    made.add("test", {"table": test, "images": images}, f"{len(held):,} rows")
+    if folders:
+        made.add("test", {"images": next(iter(folders))}, "a folder of images, without a table")
 
 
 def _metadata(table: pd.DataFrame, held: pd.DataFrame | None, used: set[str]) -> dict[str, list[str]]:
     both = [str(c) for c in table if c not in used and (held is not None and c in held) and table[c].nunique() > 1]
     numeric = [c for c in both if pd.api.types.is_numeric_dtype(table[c]) and table[c].nunique() > 2]
-    other = [c for c in both if c not in numeric and table[c].nunique() <= max(50, 0.05 * len(table))]
-    return {key: names for key, names in (("numeric", numeric), ("categorical", other)) if names}
+    dates = [c for c in both if c not in numeric and read_dates(table[c]).notna().mean() > 0.5]
+    other = [c for c in both if c not in [*numeric, *dates] and table[c].nunique() <= max(50, 0.05 * len(table))]
+    return {key: names for key, names in (("numeric", numeric), ("categorical", other), ("dates", dates)) if names}
 
 
 def _submission(made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, row_id: str) -> None:
@@ -299,6 +362,18 @@ def _submission(made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, 
 
 
 # --- headers ----------------------------------------------------------------------------------------------------
+
+
+def _orientation(raw: Raw, made: Proposal) -> None:
+    files, images = [], []
+    for path in raw.images[:: max(1, len(raw.images) // LOOKED_AT)][:LOOKED_AT]:
+        try:
+            images.append(image.read_image(raw.folder / path, 96))
+            files.append(raw.folder / path)
+        except UserError:
+            continue
+    judged = judge(files, np.stack(images)) if images else Judgement(None, "no image can be read")
+    made.add("orientation", judged.orientation, f"{judged.reason}; free: any turn is as good", guess=True)
 
 
 def _headers(raw: Raw, made: Proposal) -> None:

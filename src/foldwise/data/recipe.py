@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field
-from pydantic.fields import FieldInfo
 
-from foldwise import UserError
+from foldwise import UserError, augment
 from foldwise.core import paths
-from foldwise.core.schema import Strict, find_yaml, read_yaml, submodel, validate
+from foldwise.core.schema import Strict, find_yaml, read_yaml, validate
 
 
 class Backbone(Strict):
@@ -20,7 +19,9 @@ class Backbone(Strict):
 
     name: str = Field("tf_efficientnet_b0", description="a timm model name")
     pretrained: bool = Field(True, description="start from timm's weights, where `weights` names no file")
-    weights: str | None = Field(None, description="a .safetensors or state-dict file, relative to the repository")
+    weights: str | None = Field(
+        None, description="a .safetensors or state-dict file; a bare name is looked for where weights lie"
+    )
     kwargs: dict[str, Any] = Field({}, description="passed to timm.create_model, such as {drop_path_rate: 0.2}")
     mean: list[float] | None = Field(
         None, min_length=1, description="input mean in 0..1 (default: what the weights were made with)"
@@ -108,7 +109,11 @@ class Train(Strict):
         "all",
         description="rows of an epoch: each once, or drawn with replacement by 1/frequency of the class (its root)",
     )
-    optimizer: str = Field("adamw", description="a timm optimizer name")
+    optimizer: str = Field(
+        "adamw",
+        description="any of timm's",
+        examples=["adamw", "adam", "nadamw", "sgd", "rmsprop", "lamb", "lion", "..."],
+    )
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the head (default: lr)")
     layer_decay: float | None = Field(
@@ -165,12 +170,11 @@ class Train(Strict):
 class Augment(Strict):
     """What happens to training images."""
 
-    preset: str = Field(
-        "medium", description="none | light | medium | heavy | sketch | melanoma2020: see foldwise.augment"
-    )
-    flips: Literal["none", "horizontal", "d4"] = Field(
-        "horizontal",
-        description="mirror, or d4: the eight symmetries, for images without an up and down; melanoma2020 has its own",
+    preset: str = Field("medium", description="a list of operations, docs/augment.md", examples=list(augment.PRESETS))
+    flips: Literal["auto", "none", "horizontal", "d4"] = Field(
+        "auto",
+        description="mirror, or d4: the eight symmetries, for images without an up and down; auto: d4 where the "
+        "competition has `orientation: free`, else horizontal; melanoma2020 has its own",
     )
     randaugment: int = Field(
         0, ge=0, le=30, description="magnitude of RandAugment after the preset (Cubuk 2020); 0: none"
@@ -217,11 +221,12 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str], source: str) -> Recipe:
-    """Plain data under `key=value` overrides as a checked recipe; complaints name `source`."""
+    """Plain data under `key=value` overrides as a checked recipe; complaints name `source`, or the override."""
     data = renamed(data)
+    recipe = validate(Recipe, data, source)
     for text in overrides:
         data = merge(data, renamed(_override(text)))
-    recipe = validate(Recipe, data, source)
+        recipe = validate(Recipe, data, f"override {text}")
     _consistent(recipe, source)
     return recipe
 
@@ -349,24 +354,8 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def help_recipe() -> str:
-    """Every knob, one a line: dotted name, default, meaning. Made from the fields themselves."""
-    rows = list(_fields(Recipe))
-    width = max(len(f"{name}={_show(field.default)}") for name, field in rows)
-    return "\n".join(f"{f'{name}={_show(field.default)}':<{width}}  {field.description}" for name, field in rows)
-
-
 def _show(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
-
-
-def _fields(model: type[Any], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in model.model_fields.items():
-        inner = submodel(field.annotation)
-        if inner is not None:
-            yield from _fields(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

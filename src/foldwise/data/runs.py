@@ -142,6 +142,10 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
         raise UserError(f"override '{other[0]}': the weights are trained; only predict.* can change now")
     recipe = recipe_from(info.config, list(overrides), str(folder / "run.json"))
     if overrides:
+        if recipe.predict.tta == "d4" and competition.orientation == "upright":
+            raise UserError(
+                f"predict.tta=d4 turns images, and {competition.file} has `orientation: upright`; take flip"
+            )
         refuse_idle(recipe, f"run {run}", "predict.")
     return recipe
 

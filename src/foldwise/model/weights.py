@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -21,15 +23,47 @@ from foldwise.core.cli import note
 from foldwise.core.files import replacing
 from foldwise.data.recipe import Backbone
 
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 FORMAT = 2  # of the tensors' names: raise it when they change (finetune reads those of before)
 
 
 def named(path: str, key: str) -> Path:
-    """A file that a recipe names, relative to here, the repository or the output root."""
+    """A file that a recipe names: relative to here, the repository or the output root; a bare name wherever it lies."""
     for base in (Path(), paths.REPOSITORY, paths.output_root()):
         if (base / path).is_file():
             return base / path
-    raise UserError(f"{key}={path}: no such file (looked here, in {paths.REPOSITORY} and in {paths.output_root()})")
+    file = _by_name([path]) if "/" not in path else None
+    if file is None:
+        bare = f", and by its name in {', '.join(map(str, folders()))}" if "/" not in path else ""
+        raise UserError(
+            f"{key}={path}: no such file (looked here, in {paths.REPOSITORY} and in {paths.output_root()}{bare})"
+        )
+    return file
+
+
+def folders() -> list[Path]:
+    """Where files of weights are looked for, the nearest first, each with all that lies below it."""
+    shared = Path(os.environ.get("FOLDWISE_SHARED", paths.REPOSITORY.parent / "shared"))
+    own = [paths.output_root() / "input" / "weights", paths.REPOSITORY / "input" / "weights", shared / "weights"]
+    return list(dict.fromkeys([*own, paths.KAGGLE_INPUT, Path(torch.hub.get_dir()) / "checkpoints"]))
+
+
+def _by_name(names: Sequence[str]) -> Path | None:
+    """The first file of the first of `names` that lies below one of the folders; 'x/y' is a file y somewhere in x."""
+    files = [file for folder in folders() for file in files_below(folder)]
+    for folder, name in (one.rpartition("/")[::2] for one in names):
+        for file in files:
+            if file.name == name and (not folder or folder in file.parts):
+                return file
+    return None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files of weights in a folder and at most five below it; not in the raw files of competitions."""
+    for place, inside, names in os.walk(folder, followlinks=True):
+        depth = len(Path(place).parts) - len(folder.parts)
+        inside[:] = sorted(name for name in inside if depth < 5 and name != "competitions")
+        yield from (Path(place, name) for name in sorted(names) if name.endswith(ENDINGS))
 
 
 def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
@@ -99,19 +133,30 @@ def check_classes(path: Path, classes: Sequence[str]) -> None:
 
 
 def of_backbone(settings: Backbone, key: str = "model") -> Path | None:
-    """`weights`, else <model name>.safetensors/.pth/.pt/.bin in input/weights or in an attached Kaggle dataset."""
+    """The file of `weights`, else one of the model's name, or of the name under which timm or its hub hands it out."""
     if settings.weights is not None:
         return named(settings.weights, f"{key}.weights")
-    names = {f"{settings.name}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")}
-    folders = [paths.output_root() / "input" / "weights", paths.REPOSITORY / "input" / "weights"]
-    if paths.KAGGLE_INPUT.is_dir():
-        folders += [path for path in paths.KAGGLE_INPUT.glob("*") if path.is_dir()]
-        folders += [path for path in paths.KAGGLE_INPUT.glob("datasets/*/*") if path.is_dir()]
-    for folder in folders:
-        for name in sorted(names):
-            if (folder / name).is_file():
-                return folder / name
-    return None
+    known = timm.models.get_pretrained_cfg(settings.name)
+    names = [settings.name]
+    if known is not None:  # timm's default weights go by the bare name, too
+        tagged = f"{known.architecture}.{known.tag}"
+        usual = timm.models.get_pretrained_cfg(str(known.architecture))
+        names = list(dict.fromkeys([*names, tagged, *([str(known.architecture)] if known == usual else [])]))
+    files = [f"{name}{ending}" for name in names for ending in ENDINGS]
+    files += [str(known.url).rpartition("/")[2]] if known is not None and known.url else []
+    files += [f"{name}/{file}" for name in names for file in ("model.safetensors", "pytorch_model.bin")]
+    return _by_name(files)
+
+
+def on_the_hub(settings: Backbone) -> bool:
+    """Whether timm's own weights lie in the hub's cache, so that no network is needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = timm.models.get_pretrained_cfg(settings.name)
+    names = ("model.safetensors", "pytorch_model.bin")
+    if known is None or not known.hf_hub_id:
+        return False
+    return any(isinstance(try_to_load_from_cache(str(known.hf_hub_id), name), str) for name in names)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -152,8 +197,15 @@ def check_covered(backbone: nn.Module, heads: list[str], state: dict[str, Tensor
         note(f"warning: {file} lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {missing[0]}")
 
 
-def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -> None:
-    """Without a network, make the hub fail at once instead of after 47 s of retries; its local cache still serves."""
+def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -> bool:
+    """Without a network, make the hub fail at once instead of after 47 s of retries; its local cache still serves.
+
+    Whether the hub is reached.
+    """
+    import huggingface_hub.constants
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
     reached = threading.Event()
 
     def connect() -> None:
@@ -167,9 +219,8 @@ def offline_if_unreachable(host: str = "huggingface.co", seconds: float = 3.0) -
     thread.start()
     thread.join(seconds)
     if not reached.is_set():
-        import huggingface_hub.constants
-
         huggingface_hub.constants.HF_HUB_OFFLINE = True
+    return reached.is_set()
 
 
 def read_labels(path: Path, outputs: int) -> list[str]:

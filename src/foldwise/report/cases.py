@@ -115,7 +115,8 @@ def answers(competition: Competition, table: pd.DataFrame) -> Answers:
     nothing = np.zeros(len(rows), np.int64)
     if competition.task == "multiclass":
         truth = pd.Categorical(table["target"].astype(str), categories=names).codes.astype(np.int64)
-        return Answers("multiclass", names, rows, pred, truth, pred.argmax(axis=1), nothing)
+        shown = list(map(competition.shown, names))
+        return Answers("multiclass", shown, rows, pred, truth, pred.argmax(axis=1), nothing)
     names = competition.targets
     if competition.task == "regression":
         both = np.column_stack([pred[:, 0], table["target"].to_numpy(dtype=float)])

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from foldwise import augment
-from foldwise.report.figures import STYLE
+from foldwise.data import cache, folds
+from foldwise.data.competition import Competition
+from foldwise.data.recipe import Recipe
+from foldwise.report.figures import STYLE, save
 
 _GAP = 0.04  # between pictures, of their side
+
+
+def draw_preview(competition: Competition, recipe: Recipe, path: Path) -> None:
+    """A picture of the recipe's augmentation, and of its plain twin, on this competition's training images."""
+    images = cache.load_cache(competition, recipe.image_size, recipe.crop)
+    rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
+    some = rows[:: max(1, len(rows) // 4)][:4]
+    a = recipe.augment
+    figure = augmentation_grid(images.read(some), [a.preset], flips=a.flips, randaugment=a.randaugment)
+    save(figure, path, dpi=100)
+    print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
 
 
 def augmentation_grid(

@@ -108,7 +108,7 @@ def _tiles(sheet: Page, competition: Competition, table: pd.DataFrame, info: Run
 
 def _classes(sheet: Page, place: Path, competition: Competition, answers: Answers) -> list[Sheet]:
     decisions, answers = _decisions(answers)
-    names = answers.names if answers.task == "multiclass" else ["0", "1"]
+    names = answers.names if answers.task == "multiclass" else list(map(competition.shown, "01"))
     per_class = per_class_table(decisions, names)
     write_csv(place / "per_class.csv", per_class, "%.6g")
     write_csv(place / "confusion.csv", confusion_table(decisions, names), "%.6g")

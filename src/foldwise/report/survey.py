@@ -63,11 +63,12 @@ class Survey:
 
     @cached_property
     def _kind(self) -> pd.Series:
-        target, positive = self.train["target"], self.competition.positive
+        target = self.train["target"]
         if self.competition.task == "multiclass":
-            return target.astype(str)
+            return target.astype(str).map(self.competition.shown)
         if self.competition.task == "binary":
-            return target.map({0.0: "target 0", 1.0: f"target 1 ({positive})" if positive else "target 1"})
+            positive = self.competition.shown("1")
+            return target.map({0.0: "target 0", 1.0: "target 1" if positive == "1" else f"target 1 ({positive})"})
         third = (target.rank(method="first") - 1) * 3 // len(target)
         return third.map(dict(enumerate(_THIRDS)))
 
@@ -79,7 +80,7 @@ class Survey:
         rows = np.flatnonzero(self.images.ids["ok"].to_numpy(bool))
         if len(rows) > SAMPLE:
             rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-        seen = traits.look(self.images, rows, thumbnails=False)
+        seen = traits.look(self.images, rows, hashed=False)
         return seen.statistics.set_axis(self.table.index[rows]).reindex(self.table.index)
 
     @cached_property

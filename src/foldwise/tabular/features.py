@@ -201,8 +201,7 @@ def _absent_in_test(competition: Competition) -> dict[str, str]:
         there = set(index.read_table(path).columns)
     except UserError:
         return {}  # the raw folder need not be at hand any more
-    named = [*competition.metadata.numeric, *competition.metadata.categorical]
-    return {name: path.name for name in named if name not in there}
+    return {name: path.name for name, column in competition.metadata.columns.items() if column not in there}
 
 
 def _drift(
