@@ -98,6 +98,9 @@ def predict_blend(competition: Competition, args: Namespace) -> None:
     deadline = None if args.hours is None else started + 3600 * args.hours
     # before torch: a valid file at once
     first = writer.begin(competition, args.submission, Path(args.out), write=not args.part)
+    if deadline is not None and time.time() >= deadline:
+        print(f"{args.out}: the training prior for each row: the hours are over")
+        return
     parallel.tune_allocator()
     from foldwise.inference.predict import How, predict_part, predict_submission
 

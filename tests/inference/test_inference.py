@@ -27,8 +27,14 @@ PLAIN = ("train.precision=plain",)
 def blended(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """Networks with views, metadata fused, LightGBM by groups, a model on another run, a head, and two blends."""
     place = make_tiny(tmp_path_factory.mktemp("blended"), test_rows=24)
+    place.describe(metadata={"numeric": ["age"], "categorical": ["site"], "dates": ["taken"]})
+    for name in ("train.csv", "test.csv"):
+        table = pd.read_csv(place.raw / name)
+        days = pd.to_timedelta(table.index.to_numpy() * 7 % 90, unit="D")
+        table.assign(taken=(pd.Timestamp("2019-01-17") + days).astype(str)).to_csv(place.raw / name, index=False)
     place.run("01_preprocess.py", "--sizes", 32)
     place.run(*QUICK, "--name", "plain", *PLAIN, "predict.tta=flip")
+    place.run("05_predict.py", "--run", "plain", "predict.tta=d4")
     place.run(*QUICK, "--name", "fusion", *PLAIN, "model.metadata=true")
     place.run("03_metadata.py", "--params", "rounds=20", "--group-features")
     place.run("04_embed.py", "--run", "plain", "--head", "svm")

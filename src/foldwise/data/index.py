@@ -613,9 +613,31 @@ def _dated(index: pd.DataFrame, column: str) -> pd.DataFrame:
     odd = text[dates.isna() & text.notna()]
     if len(odd):
         note(f"warning: metadata column '{column}': {len(odd)} values are no dates and count as missing: {odd.iloc[0]}")
-    days = (dates - dates[index["split"] == "train"].min()) / pd.Timedelta(days=1)
+    parts = date_parts(dates, dates[index["split"] == "train"].min())
+    return index.assign(**{f"{column}_{part}": values for part, values in parts.items()})
+
+
+def date_parts(dates: pd.Series, first: pd.Timestamp) -> dict[str, pd.Series]:
+    """What a model gets of dates, float64: year, month, and days since the first training row's."""
+    days = (dates - first) / pd.Timedelta(days=1)
     parts = {"year": dates.dt.year, "month": dates.dt.month, "days": days}
-    return index.assign(**{f"{column}_{part}": values.astype("float64") for part, values in parts.items()})
+    return {name: values.astype("float64") for name, values in parts.items()}
+
+
+def first_date(known: pd.DataFrame, column: str) -> pd.Timestamp:
+    """The first training row's date, as an index tells it: the day from which its days lead into its months."""
+    rows = known.loc[known["split"] == "train", [f"{column}_{part}" for part in ("year", "month", "days")]].dropna()
+    if not len(rows):
+        return pd.NaT
+    year, month, _ = rows.loc[rows[f"{column}_days"].idxmin()]
+    begin = pd.Timestamp(int(year), int(month), 1)
+    days = [begin + pd.Timedelta(days=k) for k in range(begin.days_in_month)]
+
+    def fitting(day: pd.Timestamp) -> int:
+        dates = day + pd.to_timedelta(rows[f"{column}_days"], unit="D")
+        return int(((dates.dt.year == rows[f"{column}_year"]) & (dates.dt.month == rows[f"{column}_month"])).sum())
+
+    return max(days, key=fitting)
 
 
 _DAY_FIRST = r"(1[3-9]|2\d|3[01])[-/.]\d{1,2}[-/.]\d{2,4}.*|\d{1,2}\.\d{1,2}\.\d{2,4}.*"

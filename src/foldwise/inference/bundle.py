@@ -26,6 +26,7 @@ from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
 from foldwise.core.files import temporary_folder, write_json, write_text
 from foldwise.data import index, oof
+from foldwise.data.boxes import load_crop_meta
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
 from foldwise.inference.budget import Choice
@@ -172,11 +173,21 @@ def _copy_table(competition: Competition, table: pd.DataFrame, root: Path) -> No
     meta = json.loads((own / "folds.json").read_text(encoding="utf-8"))
     meta.pop("made_of", None)  # a file of folds need not be where the test set is
     write_json(derived / "folds.json", meta)
-    for name in ("crop.json", "boxes.csv"):
-        if (own / name).exists():
-            shutil.copy(own / name, derived)
-    if (own / "detector").is_dir():
+    meta = load_crop_meta(competition)
+    if meta is None:
+        return
+    _copy(own, derived, ["crop.json", "boxes.csv"])
+    if "trained_on" in meta:
         shutil.copytree(own / "detector", derived / "detector")
+    elif meta["method"] == "detector":
+        from foldwise.model import detector
+
+        file = detector.coco_weights(meta["detector"], meta["weights"])
+        if meta["weights"]:
+            _copy_named(meta["weights"], "--weights", root)
+        else:
+            (root / "input" / "weights").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, root / "input" / "weights")
 
 
 def _copy_member(competition: Competition, member: Member, root: Path, fp16: bool) -> None:
@@ -407,7 +418,9 @@ def missing_files(folder: Path, about: Mapping[str, Any]) -> list[str]:
         network = "image_size" in config["config"]
         own = runs / (config.get("weights_of") or run)
         wanted += [own / f"fold{fold}.safetensors" if network else own / f"fold{fold}{ending}" for fold in every]
-    return [str(path.relative_to(dataset)) for path in wanted if not path.exists()]
+        embedder = config["config"].get("embed", {}).get("run")
+        wanted += [runs / embedder / f"fold{fold}.safetensors" for fold in every if embedder]
+    return [str(path.relative_to(dataset)) for path in dict.fromkeys(wanted) if not path.exists()]
 
 
 def sizes(folder: Path, about: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from foldwise import UserError
 from foldwise.core.files import digest
+from foldwise.data.boxes import load_crop_meta
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, recipe_from, recipe_settings
 from foldwise.data.runs import read_run_info, recipe_of
@@ -35,11 +36,9 @@ class Source:
 
     @property
     def key(self) -> str:
-        """Names it among all sources; embeddings of other views, or by another recipe, are another's."""
-        if self.what == "pred":
-            return f"pred {self.run} {self.fold}"
+        """Names it among all sources: other views of the same networks are another's."""
         made_of = {**recipe_settings(self.recipe), "train": None, "augment": None}
-        return f"embed {self.run} {self.fold} {digest(made_of)}"
+        return f"{self.what} {self.run} {self.fold} {digest(made_of)}"
 
     @property
     def images(self) -> tuple[int, bool]:
@@ -96,6 +95,9 @@ def read_member(competition: Competition, name: str) -> Member:
     if "image_size" in config:
         weights_of = read_run_info(folder).weights_of or name
         trained = trained_folds(competition, weights_of)
+        if config.get("crop") and (load_crop_meta(competition) or {}).get("method") != "detector":
+            where = competition.derived() / "crop.json"
+            raise UserError(f"{folder}: crops by boxes of a file ({where}): no file has those of new images")
         return Member(name, "network", config, trained, weights_of, recipe_of(competition, name))
     if "embed" in config:
         return _head(competition, name, config)

@@ -128,6 +128,11 @@ def _coco(name: str, size: int, path: str | None, download: bool) -> tuple[nn.Mo
     return network, classes, file
 
 
+def coco_weights(name: str, path: str | None) -> Path:
+    """The file of a built-in detector's weights; UserError where it is not on this machine."""
+    return weights.named(path, "--weights") if path else _coco_file(name, _entry(name)[1], False)
+
+
 def _coco_file(name: str, entry: Any, download: bool) -> Path:
     """torchvision's file, under its own name or `fasterrcnn_..._coco`, where weights lie; or fetched on demand."""
     stem = Path(entry.url).stem
