@@ -64,6 +64,7 @@ def examine(
         "in_sample_score": blend.score,
         "best_single": runs.names[best],
         "best_single_score": singles[best],
+        "best_of_many": _best_of_many(metric, runs, preds, singles, seed),
         "plain_mean_score": scores[2],
         "gains": gains,
         "automatic": automatic and {key: getattr(automatic, key) for key in ("method", "space", "nested_score")},
@@ -106,6 +107,15 @@ def _rank_order_kept(runs: RunSet, blend: Blend) -> float | None:
 
 def _rarer(target: Array) -> int:
     return int(min((target > 0.5).sum(), (target <= 0.5).sum()))
+
+
+def _best_of_many(metric: metrics.Metric, runs: RunSet, preds: Array, singles: list[float], seed: int) -> float:
+    """By how much the score of the best of these runs flatters it: the bootstrap's optimism of picking it (Efron)."""
+    sign = 1 if metric.greater_is_better else -1
+    draws = sign * stats.bootstrap(metric, runs.target, list(preds), runs.groups, 200, seed)
+    known = ~np.isnan(draws).any(axis=1)
+    picked = draws[known].argmax(axis=1)
+    return float(np.mean(draws[known].max(axis=1) - sign * np.array(singles)[picked])) if known.any() else float("nan")
 
 
 def _nested_best(runs: RunSet, metric: metrics.Metric, seed: int) -> Array:

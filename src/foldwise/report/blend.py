@@ -44,7 +44,7 @@ def page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: 
     low, high = (_number(value) for value in meta["interval_95"])
     numbers = [
         ("nested " + meta["metric"], _number(meta["nested_score"]), f"95 % interval {low} to {high}"),
-        ("best single run", _number(meta["best_single_score"]), meta["best_single"]),
+        ("best single run", _number(meta["best_single_score"]), _picked(meta)),
         ("plain mean", _number(meta["plain_mean_score"]), f"of {len(runs.names)} runs"),
         ("expected on public rows", _range(meta["expected"]), f"of {meta['expected']['public_rows']:,}"),
         ("in-sample", _number(meta["in_sample_score"]), "not to be believed"),
@@ -163,6 +163,11 @@ def _automatic(meta: Meta) -> str:
         f"{auto['method']} ({auto['space']}), nested {_number(auto['nested_score'])}; weights by hand are "
         f"{gain['gain']:+.4f} from it (95 % interval {ends}), and were perhaps set with these rows in sight"
     )
+
+
+def _picked(meta: Meta) -> str:
+    flatters = f", picked of {len(meta['runs'])}: flatters by {_number(meta['best_of_many'])}"
+    return meta["best_single"] + (flatters if len(meta["runs"]) > 1 else "")
 
 
 def _range(ends: Meta) -> str:
