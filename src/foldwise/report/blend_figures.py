@@ -219,7 +219,9 @@ def reliability(competition: Competition, runs: RunSet, blend: Blend, meta: Meta
         axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=label, ms=5, lw=1.5, capsize=2)
         top = max(top, *x, *y)
     axes.plot([0, top], [0, top], color="black", lw=1, ls=":", label="perfect")
-    axes.set_xlabel("ranks: not a probability" if blend.space in {"rank", "fold_rank"} else "predicted probability")
+    # what auto chose without each fold is of several methods, joined by rank where only the order counts
+    ranks = blend.space in {"rank", "fold_rank"} or (bool(meta["methods"]) and meta["order_only"])
+    axes.set_xlabel("ranks: not a probability" if ranks else "predicted probability")
     axes.set_ylabel("observed share")
     axes.legend(frameon=False, fontsize=8)
     return figure
