@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ from foldwise import UserError
 from foldwise.blend.fit import make_folds
 from foldwise.data import folds, index, oof
 from foldwise.data.competition import Competition
-from foldwise.data.runs import Run, finished_folds, list_runs, load_run, mean_test, read_folds, read_run_info
+from foldwise.data.runs import (
+    Run,
+    RunInfo,
+    finished_folds,
+    list_runs,
+    load_run,
+    mean_test,
+    read_folds,
+    read_run_info,
+    write_run_info,
+)
 
 Array = NDArray[Any]
 
@@ -34,7 +44,7 @@ class RunSet:
 
     columns: the prediction columns' names. families: (model, image size) by run. coverage: rows by run and fold.
     unchecked: runs whose tables don't say on which folds they were made. one_fold: the only fold that all runs cover;
-    `folds` are then parts of it. parents: the runs that a run of step 03 --oof was made of.
+    `folds` are then parts of it, to be blended on. parents: the runs that a run of step 03 --oof was made of.
     Where several images make a submission row, N and T count submission rows: images are joined before they are
     blended, in OOF and test alike.
     """
@@ -68,8 +78,8 @@ def gather_runs(
     rename: foreign column -> ours (id, fold, target, pred, pred_<class>).
     Raises UserError where there is nothing to blend, and for rows, columns, folds or truth that do not match.
     """
-    if not names and not foreign:
-        names = list_runs(competition)
+    strange = {name for name, _, _ in foreign}
+    names = names or [name for name in list_runs(competition) if name not in strange]
     if not names and not foreign:
         raise UserError(f"{competition.runs()}: no runs to blend; make one with python src/02_train.py --fold all")
     runs = [_load(competition, name) for name in names]
@@ -78,12 +88,40 @@ def gather_runs(
     twice = [run.name for i, run in enumerate(runs) if run.name in {other.name for other in runs[:i]}]
     if twice:
         raise UserError(f"run '{twice[0]}' is given twice")
-    joined = _checked(competition, runs, index.load_index(competition))
-    for kept in strangers:
-        kept.folder.mkdir(parents=True, exist_ok=True)
-        oof.write_table(kept.oof, kept.folder / "oof.csv")
-        oof.write_table(kept.test, kept.folder / "test.csv")
+    table = index.load_index(competition)
+    joined = _checked(competition, runs, table)
+    for run in strangers:
+        _keep(competition, run, table)
+    if joined.one_fold is not None:  # no model of it saw any of these rows: weights are judged on parts of the fold
+        joined = replace(joined, folds=make_folds(joined.target, competition.task, joined.groups, 0))
     return joined
+
+
+def _keep(competition: Competition, run: Run, table: pd.DataFrame) -> None:
+    """A foreign run as one of the competition's: its tables with fold and truth, and a run.json."""
+    tests = table.loc[table["split"] == "test", "id"]
+    mismatched = sorted(set(tests) ^ set(run.test["id"]))
+    if mismatched:
+        raise UserError(
+            f"run '{run.name}': its test table and the test rows differ in {len(mismatched)} ids, such as "
+            f"'{mismatched[0]}'"
+        )
+    fold_table = folds.load_folds(competition)
+    rows = fold_table[fold_table["id"].isin(run.oof["id"])]
+    known = table[table["split"] == "train"].set_index("id").loc[rows["id"], competition.truth].reset_index()
+    pred = run.oof.set_index("id").loc[rows["id"], oof.pred_columns(run.oof)].reset_index(drop=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    oof.write_table(
+        pd.concat([known[["id"]], rows[["fold"]].reset_index(drop=True), known[competition.truth], pred], axis=1),
+        run.folder / "oof.csv",
+    )
+    oof.write_table(run.test, run.folder / "test.csv")
+    done = sorted(int(fold) for fold in rows["fold"].unique())
+    config = {"foreign": True, "unchecked": "fold" not in run.oof}
+    named = {"run": run.name, "competition": competition.name, "task": competition.task, "metric": competition.metric}
+    wanted = sorted(int(fold) for fold in fold_table["fold"].unique())
+    info = RunInfo(**named, config=config, folds_hash=folds.digest(fold_table), folds_done=done, folds_wanted=wanted)
+    write_run_info(run.folder, info)
 
 
 def look(competition: Competition, name: str) -> RunSet:
@@ -116,7 +154,7 @@ def _load(competition: Competition, name: str, tests: bool = True) -> Run:
 
 def _foreign(competition: Competition, name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
     folder = competition.runs() / name
-    if (folder / "run.json").exists() or sorted(folder.glob("fold*")):
+    if (folder / "run.json").exists() and not read_run_info(folder).config.get("foreign"):
         raise UserError(f"--foreign {name}: {folder} is a run of your own; give the foreign one another name")
     tables = []
     for path in (oof_file, test_file):
@@ -138,6 +176,8 @@ def hand_weights(pairs: Sequence[str]) -> dict[str, float]:
     weights = {}
     for pair in pairs:
         name, _, value = pair.rpartition("=")
+        if name in weights:
+            raise UserError(f"--weights {pair}: '{name}' has a weight already")
         try:
             weights[name] = float(value)
         except ValueError:
@@ -250,8 +290,6 @@ def _line_up(
         single, _ = join_tests(competition, single, test_ids, table)
         tests, test_ids = join_tests(competition, tests, test_ids, table)
     one_fold = int(fold[0]) if len(np.unique(fold)) == 1 else None
-    if one_fold is not None:  # no model of it saw any of these rows: weights are judged on parts of the fold itself
-        fold = make_folds(target, competition.task, group, 0)
     if columns == ["pred"]:
         preds, tests, single = preds[:, :, 0], tests[:, :, 0], single[:, :, 0]
     return RunSet(
@@ -267,7 +305,7 @@ def _line_up(
         coverage,
         total,
         single,
-        tuple(run.name for run in runs if "fold" not in run.oof),
+        tuple(run.name for run in runs if "fold" not in run.oof or run.info.config.get("unchecked")),
         one_fold,
         {run.name: [str(name) for name in run.info.config.get("oof") or []] for run in runs},
     )

@@ -80,7 +80,7 @@ def validate(model: type[M], data: dict[str, Any], source: str) -> M:
             raise UserError(f"{source}: unknown key '{key}'{_near_keys(model, first['loc'])}") from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
-        value = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+        value = "" if first["type"] == "missing" or not first["loc"] else f", found {str(first['input'])[:60]!r}"
         raise UserError(f"{source}: {key}: {message}{value}{more}") from None
 
 

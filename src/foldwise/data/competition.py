@@ -73,11 +73,14 @@ def condition_columns(condition: str) -> list[str]:
     try:
         nodes = list(ast.walk(ast.parse(plain.strip(), mode="eval")))
     except SyntaxError:
-        raise ValueError(f"'{condition}' is no condition such as view == 'PA' and age > 18") from None
+        raise ValueError(f"`where: {condition}` is no condition such as view == 'PA' and age > 18") from None
     odd = {type(node).__name__ for node in nodes if not isinstance(node, _PLAIN)}
     if odd:
-        raise ValueError(f"'{condition}': only comparisons of columns, and, or, not, in; no {min(odd).lower()}")
-    return [*quoted, *(node.id for node in nodes if isinstance(node, ast.Name) and node.id != "_quoted")]
+        raise ValueError(f"`where: {condition}`: only comparisons of columns, and, or, not, in; no {min(odd).lower()}")
+    named = [*quoted, *(node.id for node in nodes if isinstance(node, ast.Name) and node.id != "_quoted")]
+    if not named:
+        raise ValueError(f"`where: {condition}` names no column")
+    return named
 
 
 class Split(Strict):
@@ -113,7 +116,8 @@ class Split(Strict):
             raise ValueError("`folders` takes no `table`: each folder's name is the class")
         if self.where is not None and not self.table:
             raise ValueError("`where` asks the columns of a `table`")
-        condition_columns(self.where or "0")
+        if self.where is not None:
+            condition_columns(self.where)
         return self
 
     @property
@@ -230,7 +234,7 @@ class Competition(Strict):
         description="multiclass: their order, lowest first, for metrics and losses of grades (default: sorted); "
         "{0: angry, 1: happy}: the same, and the names that reports show",
     )
-    where: str | None = Field(None, description="the same for all labelled rows, `train` and `extra`")
+    where: str | None = Field(None, description="train.where for all labelled rows, `train` and `extra`")
     labels: Labels = Labels()
     group: str | None = Field(
         None,
@@ -300,7 +304,10 @@ class Competition(Strict):
             raise ValueError("`classes` belongs to task: multiclass; of a binary one it names {0: ..., 1: ...}")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("`classes` names each class once")
-        condition_columns(self.where or "0")
+        if isinstance(self.classes, dict) and len(set(self.classes.values())) < len(self.classes):
+            raise ValueError("`classes` shows two classes under one name")
+        if self.where is not None:
+            condition_columns(self.where)
         return self
 
     def shown(self, name: str) -> str:

@@ -367,7 +367,10 @@ def _where(competition: Competition, split: Split, table: pd.DataFrame, path: Pa
             if column not in kept:
                 raise UserError(f"{path}: no column '{column}', which `where` asks{nearest(column, table)}")
         try:
-            some = kept.query(condition, engine="python")
+            true = kept.eval(condition, engine="python")
+            if not isinstance(true, pd.Series) or true.dtype != bool:
+                raise ValueError("is no comparison")
+            some = kept[true]
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: `where: {condition}`: {' '.join(str(error).split())[:150]}") from None
         if not len(some):

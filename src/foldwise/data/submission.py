@@ -44,6 +44,25 @@ def write_submission(competition: Competition, pred: pd.DataFrame, name: str, ma
     return path
 
 
+def objection(competition: Competition, table_index: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """Why step 6 would refuse whatever is predicted of these test rows (an index's), by a rehearsal; None where not."""
+    test = table_index[table_index["split"] == "test"]
+    if not len(test):
+        return None
+    train = table_index[(table_index["split"] == "train") & table_index["error"].isna()]
+    values = np.tile(index.prior(competition, train, list(names)), (len(test), 1))
+    columns = [f"pred_{name}" for name in names] or ["pred"]
+    pred = pd.DataFrame(values, columns=columns).assign(id=test["id"].to_numpy())
+    try:
+        sample = read_sample(competition, table_index, pred)
+        validate(
+            competition, shape(competition, to_rows(competition, pred, table_index), sample, table_index), sample, ""
+        )
+    except UserError as error:
+        return str(error).removeprefix(": ")
+    return None
+
+
 def write_frame(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame, path: Path) -> None:
     """A submission's CSV, checked as the host will read it before it gets its name."""
     validate(competition, frame, sample, str(path))
@@ -292,7 +311,8 @@ def read_log(competition: Competition) -> pd.DataFrame:
 
 
 def log_submission(competition: Competition, name: str, meta: dict[str, Any]) -> None:
-    """A line for a submission just written; one of that name before it is replaced, as its file is."""
+    """A line for a submission just written; one of that name before it is replaced, as its file is, unless it has a
+    leaderboard's score."""
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "competition": competition.name,
@@ -314,7 +334,7 @@ def log_submission(competition: Competition, name: str, meta: dict[str, Any]) ->
             log_path(competition).replace(log_path(competition).with_suffix(".csv.damaged"))
             cli.note(f"warning: {error}; kept as log.csv.damaged, and a new one begun")
             log = read_log(competition)
-        mine = (log["competition"] == competition.name) & (log["name"] == name)
+        mine = (log["competition"] == competition.name) & (log["name"] == name) & log["public"].isna()
         lines = [*log[~mine].to_dict("records"), line]
         write_csv(log_path(competition), pd.DataFrame(lines, columns=LOG_COLUMNS))
 
@@ -331,7 +351,7 @@ def log_leaderboard(competition: Competition, name: str, scores: Sequence[float]
             raise UserError(f"{log_path(competition)}: no submission '{name}' of {competition.name}{known}")
         log = log.astype({"public": float, "private": float})
         for column, value in zip(("public", "private"), scores, strict=False):
-            log.loc[mine, column] = value
+            log.loc[log.index[mine][-1], column] = value  # earlier ones of that name had theirs
         write_csv(log_path(competition), log)
     return scored(log, competition)
 

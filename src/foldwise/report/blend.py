@@ -190,7 +190,7 @@ def print_summary(meta: Meta, path: Path) -> None:
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
     expected = meta["expected"]
-    if None not in expected.values():
+    if None not in expected.values() and len(meta["runs"]) > 1:
         print(
             f"expect {_range(expected)} on {expected['public_rows']:,} public rows; "
             f"a change below {expected['noise']:.4f} there means nothing"

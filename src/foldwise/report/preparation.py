@@ -10,7 +10,7 @@ from pandas import DataFrame
 from foldwise.audit import groups
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core.cli import note
-from foldwise.data import cache, folds, index, orientation
+from foldwise.data import cache, folds, index, orientation, submission
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model.crops import warn_of_stale_crops
@@ -49,6 +49,9 @@ def _prepare(
     _look_at_orientation(competition, table, images)
     odd = index.remarked(cache.remarks(competition, table, sizes[0])) + index.odd_formats(table)
     forgotten = [str(tie) for tie in ties[:1]]
+    refused = submission.objection(competition, table, index.classes(competition, table))
+    if refused is not None:
+        forgotten.append(f"step 06 would refuse any submission: {refused}")
     for warning in index.set_aside(table) + odd + forgotten + warnings:
         note(f"warning: {warning}")
     others = index.left_out(competition)

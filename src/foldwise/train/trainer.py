@@ -252,8 +252,7 @@ class Trainer:
         if better or t.checkpoint == "last":
             progress.best_epoch = epoch
             self.state.best_weights = self.state.weights()
-            return True
-        return False
+        return better
 
     def _is_snapshot(self, epoch: int) -> bool:
         kept, epochs = self.recipe.train.snapshots, self.recipe.train.epochs
