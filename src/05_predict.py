@@ -37,7 +37,10 @@ def main() -> None:
         "--submission", type=cli.name, metavar="NAME", help="a blend of step 6, on the test rows that lie there now"
     )
     parser.add_argument(
-        "--hours", type=float, metavar="H", help="--submission: be done in so many hours; what costs least is left out"
+        "--hours",
+        type=cli.hours,
+        metavar="H",
+        help="--submission: be done in so many hours; what costs least is left out",
     )
     parser.add_argument(
         "--started", type=float, metavar="T", help="when they began, in seconds since 1970 (default: with this command)"

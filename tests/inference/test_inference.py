@@ -132,6 +132,48 @@ def test_an_old_sample_lends_its_columns_only(hidden: Workplace) -> None:
     assert "its columns are used, not its ids" in said
 
 
+@pytest.mark.parametrize("sample", [b"", b"image_id,sick\n", b"row,other\nh000,1\n", b"image_id,sick\n\xff\xfe,1\n"])
+def test_a_damaged_sample_is_made_up_for(hidden: Workplace, sample: bytes) -> None:
+    (hidden.raw / "sample_submission.csv").write_bytes(sample)
+    got, said = predicted(hidden, "stack")
+    assert got.columns.tolist() == ["image_id", "sick"] and "made up for" in said
+    assert got["image_id"].tolist() == pd.read_csv(hidden.raw / "test.csv")["image_id"].tolist()
+
+
+def test_a_date_that_no_calendar_holds_counts_as_missing(hidden: Workplace) -> None:
+    table = pd.read_csv(hidden.raw / "test.csv")
+    table.loc[0, "taken"] = None
+    table.to_csv(hidden.raw / "test.csv", index=False)
+    without, _ = predicted(hidden, "stack")
+    table.loc[0, "taken"] = "9999-12-31"
+    table.to_csv(hidden.raw / "test.csv", index=False)
+    pd.testing.assert_frame_equal(predicted(hidden, "stack")[0], without)
+
+
+def test_what_an_earlier_try_left_serves_the_same_files_only(
+    hidden: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, work = hidden.root / "out.csv", hidden.root / "out.csv.work"
+    stop = "import sys; from foldwise.inference import predict; predict._finish = lambda work: None; "
+    command = ["--competition", str(hidden.competition), "--submission", "stack", "--out", str(out), "--workers", "1"]
+    start = f"import runpy; sys.argv = {['05_predict.py', *command]!r}; "
+    program = f"{stop}{start}runpy.run_path({str(REPOSITORY / 'src' / '05_predict.py')!r}, run_name='__main__')"
+    env = {**os.environ, "FOLDWISE_ROOT": str(hidden.root), "PYTHONPATH": str(REPOSITORY / "src")}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True)
+    assert list(work.rglob("rows_*.npz"))
+    images = sorted((hidden.raw / "test").glob("*.png"))
+    for one, other in zip(images, images[::-1], strict=True):
+        (hidden.root / other.name).write_bytes(one.read_bytes())
+    for one in images:
+        (hidden.root / one.name).replace(one)
+    for chunk in work.rglob("rows_*.npz"):
+        chunk.write_bytes(chunk.read_bytes()[:100])  # and damaged besides
+    swapped, said = predicted(hidden, "stack")
+    assert "from an earlier try" not in said
+    fresh, _ = predicted(hidden, "stack")
+    pd.testing.assert_frame_equal(swapped, fresh)
+
+
 def test_killed_it_goes_on_and_writes_the_same(hidden: Workplace) -> None:
     whole, _ = predicted(hidden, "stack")
     out = hidden.root / "out.csv"
@@ -179,6 +221,11 @@ def test_what_can_not_be_predicted_is_named(hidden: Workplace) -> None:
     next(hidden.runs.glob("lightgbm/*_model.npz")).unlink()
     assert "run the same 03_metadata.py again" in hidden.refused("05_predict.py", "--submission", "stack", *out)
     assert len(pd.read_csv(hidden.root / "out.csv")) == len(pd.read_csv(hidden.raw / "test.csv"))  # the prior
+    for damaged in ("", "[]", '{"method": "stack"', '{"mixture": {}, "leave_one_out": []}'):
+        (hidden.submissions / "rank.json").write_text(damaged)
+        line = hidden.refused("05_predict.py", "--submission", "rank", *out)
+        assert "rank.json: damaged" in line and "run the same 06_blend.py again" in line
+    assert "is no time" in hidden.refused("05_predict.py", "--submission", "stack", "--hours", "nan", *out)
     shutil.rmtree(hidden.runs / "fusion")
     assert "fusion: no run.json" in hidden.refused("05_predict.py", "--submission", "stack", *out)
 

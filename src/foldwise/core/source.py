@@ -45,6 +45,17 @@ def head(path: Path, length: int) -> tuple[bytes, int]:
         return data[:length], len(data)
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """(bytes, modified in ns) of a file, or of the archive that it lies in; zeros where there is none."""
+    for place in (path, *path.parents):
+        try:
+            status = place.stat()
+        except (OSError, ValueError):
+            continue
+        return (status.st_size, status.st_mtime_ns) if place.is_file() else (0, 0)
+    return (0, 0)
+
+
 def identity(path: Path) -> dict[str, Any]:
     """What tells a file from another under the same name, without reading all of it: bytes, modified (ns), content (a
     hash of head, middle and tail; of a member, of all)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from foldwise import UserError, metrics
 from foldwise.core import paths
+from foldwise.core.cli import note
 from foldwise.core.schema import Strict, find_yaml, read_yaml, validate
 from foldwise.data.image import ImageOptions
 
@@ -64,6 +66,11 @@ _PLAIN = (
     *(ast.BitAnd, ast.BitOr, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod),
     *(ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple),
 )
+
+
+@cache
+def _say_elsewhere(file: Path, root: str, place: Path) -> None:
+    note(f"{file}: root {root} is not there; the raw files are taken from {place}")
 
 
 def condition_columns(condition: str) -> list[str]:
@@ -364,6 +371,8 @@ class Competition(Strict):
         places = self._raw_candidates(self.root, self.slug or self.name)
         for place in places:
             if place.is_dir():
+                if self.root is not None and place not in self._beside(self.root):
+                    _say_elsewhere(self._file, self.root, place)
                 return place
         hint = "run python src/00_demo.py" if self.name == "demo" else f"put them in {places[-1]}, or set `root`"
         raise UserError(
@@ -381,11 +390,14 @@ class Competition(Strict):
         return there
 
     def _raw_candidates(self, root: str | None, slug: str) -> list[Path]:
-        beside = [(base / root).resolve() for base in (paths.REPOSITORY, self._file.parent)] if root is not None else []
+        beside = self._beside(root) if root is not None else []
         mounted = sorted(paths.KAGGLE_INPUT.glob(f"datasets/*/{slug}")) if paths.KAGGLE_INPUT.is_dir() else []
         kaggle = [paths.KAGGLE_INPUT / "competitions" / slug, paths.KAGGLE_INPUT / slug, *mounted]
         own = [paths.output_root() / "input" / slug, paths.REPOSITORY / "input" / slug]
         return list(dict.fromkeys([*beside, *kaggle, *own]))
+
+    def _beside(self, root: str) -> list[Path]:
+        return [(base / root).resolve() for base in (paths.REPOSITORY, self._file.parent)]
 
     def derived(self) -> Path:
         """input/derived/<name>: what 01_preprocess.py writes."""

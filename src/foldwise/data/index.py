@@ -648,15 +648,17 @@ _DATE = r"\d{4}[-/.]?\d{1,2}[-/.]?\d{1,2}([ T].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,
 
 
 def read_dates(values: pd.Series) -> pd.Series:
-    """A column as datetime64; NaT where a value is no date: 2019-05-01, 20190501, 5/1/2019, 1.5.2019, time or not.
+    """A column as datetime64[ns], NaT where a value is no date of 1678 to 2261.
 
+    Read are 2019-05-01, 20190501, 5/1/2019, 1.5.2019, with a time or without.
     The day comes first where points stand between, or where any row's first number can be no month.
     """
     text = values.dropna().astype(str).str.strip()
     text = text[text.str.fullmatch(_DATE)]
     first = bool(text.str.fullmatch(_DAY_FIRST).any()) and not text.str.fullmatch(r"\d{4}.*").all()
     dates = pd.to_datetime(text, errors="coerce", format="mixed", dayfirst=first, utc=True).dt.tz_localize(None)
-    return dates.reindex(values.index)
+    known = dates.between(pd.Timestamp("1678-01-01"), pd.Timestamp("2262-01-01"))  # what 64 bits of ns hold
+    return dates.where(known).reindex(values.index).astype("datetime64[ns]")
 
 
 _COMMA = r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d+)?"

@@ -76,7 +76,10 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
     """The host's sample submission, its first column as text; made from the test rows where the host gives none."""
     if competition.sample_submission is not None:
         path = competition.raw() / competition.sample_submission
-        first = pd.read_csv(path, nrows=0).columns if path.exists() else []
+        try:
+            first = pd.read_csv(path, nrows=0).columns if path.exists() else []
+        except ValueError:  # which read_table says in words
+            first = []
         return index.read_table(path, list(first[:1]))
     row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
     columns = oof.pred_columns(pred)
@@ -116,6 +119,9 @@ def shape(
         values = rows.to_numpy()
     else:
         values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
+        if competition.task == "multiclass" and competition.scorer().probability:
+            sums = values.sum(axis=1, keepdims=True)  # ranks and calibrated classes need not sum to one, and hosts ask
+            values = np.where(np.abs(sums - 1) > 1e-3, values / np.maximum(sums, 1e-300), values)
     shaped = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
     return shaped.infer_objects()
 

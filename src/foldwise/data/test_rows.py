@@ -50,7 +50,7 @@ def describe(
     rows = index.a_row_a_frame(rows) if competition.frames == "each" else rows.drop(columns="frames", errors="ignore")
     for column in competition.metadata.dates:
         dates = index.read_dates(rows.pop(column) if column in rows else pd.Series(None, rows.index, dtype=object))
-        parts = index.date_parts(dates.astype("datetime64[ns]"), index.first_date(known, column))
+        parts = index.date_parts(dates, index.first_date(known, column))
         rows = rows.assign(**{f"{column}_{part}": values for part, values in parts.items()})
     for column in index.metadata_columns(competition):
         rows[column] = index.like(known[column], rows[column] if column in rows else pd.Series(None, rows.index))

@@ -7,6 +7,7 @@ networks look at this one. A chunk's file holds every source's values of the row
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ class Pixels:
         try:
             with np.load(self.file(piece)) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             return {}
 
     def run(
@@ -191,7 +192,7 @@ class Pixels:
         try:
             with np.load(self.file(piece)) as stored:
                 return stored.files
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return []
 
     def unreadable(self) -> list[str]:

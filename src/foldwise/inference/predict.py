@@ -26,6 +26,7 @@ from foldwise import UserError
 from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
 from foldwise.core.files import digest, file_digest, temporary_folder, write_json, write_text
+from foldwise.core.source import stamp
 from foldwise.data import image, index, oof, test_rows
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Rows
@@ -257,8 +258,11 @@ def _without_images(work: Work, choice: Choice) -> dict[str, pd.DataFrame]:
 
 def _open(work: Work, choice: Choice, how: How) -> Pixels:
     """The chunks, those that an earlier try of the same has left included."""
-    runs = {path: file_digest(path) for path in _models(work.competition, choice)}
-    key = digest([str(work.saved.mixture), work.rows[["id", "path"]].to_numpy().tolist(), list(runs.values())])
+    about = work.competition
+    runs = {path: file_digest(path) for path in _models(about, choice)}
+    rows = work.rows[["id", "path", *index.metadata_columns(about)]].astype(str).to_numpy().tolist()
+    files = [stamp(about.raw() / path) for path in work.rows["path"]]  # others under the same names are others
+    key = digest([str(work.saved.mixture), rows, files, about.image.model_dump(), list(runs.values())])
     chunked = work.folder / "chunks"
     if not (chunked / "key").exists() or (chunked / "key").read_text(encoding="utf-8") != key:
         shutil.rmtree(chunked, ignore_errors=True)
@@ -272,9 +276,11 @@ def _open(work: Work, choice: Choice, how: How) -> Pixels:
 
 
 def _models(competition: Competition, choice: Choice) -> list[Path]:
-    """The networks' files."""
+    """What the networks' folds are made of."""
     runs = {source.run for source in choice.sources.values() if source.run}
-    return [path for run in sorted(runs) for path in sorted((competition.runs() / run).glob("fold*.safetensors"))]
+    kinds = {".safetensors", ".json", ".npz"}
+    folders = [competition.runs() / run for run in sorted(runs)]
+    return [path for folder in folders for path in sorted(folder.glob("fold*")) if path.suffix in kinds]
 
 
 def _look(work: Work, pixels: Pixels, choice: Choice, budget: Budget, tests: dict[str, pd.DataFrame]) -> Choice:

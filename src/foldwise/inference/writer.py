@@ -41,8 +41,16 @@ class Saved:
         if not path.exists():
             there = sorted(file.stem for file in competition.submissions().glob("*.json"))
             raise UserError(f"{path}: not there{nearest(name, there)}; make it with 06_blend.py --name {name}")
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if "mixture" not in meta:
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            return cls._of(path, name, meta)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+            raise UserError(f"{path}: damaged ({why}); run the same 06_blend.py again") from None
+
+    @classmethod
+    def _of(cls, path: Path, name: str, meta: dict[str, Any]) -> Saved:
+        if "mixture" not in meta and "method" in meta:
             raise UserError(
                 f"{path}: made before it held what predicts new rows; run the same 06_blend.py again (a blend of ranks "
                 "may change a little: they are taken among the out-of-fold predictions now, not among the test rows)"
@@ -115,10 +123,9 @@ class Submission:
         about, wanted = self.competition, self.rows["row_id"].drop_duplicates().astype(str)
         path = about.raw() / str(about.sample_submission)
         if about.sample_submission is not None and path.exists():
-            given = submission.read_sample(about, self.table, pred)
-            given = given[~given.iloc[:, 0].duplicated()].reset_index(drop=True)
+            given = self._given_sample(path, pred)
             asked, there = set(given.iloc[:, 0]), set(wanted)
-            if len(asked & there) >= HOLDS * len(there):
+            if len(given) and len(asked & there) >= HOLDS * len(there):
                 for count, what in (
                     (len(asked - there), "asks for {} rows that are not there: they get the training prior"),
                     (len(there - asked), "does not ask for {} rows that are there: they are left out"),
@@ -126,14 +133,34 @@ class Submission:
                     if count:
                         self.say(f"{path}: {what.format(count)}")
                 return given
-            self.say(f"{path}: does not ask for the rows that are there: its columns are used, not its ids")
-            shown = given.head(1)
-        elif self.saved.sample is not None:
-            shown = pd.DataFrame(**self.saved.sample).head(1)
+            if len(given):
+                self.say(f"{path}: does not ask for the rows that are there: its columns are used, not its ids")
+            shown = given.head(1) if len(given) else self._made_with(pred)
         else:
-            return submission.read_sample(about.model_copy(update={"sample_submission": None}), self.table, pred)
+            shown = self._made_with(pred)
         values = {column: [shown[column].iloc[0]] * len(wanted) for column in shown.columns[1:]}
         return pd.DataFrame({shown.columns[0]: wanted.to_numpy(), **values})
+
+    def _given_sample(self, path: Path, pred: pd.DataFrame) -> pd.DataFrame:
+        """The host's sample, each row once; without rows where it can't be used, which is said."""
+        try:
+            given = submission.read_sample(self.competition, self.table, pred)
+        except UserError as error:
+            self.say(f"{error}: made up for")
+            return pd.DataFrame({"id": []})
+        columns = list(self._made_with(pred).columns)
+        if list(given.columns) != columns or not len(given):
+            what = f"its columns are {', '.join(given)}, not {', '.join(columns)}" if len(given) else "it has no rows"
+            self.say(f"{path}: {what}: made up for")
+            return given.head(0)
+        return given[~given.iloc[:, 0].duplicated()].reset_index(drop=True)
+
+    def _made_with(self, pred: pd.DataFrame) -> pd.DataFrame:
+        """A row of the sample that the blend was made with."""
+        if self.saved.sample is not None:
+            return pd.DataFrame(**self.saved.sample).head(1)
+        without = self.competition.model_copy(update={"sample_submission": None})
+        return submission.read_sample(without, self.table, pred).head(1)
 
     def say(self, line: str) -> None:
         if line not in self.notes:
