@@ -60,7 +60,7 @@ def count(text: str) -> int:
 
 def hours(text: str) -> float:
     """An argparse type: hours as a number, or '30m'."""
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(h|m|min)?", text.strip())
+    found = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:e-?\d+)?) ?(h|m|min)?", text.strip())
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is no time: hours (0.5), or minutes (30m)")
     return float(found[1]) / (60 if (found[2] or "h").startswith("m") else 1)
