@@ -225,3 +225,22 @@ def test_blend_submits_the_tiny_competition(trained: Workplace) -> None:
     assert made["image_id"].tolist() == sample["image_id"].tolist()
     assert made["sick"].between(0, 1).all()
     assert json.loads((trained.submissions / "s.json").read_text())["name"] == "s"
+
+
+def test_probabilities_of_classes_sum_to_one_whatever_was_blended(root: Path) -> None:
+    about = make(
+        root, pd.DataFrame({"id": ["x", "y"], "a": 0.5, "b": 0.5}), ["a", "b"], task="multiclass", metric="log_loss"
+    )
+    pred = pd.DataFrame({"id": ["x", "y"], "pred_a": [0.9, 0.25], "pred_b": [0.9, 0.75]})  # of ranks, say
+    made = pd.read_csv(submission.write_submission(about, pred, "s", {}))
+    assert made[["a", "b"]].to_numpy().tolist() == [[0.5, 0.5], [0.25, 0.75]]
+
+
+def test_what_step_6_would_refuse_is_known_before_anything_is_trained(root: Path) -> None:
+    about = make(root, SAMPLE, [0.0, 1.0])
+    table = index.load_index(about)
+    assert submission.objection(about, table, []) is None
+    SAMPLE.head(2).to_csv(root / "sample.csv", index=False)
+    assert submission.objection(about, table, []) == "the test table: 'c' is not in the sample submission"
+    SAMPLE.assign(q=0.5).to_csv(root / "sample.csv", index=False)
+    assert "do not match the predicted classes" in str(submission.objection(about, table, []))
