@@ -106,6 +106,10 @@ def recipe_file(competition: Competition, hours: float, n_folds: int, anew: bool
     fitting = [plan for plan in plans if plan.seconds <= SHARE * 3600 * hours]
     best = max(fitting, key=lambda plan: plan.worth) if fitting else min(plans, key=lambda plan: plan.seconds)
     why = _why(best, plans, rows, n_folds, device, hours, bool(fitting))
+    if best.mode == "frozen":
+        why.append(
+            "frozen: --recipe auto fits step 4's head on it; by this file's path step 2 trains a head by gradient"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     comment = "".join(f"# {line}\n" for line in why)
     write_text(path, comment + yaml.safe_dump(best.data(), sort_keys=False))
