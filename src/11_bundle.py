@@ -5,9 +5,9 @@ reads    submissions/<competition>/<name>.json, the runs it rests on, input/deri
 writes   <out>/dataset/ (code, models, the blend; to upload), <out>/kernel/ (the notebook), <out>/submit.py, bundle.json
 
 examples
-  python src/11_bundle.py --submission blend --out bundle --owner me       # the bundle, and what it weighs
-  python src/11_bundle.py --submission blend --out bundle --owner me --fp16 --wheels wheels
-  python src/11_bundle.py --check bundle                                   # what the host would refuse
+  python src/11_bundle.py --submission blend --out bundle --owner you      # the bundle, and what it weighs
+  python src/11_bundle.py --submission blend --out bundle --owner you --fp16 --wheels wheels
+  python src/11_bundle.py --check bundle                                   # what the host would refuse; damaged files
   python src/11_bundle.py --rehearse bundle --hidden-rows 21000            # offline, as the host runs it; a verdict
   python src/11_bundle.py --push bundle                                    # upload, by the kaggle client and its token
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,10 @@ import pytest
 from conftest import REPOSITORY, Workplace, make_tiny
 
 from foldwise.blend.mixture import Mixture
+from foldwise.core.files import write_json
 from foldwise.data import oof
+from foldwise.inference.bundle import _is_id, digests
+from foldwise.inference.rehearsal import cause
 
 QUICK = ("02_train.py", "--recipe", "quick.yaml", "--fold", "all", "train.epochs=1", "train.threads=1")
 PLAIN = ("train.precision=plain",)
@@ -245,6 +249,12 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
+def meant(bundle: Path) -> None:
+    """As though the bundle had been made with the files that lie there now."""
+    about = json.loads((bundle / "bundle.json").read_text())
+    write_json(bundle / "bundle.json", {**about, "files": digests(bundle)})
+
+
 def test_a_bundle_holds_what_the_host_wants_and_nothing_of_the_rest(bundle: Path, blended: Workplace) -> None:
     kernel = json.loads((bundle / "kernel" / "kernel-metadata.json").read_text())
     assert kernel["enable_internet"] is False and kernel["competition_sources"] == ["tiny"]
@@ -278,6 +288,8 @@ def test_the_rehearsal_finds_the_rows_as_they_were_out_of_fold(blended: Workplac
     done = blended.run("11_bundle.py", "--rehearse", bundle, "--hidden-rows", 1000)
     assert "FAIL" not in done.stdout
     for rule in (
+        "files",
+        "models",
         "mounts: competitions/",
         "internet",
         "read-only inputs",
@@ -293,6 +305,7 @@ def test_what_a_bundle_breaks_is_named(blended: Workplace, copied: Path) -> None
     script = (copied / "submit.py").read_text()
     call = "import urllib.request\ntry:\n    urllib.request.urlopen('http://example.org')\nexcept OSError:\n    pass\n"
     (copied / "submit.py").write_text(script.replace("env = {", f"{call}env = {{"))
+    meant(copied)
     kernel = copied / "kernel" / "kernel-metadata.json"
     kernel.write_text(kernel.read_text().replace('"tiny"', '"tinny"'))
     done = blended.run("11_bundle.py", "--rehearse", copied, "--hidden-rows", 10**9, check=False)
@@ -304,7 +317,9 @@ def test_what_a_bundle_breaks_is_named(blended: Workplace, copied: Path) -> None
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
-        ("file", "files: 1 are missing: root/oof/tiny/plain/fold1.safetensors"),
+        ("file", "file missing: dataset/root/oof/tiny/plain/fold1.safetensors; where that is meant, make the bundle"),
+        ("model", "broken: models: "),
+        ("blend", "JSONDecodeError: Expecting"),
         ("slug", "rule dataset: 'foldwise-tiny-other' is not mounted"),
         ("slow", "time: not done in"),
     ],
@@ -312,11 +327,84 @@ def test_what_a_bundle_breaks_is_named(blended: Workplace, copied: Path) -> None
 def test_what_stops_a_bundle_is_named(blended: Workplace, copied: Path, plant: str, named: str) -> None:
     if plant == "file":
         (copied / "dataset/root/oof/tiny/plain/fold1.safetensors").unlink()
+    elif plant == "model":
+        (copied / "dataset/root/oof/tiny/plain/fold1.safetensors").write_bytes(b"cut")
+        meant(copied)
+    elif plant == "blend":
+        blend = copied / "dataset/root/submissions/tiny/stack.json"
+        blend.write_text(blend.read_text()[:200])
+        meant(copied)
     elif plant == "slug":
         script = copied / "submit.py"
         script.write_text(script.read_text().replace('"foldwise-tiny-stack"', '"foldwise-tiny-other"'))
+        meant(copied)
     else:
         about = copied / "bundle.json"
         about.write_text(about.read_text().replace('"hours": 9.0', '"hours": 0.0001'))
     done = blended.run("11_bundle.py", "--rehearse", copied, check=False)
     assert done.returncode == 1 and named in done.stdout, done.stdout + done.stderr
+
+
+def test_a_file_that_is_no_longer_as_it_was_made_is_named(blended: Workplace, copied: Path) -> None:
+    runs = copied / "dataset/root/oof/tiny"
+    weights, columns = runs / "plain/fold1.safetensors", next(runs.glob("*/fold0_model.npz"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    columns.write_bytes(b"")
+    index, blend = "dataset/root/input/derived/tiny/index.parquet", "dataset/root/submissions/tiny/stack.json"
+    (copied / index).write_bytes(b"")
+    (copied / blend).write_text((copied / blend).read_text()[:200])
+    (copied / "dataset/code/src/05_predict.py").write_text("")
+    (copied / "dataset/code/src/competitions/tiny.yaml").write_text("")
+    (runs / "plain/run.json").write_text("[]")
+    gone = [
+        "submit.py",
+        *(f"dataset/root/oof/tiny/{name}" for name in ("plain/fold0.json", "fusion/fold2_metadata.json")),
+    ]
+    for name in gone:
+        (copied / name).unlink()
+    (runs / "plain/more.npz").write_bytes(b"")
+    done = blended.run("11_bundle.py", "--check", copied, check=False)
+    names = [str(path.relative_to(copied)) for path in (weights, columns, runs / "plain/run.json")]
+    names += [index, blend, "dataset/code/src/05_predict.py", "dataset/code/src/competitions/tiny.yaml"]
+    lines = [f"missing: {name}" for name in gone] + [f"changed: {name}" for name in names]
+    lines.append("added: dataset/root/oof/tiny/plain/more.npz")
+    assert done.returncode == 1 and set(done.stdout.splitlines()) == {
+        f"FAIL  file {line}; where that is meant, make the bundle again" for line in lines
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "status", "named"),
+    [
+        ("bundle.json", "{", 2, "bundle.json: can't be read"),
+        ("bundle.json", "[1]", 2, "bundle.json: a JSON object belongs there, not [1]"),
+        ("bundle.json", "{}", 2, "bundle.json (make the bundle again): competition: Field required"),
+        ("dataset/dataset-metadata.json", "[]", 2, "dataset-metadata.json: a JSON object belongs there"),
+        ("dataset/dataset-metadata.json", '{"licenses": [5]}', 1, "dataset-metadata.json has [5]; exactly one"),
+        ("dataset/dataset-metadata.json", '{"licenses": [{"name": ""}]}', 1, "has [{'name': ''}]; exactly one"),
+        ("dataset/dataset-metadata.json", '{"title": null}', 1, "dataset-metadata.json has None; 6 to 50"),
+        ("kernel/kernel-metadata.json", '{"dataset_sources": 5, "title": 5}', 1, "kernel-metadata.json has 5; 5 to 50"),
+    ],
+)
+def test_json_that_is_none_of_a_bundle_s_is_named(
+    blended: Workplace, copied: Path, file: str, text: str, status: int, named: str
+) -> None:
+    (copied / file).write_text(text)
+    done = blended.run("11_bundle.py", "--check", copied, check=False)
+    assert done.returncode == status and named in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_cause_of_a_failure_is_its_error_line_or_what_its_traceback_ends_with() -> None:
+    traced = (
+        "Traceback (most recent call last):\n  File 'a'\n    ^^\nValueError: why\n05_predict.py ended with status 1"
+    )
+    assert cause(traced) == "ValueError: why"
+    assert cause(f"error: first\nerror: last\n{traced}") == "error: last"
+    assert cause("one\ntwo\n") == "two" and cause("") == ""
+
+
+def test_the_owner_of_the_examples_is_one_that_the_host_takes() -> None:
+    for owner in re.findall(r"--owner (\S+)", (REPOSITORY / "src" / "11_bundle.py").read_text()):
+        assert _is_id(f"{owner}/some-data")

@@ -4,7 +4,7 @@
                   dataset-metadata.json
 <out>/kernel/     submit.ipynb, kernel-metadata.json
 <out>/submit.py   the notebook as a script
-<out>/bundle.json what it was made of
+<out>/bundle.json what it was made of, and a hash of each file
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
 from foldwise import UserError, __version__
 from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
-from foldwise.core.files import temporary_folder, write_json, write_text
+from foldwise.core.files import file_digest, temporary_folder, write_json, write_text
+from foldwise.core.schema import validate
 from foldwise.data import index, oof
 from foldwise.data.boxes import load_crop_meta
 from foldwise.data.competition import Competition
@@ -34,6 +36,9 @@ from foldwise.inference.members import Member, members_of
 from foldwise.inference.pixels import BATCH, Looks, Pace, Pixels
 from foldwise.inference.writer import Saved
 
+Rule = tuple[str, bool, str]  # name, whether it holds, what is wrong
+EDITED = ("dataset/dataset-metadata.json", "kernel/kernel-metadata.json")  # that a user may be asked to mend
+WHOLE = ("dataset/code/", "dataset/root/")  # where nothing may be added
 WORKING, DATASET = 20e9, 100e9  # bytes that Kaggle gives the working folder, and a dataset at most
 ENTRIES = ("foldwise.inference.writer", "foldwise.inference.predict")
 DECODERS = ("python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "dicomsdl")
@@ -48,6 +53,22 @@ KERNEL = {
     "keywords": [],
     "docker_image_pinning_type": "original",
 }
+
+
+class About(BaseModel):
+    """What bundle.json must hold, and more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    competition: str
+    slug: str
+    submission: str
+    dataset: str = Field(pattern="^[^/]+/[^/]+$")
+    hours: float
+    fp16: dict[str, Any]
+    runs: dict[str, list[int]] = Field(min_length=1)
+    missing_wheels: list[str]
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,7 @@ def make_bundle(competition: Competition, name: str, out: Path, wish: Wish) -> d
         "missing_wheels": lacking,
         "seconds_per_1000": pace(competition, members, table, saved.mixture.needed),
         "bytes": sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file()),
+        "files": digests(out),
     }
     write_json(out / "bundle.json", about)
     shutil.rmtree(whole, ignore_errors=True)
@@ -360,44 +382,64 @@ def _write_kernel(out: Path, competition: str, slug: str, name: str, wish: Wish)
 
 
 def check(folder: Path) -> list[str]:
-    """What the host would refuse in a bundle, a line a rule; none where all is well. UserError for no bundle."""
+    """What the host would refuse in a bundle, and what of it is no longer as it was made; none where all is well."""
     about = read_about(folder)
-    dataset, kernel = (
-        _read(folder / "dataset" / "dataset-metadata.json"),
-        _read(folder / "kernel" / "kernel-metadata.json"),
-    )
-    wrong = []
+    return broken_rules(folder, about) + damaged(folder, about)
 
-    def rule(name: str, fine: bool, why: str) -> None:
-        if not fine:
-            wrong.append(f"{name}: {why}")
 
-    title = dataset.get("title", "")
-    rule("dataset title", 6 <= len(title) <= 50, f"'{title}' has {len(title)} characters, 6 to 50 are allowed")
-    rule("dataset id", _is_id(dataset.get("id")), f"'{dataset.get('id')}' is not owner/slug; --owner YOU")
-    licences = dataset.get("licenses") or []
-    rule("dataset licence", len(licences) == 1 and "name" in licences[0], f"{len(licences)} licences, exactly one")
-    rule("dataset size", _bytes(folder / "dataset") <= DATASET, f"{_bytes(folder / 'dataset') / 1e9:.1f} GB of 100")
+def broken_rules(folder: Path, about: Mapping[str, Any]) -> list[str]:
+    """What the host would refuse, a line a rule. UserError where its metadata can't be read."""
+    dataset, kernel = (_read(folder / name) for name in EDITED)
+    rules = [*_dataset_rules(folder, dataset), *_kernel_rules(folder, kernel, about["slug"], dataset.get("id"))]
+    return [f"{name}: {why}" for name, fine, why in rules if not fine]
+
+
+def _dataset_rules(folder: Path, dataset: Mapping[str, Any]) -> Iterator[Rule]:
+    title, file, size = dataset.get("title"), "dataset-metadata.json", _bytes(folder / "dataset")
+    yield "dataset title", _is_title(title, 6), f"{file} has {title!r}; 6 to 50 characters are allowed"
+    yield "dataset id", _is_id(dataset.get("id")), f"'{dataset.get('id')}' is not owner/slug; --owner YOU"
+    licences = _listed(dataset.get("licenses"))
+    named = [str(one.get("name") or "").strip() for one in licences if isinstance(one, dict)]
+    fine = len(licences) == len(list(filter(None, named))) == 1
+    yield "dataset licence", fine, f"{file} has {dataset.get('licenses')}; exactly one, with a name, is allowed"
+    yield "dataset size", size <= DATASET, f"{size / 1e9:.1f} GB of 100"
+
+
+def _kernel_rules(folder: Path, kernel: Mapping[str, Any], slug: str, dataset: object) -> Iterator[Rule]:
+    title, code = kernel.get("title"), folder / "kernel" / str(kernel.get("code_file"))
     wanted = {"id", "title", "code_file", *KERNEL, "enable_gpu", "machine_shape", "dataset_sources"}
     missing = sorted((wanted | {"competition_sources"}) - set(kernel))
-    rule("kernel keys", not missing, f"kernel-metadata.json lacks {', '.join(missing)}")
-    rule("kernel title", 5 <= len(kernel.get("title", "")) <= 50, f"'{kernel.get('title')}': 5 to 50 characters")
-    rule("kernel id", _is_id(kernel.get("id")), f"'{kernel.get('id')}' is not owner/slug; --owner YOU")
-    code = folder / "kernel" / str(kernel.get("code_file"))
-    rule("kernel code", code.is_file(), f"{code}: not there")
-    rule("internet", kernel.get("enable_internet") is False, "enable_internet must be false for a hidden test set")
-    rule("slug", kernel.get("competition_sources") == [about["slug"]], f"competition_sources is not [{about['slug']}]")
-    rule(
-        "slug", dataset.get("id") in (kernel.get("dataset_sources") or []), f"dataset_sources lacks {dataset.get('id')}"
-    )
-    own = str(dataset.get("id")).rpartition("/")[2]
+    yield "kernel keys", not missing, f"kernel-metadata.json lacks {', '.join(missing)}"
+    yield "kernel title", _is_title(title, 5), f"kernel-metadata.json has {title!r}; 5 to 50 characters are allowed"
+    yield "kernel id", _is_id(kernel.get("id")), f"'{kernel.get('id')}' is not owner/slug; --owner YOU"
+    yield "kernel code", code.is_file(), f"{code}: not there"
+    offline = kernel.get("enable_internet") is False
+    yield "internet", offline, "enable_internet must be false for a hidden test set"
+    yield "slug", kernel.get("competition_sources") == [slug], f"competition_sources is not [{slug}]"
+    yield "slug", dataset in _listed(kernel.get("dataset_sources")), f"dataset_sources lacks {dataset}"
+    own = str(dataset).rpartition("/")[2]
     for file in filter(Path.is_file, (code, folder / "submit.py")):
-        named = re.search(r'DATASET, SUBMISSION, COMPETITION = \\?"([^"\\]*)', file.read_text(encoding="utf-8"))
-        rule(
-            "slug", named is not None and named[1] == own, f"{file.name} looks for '{named and named[1]}', not '{own}'"
-        )
-    wrong += [f"file missing: {file}" for file in missing_files(folder, about)]
-    return wrong
+        text = file.read_text(encoding="utf-8", errors="replace")
+        named = re.search(r'DATASET, SUBMISSION, COMPETITION = \\?"([^"\\]*)', text)
+        found = named and named[1]
+        yield "slug", found == own, f"{file.name} looks for '{found}', not '{own}'"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A hash of each file that the bundle is made of, save for those that the host's rules may ask to edit."""
+    files = [folder / "submit.py", *sorted((folder / "dataset").rglob("*")), *sorted((folder / "kernel").rglob("*"))]
+    names = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
+    return {name: file_digest(file) for name, file in names.items() if name not in EDITED}
+
+
+def damaged(folder: Path, about: Mapping[str, Any]) -> list[str]:
+    """Files that are missing or changed, or that were added to code and models, since it was made; a line a file."""
+    made, now = about["files"], digests(folder)
+    what = {name: "missing" if name not in now else "changed" for name in made if now.get(name) != made[name]}
+    what |= {name: "added" for name in now if name not in made and name.startswith(WHOLE)}
+    if not what:
+        what = {f"dataset/{name}": "missing" for name in missing_files(folder, about)}
+    return [f"file {how}: {name}; where that is meant, make the bundle again" for name, how in what.items()]
 
 
 def missing_files(folder: Path, about: Mapping[str, Any]) -> list[str]:
@@ -443,9 +485,10 @@ def sizes(folder: Path, about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """bundle.json; UserError where the folder is no bundle."""
-    if not (folder / "bundle.json").exists():
+    path = folder / "bundle.json"
+    if not path.exists():
         raise UserError(f"{folder}: no bundle.json in it; make a bundle with 11_bundle.py --submission NAME --out DIR")
-    return _read(folder / "bundle.json")
+    return validate(About, _read(path), f"{path} (make the bundle again)").model_dump()
 
 
 def push(folder: Path) -> None:
@@ -465,10 +508,22 @@ def push(folder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({error}); make the bundle again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a JSON object belongs there, not {str(data)[:60]}; make the bundle again")
+    return data
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_title(text: object, least: int) -> bool:
+    return isinstance(text, str) and least <= len(text) <= 50
 
 
 def _is_id(text: object) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,12 +30,13 @@ from foldwise.core import source
 from foldwise.core.cli import duration, note
 from foldwise.data import folds, index, oof, submission
 from foldwise.data.competition import Competition, Split, load_competition, template_columns, template_pieces
-from foldwise.inference.bundle import check, missing_files, read_about
+from foldwise.inference.bundle import broken_rules, damaged, read_about
 from foldwise.inference.writer import Saved
 
 MEMORY, DISK = 29e9, 20e9  # what Kaggle gives a notebook
 LATE = 124  # as timeout(1) has it
 ROWS = 200  # of the rehearsal's test set, about: whole groups
+FEW = 8  # rows, about, that every fold's models predict
 NEAR = {False: 1e-4, True: 2e-2}  # of a row's prediction to what it must be, full or half precision
 SHAPES = {  # where Kaggle mounts the competition and a dataset
     "competitions/ and datasets/": ("competitions/{slug}", "datasets/{owner}/{dataset}"),
@@ -284,10 +286,11 @@ def rehearse(folder: Path, hidden_rows: int = 21_000, rows: int = ROWS, home: st
     home: the competition file of the training rows (default: the bundle's own).
     """
     about, verdict = read_about(folder), Verdict()
-    lacks = missing_files(folder, about)
-    if not verdict.add("files", f"{len(lacks)} are missing: {lacks[0]}" if lacks else "all there", not lacks):
+    bad = damaged(folder, about)
+    says = f"{len(bad)} of {len(about['files'])}: {bad[0]}" if bad else f"{len(about['files'])}, each as it was made"
+    if not verdict.add("files", says, not bad):
         return verdict
-    for line in check(folder):
+    for line in broken_rules(folder, about):
         if "OWNER/" not in line:
             rule, _, why = line.partition(": ")
             verdict.add(rule, why, False)
@@ -303,7 +306,9 @@ def rehearse(folder: Path, hidden_rows: int = 21_000, rows: int = ROWS, home: st
         hidden = swap(competition, fold, place / "raw", rows)
         stage = Stage(place, folder.resolve() / "submit.py", namespace, ",".join(_absent(about)))
         before = _listing([hidden.folder, folder / "dataset"])
-        _runs(verdict, stage, hidden, folder, about, fold)
+        few = swap(competition, fold, place / "few", FEW)
+        if _every_model(verdict, stage, few.folder, folder, about):
+            _runs(verdict, stage, hidden, folder, about, fold)
         log = place / "network.log"
         asked = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         verdict.add("internet", f"asked for: {asked[0]}" if asked else f"never asked for; cut off by {cut}", not asked)
@@ -320,21 +325,50 @@ def rehearse(folder: Path, hidden_rows: int = 21_000, rows: int = ROWS, home: st
     return verdict
 
 
-def _runs(verdict: Verdict, stage: Stage, hidden: Hidden, folder: Path, about: Mapping[str, Any], fold: int) -> None:
-    """One run in each shape of mounts: the first as a whole, of the others what shows that all is found."""
+def _every_model(verdict: Verdict, stage: Stage, raw: Path, folder: Path, about: Mapping[str, Any]) -> bool:
+    """A run over a few rows by every fold's models, none of which may fail; False where it took longer than allowed."""
+    stats, limit = stage.folder / "every.json", 3600 * about["hours"]
+    status, said, _ = stage.run(raw, folder / "dataset", _places(about)[0], f"--stats {stats}", limit)
+    if status == LATE:
+        return verdict.add("time", f"not done in {about['hours']:g} h, with a few rows", False)
+    wrong = _of_models(json.loads(stats.read_text(encoding="utf-8"))) if stats.exists() else [cause(said)]
+    many = sum(map(len, about["runs"].values()))
+    verdict.add("models", wrong[0][:300] if wrong else f"{many}, of every run and fold, have predicted", not wrong)
+    return True
+
+
+def _of_models(stats: Mapping[str, Any]) -> list[str]:
+    """What a run has left out, or has said of a model."""
+    return stats["dropped"] + [line for line in stats["notes"] if re.search(r"root/oof/|\bmodels? ", line)]
+
+
+def cause(said: str) -> str:
+    """Why a script failed: its last `error:` line, else what its last traceback ends with, else its last line."""
+    lines = said.strip().splitlines() or [""]
+    errors = [line for line in lines if line.startswith("error: ")]
+    traced = said.rpartition("Traceback (most recent call last):\n")[2].splitlines() if "Traceback (" in said else []
+    return [*lines[-1:], *[line for line in traced if line[:1].strip()][:1], *errors[-1:]][-1]
+
+
+def _places(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where competition and dataset lie below input/, in each shape of mounts."""
     owner, dataset = about["dataset"].split("/")
     names = {"slug": about["slug"], "owner": owner, "dataset": dataset}
-    for shape, mounts in [*list(SHAPES.items())[1:], next(iter(SHAPES.items()))]:
+    return [(raw.format(**names), bundle.format(**names)) for raw, bundle in SHAPES.values()]
+
+
+def _runs(verdict: Verdict, stage: Stage, hidden: Hidden, folder: Path, about: Mapping[str, Any], fold: int) -> None:
+    """One run in each shape of mounts: the first as a whole, of the others what shows that all is found."""
+    shapes = list(zip(SHAPES, _places(about), strict=True))
+    for shape, places in [*shapes[1:], shapes[0]]:
         whole = shape == next(iter(SHAPES))
         flags = f"--folds {fold} --stats {stage.folder / 'stats.json'}" if whole else "--hours 0"
-        places = (mounts[0].format(**names), mounts[1].format(**names))
         status, said, seconds = stage.run(hidden.folder, folder / "dataset", places, flags, 3600 * about["hours"])
         if status == LATE:
             verdict.add("time", f"not done in {about['hours']:g} h, with {len(hidden.new)} rows", False)
             return
-        last = (said.strip().splitlines() or [""])[-1]
         verdict.add(
-            f"mounts: {shape}", duration(seconds) if not status else f"status {status}: {last[:300]}", not status
+            f"mounts: {shape}", duration(seconds) if not status else f"status {status}: {cause(said)[:300]}", not status
         )
         if status:
             note(said[-3000:])
