@@ -132,8 +132,8 @@ def _expected(competition: Competition, runs: RunSet, metric: metrics.Metric, dr
         blend.nested_score + np.sqrt(1 + share / stats.WIDER**2) * (end - blend.nested_score) for end in blend.interval
     )
     top = 1.0 if np.nanmax(draws, initial=0) <= 1 else np.inf
-    apart = [1.96 * np.sqrt(share) * float(np.nanstd(draws[:, 0] - draws[:, at])) for at in (1, 2)]
-    return {"low": low, "high": min(high, top), "noise": max(apart), "public_rows": int(len(runs.target) / share)}
+    apart = [1.96 * np.sqrt(share) * float(np.nanstd(draws[:, 0] - draws[:, at])) for at in (2, 1)]
+    return {"low": low, "high": min(high, top), "noise": apart[0] or apart[1], "public_rows": int(len(runs.target) / share)}
 
 
 def _tests_like_oof(runs: RunSet) -> Array:
