@@ -133,7 +133,8 @@ def _expected(competition: Competition, runs: RunSet, metric: metrics.Metric, dr
     )
     top = 1.0 if np.nanmax(draws, initial=0) <= 1 else np.inf
     apart = [1.96 * np.sqrt(share) * float(np.nanstd(draws[:, 0] - draws[:, at])) for at in (2, 1)]
-    return {"low": low, "high": min(high, top), "noise": apart[0] or apart[1], "public_rows": int(len(runs.target) / share)}
+    noise, rows = apart[0] or apart[1], int(len(runs.target) / share)
+    return {"low": low, "high": min(high, top), "noise": noise, "public_rows": rows}
 
 
 def _tests_like_oof(runs: RunSet) -> Array:
