@@ -255,7 +255,7 @@ def test_no_process_outlives_a_killed_01(tmp_path: Path, end: signal.Signals) ->
         time.sleep(0.05)
     assert len(alive()) >= 4, "the workers never started"
     process.send_signal(end)
-    process.wait()
+    process.wait(timeout=60)
     limit = time.monotonic() + 15
     while alive() and time.monotonic() < limit:
         time.sleep(0.1)
