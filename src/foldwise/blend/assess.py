@@ -38,16 +38,15 @@ def examine(
     singles = [float(metric.function(runs.target, run, None)) for run in preds]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
     rivals = [blend.nested, preds[best], preds.mean(axis=0), _nested_best(runs, metric, seed)]
+    over = ["over_best_single", "over_plain_mean", "over_nested_best_single"]
+    if automatic is not None:
+        rivals, over = [*rivals, automatic.nested], [*over, "over_automatic"]
     draws = stats.bootstrap(metric, runs.target, rivals, runs.groups, seed=seed)
     scores = [float(metric.function(runs.target, pred, None)) for pred in rivals]
     gains = {
         name: stats.gain(draws[:, [0, at]], scores[0], scores[at], metric.greater_is_better)
-        for at, name in enumerate(("over_best_single", "over_plain_mean", "over_nested_best_single"), 1)
+        for at, name in enumerate(over, 1)
     }
-    if automatic is not None:
-        both = stats.bootstrap(metric, runs.target, [blend.nested, automatic.nested], runs.groups, seed=seed)
-        ours, theirs = blend.nested_score, automatic.nested_score
-        gains["over_automatic"] = stats.gain(both, ours, theirs, metric.greater_is_better)
     matrix = trust.correlation(trust.errors(preds, runs.target, competition.task))
     meta = {
         "method": blend.method,

@@ -255,7 +255,6 @@ def _in_pool(
         except (KeyboardInterrupt, SystemExit):  # in the middle of a start, too: a pool half made waits for ever
             for process in list((pool._processes or {}).values()):
                 process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

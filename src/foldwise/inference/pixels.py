@@ -29,6 +29,7 @@ from foldwise.tabular import embeddings
 Look = Callable[[Cache, np.ndarray, pd.DataFrame], np.ndarray]
 Decoded = dict[tuple[int, bool], tuple[Cache, np.ndarray]]
 BATCH = 64  # chunks are a multiple of it, as batches are by default
+DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)  # what a chunk's file may raise
 LARGEST = 1 << 30  # bytes of a chunk's pixels
 
 
@@ -121,7 +122,7 @@ class Pixels:
         try:
             with np.load(self.file(piece)) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except DAMAGED:
             return {}
 
     def run(
@@ -192,7 +193,7 @@ class Pixels:
         try:
             with np.load(self.file(piece)) as stored:
                 return stored.files
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except DAMAGED:
             return []
 
     def unreadable(self) -> list[str]:
