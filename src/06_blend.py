@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from foldwise import metrics
 from foldwise.blend import fit_weights
 from foldwise.blend.assess import examine, test_table
 from foldwise.blend.methods import METHODS
@@ -64,11 +65,15 @@ def arguments() -> argparse.Namespace:
         metavar="SCORE",
         help="only note the public (and private) score of the submission --name in submissions/log.csv",
     )
+    parser.add_argument("--list-metrics", action="store_true", help="list every metric, what it is and needs, and stop")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
+    if args.list_metrics:
+        print(metrics.listing())
+        return
     competition = load_competition(args.competition)
     if args.lb:
         note_scores(competition, args.name, args.lb)
