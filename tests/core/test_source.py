@@ -19,6 +19,7 @@ from test_dicom import make as dicom_file
 from foldwise.core import source
 from foldwise.data import image, index
 from foldwise.data.competition import load_competition
+from foldwise.data.template import fill
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 
@@ -145,8 +146,8 @@ def test_what_was_odd_is_counted_and_larger_images_fail_no_section(tiny: Workpla
 def test_format_expressions_in_templates(tmp_path: Path) -> None:
     table = pd.DataFrame({"id": ["7", "123"], "image.name": ["x", "y"]})
     where = tmp_path / "train.csv"
-    assert index._fill("t/{id[0]}/{id:05d}.png", table, where) == ["t/7/00007.png", "t/1/00123.png"]
-    assert index._fill("{image.name}_{id[-1]:>3}", table, where) == ["x_  7", "y_  3"]
+    assert fill("t/{id[0]}/{id:05d}.png", table, where) == ["t/7/00007.png", "t/1/00123.png"]
+    assert fill("{image.name}_{id[-1]:>3}", table, where) == ["x_  7", "y_  3"]
 
 
 @pytest.mark.parametrize(
