@@ -488,13 +488,13 @@ def _spell_out(competition: Competition) -> None:
     given = competition.target if isinstance(competition.target, list) else []
     patterns = [name for name in [*meta.numeric, *meta.categorical, *meta.dates, *given] if tables.is_pattern(name)]
     columns = _columns(competition) if patterns else []
-    for name in patterns:
+    for name in patterns if columns else []:
         if not tables.expand([name], columns):
             raise UserError(f"{competition.file}: no column fits '{name}'{nearest(name, columns)}")
-    spelled = [tables.expand(names, columns) for names in lists]
+    spelled = [tables.expand(names, columns or names) for names in lists]
     competition.metadata = Metadata(numeric=spelled[0], categorical=spelled[1], dates=spelled[2])
     if given:
-        competition.target = tables.expand(given, columns)
+        competition.target = tables.expand(given, columns or given)
     if competition.delimited:
         competition._labels = _labels_in_cells(competition, str(competition.target))
 

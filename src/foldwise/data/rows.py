@@ -25,7 +25,7 @@ def rows_of_split(competition: Competition, name: str, split: Split) -> pd.DataF
     rows = _from_table(competition, name, split) if split.sources else _from_folder(competition, name, split)
     if not len(rows):
         raise UserError(f"{competition.file}: `{name}` has no rows")
-    rows.insert(0, "split", name)
+    rows = pd.concat([pd.Series(name, rows.index, name="split"), rows], axis=1)
     if name == "test":
         rows = _repeated(rows)
     return once(competition, name, rows)
@@ -152,7 +152,7 @@ def _with_id(competition: Competition, split: Split, table: pd.DataFrame, path: 
     if split.id is not None:
         if split.id not in table:
             raise UserError(f"{path}: no column '{split.id}'{nearest(split.id, table)}")
-        return table.drop(columns=competition.id, errors="ignore").rename(columns={split.id: competition.id})
+        return table.assign(**{competition.id: table[split.id]})
     if not competition.id_template or not set(template_columns(competition.id_template)) <= set(table):
         return table
     return table.assign(**{competition.id: fill(competition.id_template, table, path)})
@@ -175,9 +175,8 @@ def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, p
     rows["row_id"] = fill(row_template, table, path) if known else rows["id"]
     rows["group"] = groups_of(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
-    for column in dict.fromkeys(competition.metadata.columns.values()):
-        rows[column] = table.get(column)
-    return rows
+    columns = dict.fromkeys(competition.metadata.columns.values())
+    return pd.concat([rows, table.reindex(columns=list(columns))], axis=1)
 
 
 def _where(competition: Competition, split: Split, table: pd.DataFrame, path: Path) -> pd.DataFrame:
