@@ -23,8 +23,9 @@ from foldwise import UserError, dicom
 from foldwise.core import paths
 from foldwise.core.files import write_text
 from foldwise.data import image
-from foldwise.data.index import by_number, read_dates, read_table
+from foldwise.data.columns import by_number, read_dates
 from foldwise.data.orientation import LOOKED_AT, Judgement, judge
+from foldwise.data.tables import read_table
 
 TRIED = 200  # rows whose images are looked for
 READ = 40  # DICOM headers that are read
