@@ -49,8 +49,9 @@ def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.Data
     if not runs:
         return None
     sign = 1 if competition.scorer().greater_is_better else -1
-    best = max(runs, key=lambda run: np.nan_to_num(sign * oof.score(competition, run.oof, table), nan=-np.inf))
-    return best.name, _of_table(competition, table, best.oof)
+    tables = {run.name: oof.with_class(competition, run.oof) for run in runs}
+    best = max(tables, key=lambda name: np.nan_to_num(sign * oof.score(competition, tables[name], table), nan=-np.inf))
+    return best, _of_table(competition, table, tables[best])
 
 
 def _load(competition: Competition, name: str) -> Run | None:

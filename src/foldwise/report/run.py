@@ -64,7 +64,7 @@ def write_table(
     if competition.task == "regression":
         sheets = _regression(sheet, place, answers)
     else:
-        sheets = _classes(sheet, place, competition, answers)
+        sheets = _classes(sheet, place, competition.as_classes(), answers)
     _examples(sheet, competition, sheets, _images(competition, info))
     write_csv(place / "pairs.csv", cases.table(sheets), "%.6g")
     sheet.footer = "Made from the out-of-fold table alone: every row was predicted by a model that had not seen it."
