@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from foldwise import metrics
 from foldwise.blend import fit_weights
 from foldwise.blend.assess import examine, test_table
 from foldwise.blend.methods import METHODS
@@ -44,6 +45,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
     parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
+    parser.add_argument("--no-cuts", action="store_true", help="metrics of labels: tune no cuts, decide at 0.5")
     parser.add_argument("--name", type=cli.name, default="blend", help="the submission's name (default: blend)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
@@ -64,11 +66,15 @@ def arguments() -> argparse.Namespace:
         metavar="SCORE",
         help="only note the public (and private) score of the submission --name in submissions/log.csv",
     )
+    parser.add_argument("--list-metrics", action="store_true", help="list every metric, what it is and needs, and stop")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
+    if args.list_metrics:
+        print(metrics.listing())
+        return
     competition = load_competition(args.competition)
     if args.lb:
         note_scores(competition, args.name, args.lb)
@@ -77,7 +83,8 @@ def main() -> None:
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
     settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
-    fit = partial(fit_weights, runs.preds, runs.target, competition.scorer(), seed=args.seed, task=competition.task)
+    how = {"seed": args.seed, "task": competition.task, "cut": not args.no_cuts}
+    fit = partial(fit_weights, runs.preds, runs.target, competition.scorer(), **how)
     automatic = None
     if by_hand:
         weights = [by_hand.get(name, 0.0) for name in runs.names]

@@ -219,6 +219,18 @@ class HostMetric(Strict):
     function: str = Field(description="a name from foldwise.metrics, or module:function")
     greater_is_better: bool | None = Field(None, description="module:function: its direction")
     order_only: bool | None = Field(None, description="module:function: whether it sees the order of rows and no more")
+    weights: dict[str, float | tuple[float, float]] | None = Field(
+        None,
+        description="weighted_log_loss: {class: 2, ...}, or of columns of 0 and 1 {column: [1, 2], ...}, [of 0, of 1]",
+    )
+    normalise: Literal["row", "all"] | None = Field(
+        None, description="weighted_log_loss: the weights of several columns sum to one in each row, or in all"
+    )
+    bands: list[tuple[float, float]] | None = Field(
+        None, description="weighted_auc: [upper end of true positive rates, weight] from 0 to 1: [[0.4, 2], [1, 1]]"
+    )
+    sigma: float | None = Field(None, gt=0, description="laplace_log_likelihood: the least deviation that counts (70)")
+    delta: float | None = Field(None, gt=0, description="laplace_log_likelihood: the largest error that counts (1000)")
 
     @model_validator(mode="before")
     @classmethod
@@ -229,7 +241,17 @@ class HostMetric(Strict):
     def _declares_its_own(self) -> HostMetric:
         if ":" not in self.function and (self.greater_is_better is not None or self.order_only is not None):
             raise ValueError(f"'{self.function}' is known: its direction needs no declaring")
+        if ":" not in self.function:
+            try:
+                self.metric({} if self.weights is None else {"weights": [1.0]})
+            except UserError as error:
+                raise ValueError(str(error)) from None
         return self
+
+    def metric(self, weights: dict[str, Any]) -> metrics.Metric:
+        """A known metric with its options, and what stands in `weights` in the columns' order."""
+        options = {name: getattr(self, name) for name in ("normalise", "bands", "sigma", "delta")}
+        return metrics.resolve(self.function, **{k: v for k, v in options.items() if v is not None}, **weights)
 
 
 NO_GROUP = "none"
@@ -348,6 +370,24 @@ class Competition(Strict):
         return self
 
     @model_validator(mode="after")
+    def _weights_fit_task(self) -> Competition:
+        weights = self.host_metric.weights
+        if weights is None:
+            return self
+        if self.task == "multiclass" and self.classes is None:
+            raise ValueError("`metric.weights` of classes need `classes`, in their order")
+        named = (
+            self.targets if self.task == "multilabel" else ["0", "1"] if self.task == "binary" else self.classes or []
+        )
+        for name in sorted(set(weights) ^ set(named)):
+            raise ValueError(
+                f"`metric.weights` of {', '.join(named)}: '{name}' is {'too much' if name in weights else 'missing'}"
+            )
+        if self.task != "multilabel" and any(isinstance(each, tuple) for each in weights.values()):
+            raise ValueError("`metric.weights`: pairs (of 0, of 1) belong to task: multilabel; give a number a class")
+        return self
+
+    @model_validator(mode="after")
     def _labels_fit_task(self) -> Competition:
         graded = self.labels.uncertain is not None or self.labels.blank in {"0", "1"}
         if graded and self.task not in {"binary", "multilabel"}:
@@ -418,8 +458,16 @@ class Competition(Strict):
         """The metric; a module:function is looked for beside this file first. UserError where there is no such."""
         host = self.host_metric
         if ":" not in host.function:
-            return metrics.resolve(host.function)
+            return host.metric({} if host.weights is None else {"weights": self._weights(host.weights)})
         return metrics.own(host.function, self._file.parent, host.greater_is_better, host.order_only)
+
+    def _weights(self, weights: dict[str, Any]) -> list[Any]:
+        """The metric's weights, one a class, or (of 0, of 1) a column."""
+        if self.task == "multilabel":
+            return [each if isinstance(each := weights[name], tuple) else (each, each) for name in self.targets]
+        return (
+            [[weights["0"], weights["1"]]] if self.task == "binary" else [weights[name] for name in self.classes or []]
+        )
 
     @property
     def file(self) -> Path:

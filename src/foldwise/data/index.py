@@ -181,7 +181,7 @@ def order(competition: Competition, names: list[str]) -> list[str]:
     UserError where `classes` names others, or where the metric asks for an order that nobody gave.
     """
     if competition.classes is None:
-        if ":" not in competition.metric and metrics.resolve(competition.metric).ordered:
+        if ":" not in competition.metric and competition.scorer().ordered:
             check_order(competition, names, f"metric {competition.metric}")
         return by_number(names)
     for name in sorted(set(names) ^ set(competition.classes)):

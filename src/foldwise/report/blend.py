@@ -68,6 +68,7 @@ def page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: 
         f"<p class=lead>{_e(meta['verdict'])}</p>{note}"
         + (f"<p>The automatic blend: {_e(_automatic(meta))}.</p>" if meta["automatic"] else "")
         + f"<div class=numbers>{cells}</div>"
+        + (f"<p>Cuts: {_e(_cuts(meta))}.</p>" if meta["cuts"] else "")
         + (f"<ul class=warn>{warned}</ul>" if warned else "")
         + _runs_table(meta)
         + _methods_table(meta)
@@ -165,6 +166,13 @@ def _automatic(meta: Meta) -> str:
     )
 
 
+def _cuts(meta: Meta) -> str:
+    named = list(meta["cuts"].items())
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in named[:12])
+    rest = f", and {len(named) - 12} more in the JSON" if len(named) > 12 else ""
+    return f"{shown}{rest}; tuned inside the folds, and so are those of the single runs it is compared with"
+
+
 def _picked(meta: Meta) -> str:
     flatters = f", picked of {len(meta['runs'])}: flatters by {_number(meta['best_of_many'])}"
     return meta["best_single"] + (flatters if len(meta["runs"]) > 1 else "")
@@ -189,6 +197,8 @@ def print_summary(meta: Meta, path: Path) -> None:
         f"{meta['method']} ({meta['space']}): nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
+    if meta["cuts"]:
+        print(f"cuts: {_cuts(meta)}")
     expected = meta["expected"]
     if None not in expected.values() and len(meta["runs"]) > 1:
         print(
