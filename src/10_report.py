@@ -29,7 +29,8 @@ def main() -> None:
         results.illustrate(competition, one)
     path = results_page.write_results(competition, runs)
     results_page.print_table(competition, runs)
-    print(f"wrote {path} and results.csv")
+    cli.say(f"wrote {path} and results.csv")
+    cli.next_step(args.competition, "09_app.py")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -178,6 +179,12 @@ def open_run(
     with run_lock(folder):
         _open(folder, competition, config, fold_table, restart)
     return folder
+
+
+def forget_unbegun(folder: Path) -> None:
+    """Remove a run that was refused before any fold got anywhere, unless another process trains it."""
+    if not any(folder.glob("fold*")) and not any(map(is_locked, folder.glob(".fold*.lock"))):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_lock(folder: Path) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from foldwise.blend import Blend
 from foldwise.blend.assess import Meta
 from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
+from foldwise.core.cli import say
 from foldwise.core.files import write_text
 from foldwise.data import submission
 from foldwise.data.competition import Competition
@@ -182,36 +183,36 @@ def print_summary(meta: Meta, path: Path) -> None:
     """The few lines that a person at the terminal wants."""
     low, high = meta["interval_95"]
     width = max(len(row["run"]) for row in meta["runs"])
-    print(f"{'run':<{width}}  weight  {meta['metric']}")
+    say(f"{'run':<{width}}  weight  {meta['metric']}")
     for row in meta["runs"]:
-        print(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw'])}")
-    print(
+        say(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw'])}")
+    say(
         f"{meta['method']} ({meta['space']}): nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
     expected = meta["expected"]
     if None not in expected.values() and len(meta["runs"]) > 1:
-        print(
+        say(
             f"expect {_range(expected)} on {expected['public_rows']:,} public rows; "
             f"a change below {expected['noise']:.4f} there means nothing"
         )
-    print(meta["verdict"])
+    say(meta["verdict"])
     if meta["automatic"]:
-        print(f"The automatic blend: {_automatic(meta)}")
+        say(f"The automatic blend: {_automatic(meta)}")
     for line in [meta["note"], *meta["warnings"]]:
         if line:
-            print(f"note: {line}")
-    print(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.html').name}")
+            say(f"note: {line}")
+    say(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.html').name}")
 
 
 def note_scores(competition: Competition, name: str, scores: Sequence[float]) -> None:
     """--lb: the scores go into submissions/log.csv; from three on, cv_against_lb.png shows what CV is worth."""
     lines = submission.log_leaderboard(competition, name, scores)
-    print(f"{submission.log_path(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
+    say(f"{submission.log_path(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
     figure = blend_figures.leaderboard(lines)
     if figure is not None:
         path = competition.submissions() / "cv_against_lb.png"
         figures.save(figure, path, dpi=130, tight=True)
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     elif len(lines) < 3:
-        print(f"{3 - len(lines)} more scored submissions until CV can be drawn against the leaderboard")
+        say(f"{3 - len(lines)} more scored submissions until CV can be drawn against the leaderboard")

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from foldwise import UserError
 from foldwise.core import parallel
-from foldwise.core.cli import note
+from foldwise.core.cli import note, say
 from foldwise.data import folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
@@ -125,8 +125,8 @@ def draw_range_test(competition: Competition, run: str, recipe: Recipe, fold: in
         place.legend()
     figures.save(drawn, path, dpi=120)
     says = "" if test.falls else "; the loss hardly fell in so few steps: trust the curve more than the number"
-    print(f"train.lr={test.proposed:.2g} is proposed (the recipe has {recipe.train.lr:g}){says}")
-    print(f"the curve of {len(test.rates)} steps: {path}")
+    say(f"train.lr={test.proposed:.2g} is proposed (the recipe has {recipe.train.lr:g}){says}")
+    say(f"the curve of {len(test.rates)} steps: {path}")
 
 
 def draw(folder: Path, metric: str | None = None) -> Path | None:

@@ -115,11 +115,6 @@ def text(words: str, soft: bool = False) -> str:
     return f"<p{' class=soft' if soft else ''}>{escape(words)}</p>"
 
 
-def counted(count: int, word: str, plural: str = "") -> str:
-    """'1 file', '1,200 files'."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
-
-
 def table(
     headings: Sequence[str],
     rows: Iterable[Sequence[Any]],

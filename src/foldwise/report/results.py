@@ -90,7 +90,7 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
 def _candidates(competition: Competition) -> list[str]:
     """Folders that hold, or begin, a run."""
     folder = competition.runs()
-    marks = ("run.json", "oof.csv", "fold*.csv")
+    marks = ("oof.csv", "fold*")
     there = {path.parent.name for mark in marks for path in folder.glob(f"*/{mark}")} if folder.is_dir() else set()
     return sorted(there)
 

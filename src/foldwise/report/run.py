@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from foldwise import UserError, stats
+from foldwise.core.cli import say
 from foldwise.core.files import write_csv, write_text
 from foldwise.data import cache, oof
 from foldwise.data.cache import Cache
@@ -75,15 +76,15 @@ def write_table(
 def report_run(competition: Competition, info: RunInfo) -> None:
     """How a step ends: the run's score a fold and over all rows, what is missing, and the report of a whole run."""
     scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info.fold_scores.items())
-    print(f"{info.run}: {info.metric} by fold  {scores}")
+    say(f"{info.run}: {info.metric} by fold  {scores}")
     if not info.is_whole:
         missing = sorted(set(info.folds_wanted) - set(info.folds_done))
-        print(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
+        say(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
         return
     spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
     score = "undefined" if info.score is None else f"{info.score:.4f}"
-    print(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
-    print(f"{info.run}: report {write_run_report(competition, info.run)}")
+    say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
+    say(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
 def _lead(info: RunInfo) -> str:
