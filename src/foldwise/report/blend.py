@@ -171,6 +171,13 @@ def _picked(meta: Meta) -> str:
     return meta["best_single"] + (flatters if len(meta["runs"]) > 1 else "")
 
 
+def _left_out(row: Meta) -> str:
+    return (
+        f"left out: {row['run']} ({_number(row['score'])}): clearly below {row['best']}, and the nested score is no "
+        f"worse without it ({-row['adds']:+.4f}); --all takes it in"
+    )
+
+
 def _range(ends: Meta) -> str:
     return f"{_number(ends['low'])} to {_number(ends['high'])}"
 
@@ -183,9 +190,12 @@ def print_summary(meta: Meta, path: Path) -> None:
     """The few lines that a person at the terminal wants."""
     low, high = meta["interval_95"]
     width = max(len(row["run"]) for row in meta["runs"])
-    say(f"{'run':<{width}}  weight  {meta['metric']}")
+    adds = {row["run"]: f"{row['adds']:+.4f}" for row in meta["leave_one_out"] if row["adds"] is not None}
+    say(f"{'run':<{width}}  weight  {meta['metric']:>8}     adds")
     for row in meta["runs"]:
-        say(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw'])}")
+        say(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw']):>8}  {adds.get(row['run'], ''):>7}")
+    for row in meta.get("left_out", []):
+        say(_left_out(row))
     say(
         f"{meta['method']} ({meta['space']}): nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
