@@ -134,6 +134,19 @@ def table(
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+class Fixed(float):
+    """A number in a table's cell, by `form`."""
+
+    form = ".3f"
+
+
+def fixed(value: float | None, decimals: int, sign: bool = False) -> Fixed:
+    """A number for a table, with so many decimals; a dash where None."""
+    number = Fixed(np.nan if value is None else value)
+    number.form = f"{'+' if sign else ''}.{decimals}f"
+    return number
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
@@ -141,6 +154,8 @@ def _is_number(value: object) -> bool:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "–"
+    if isinstance(value, Fixed):
+        return format(float(value), value.form)
     if isinstance(value, float | np.floating):
         return f"{float(value):.3f}" if abs(float(value)) < 1000 else f"{float(value):,.0f}"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
