@@ -136,7 +136,7 @@ def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
     if head is None or args.preview or args.lr_find:
         return False
     options = ["--competition", args.competition, "--recipe", args.recipe, "--head", head, "--name", args.name]
-    sys.argv[1:] = [*options, *args.overrides]
+    sys.argv[:] = [str(Path(sys.argv[0]).with_name("04_embed.py")), *options, *args.overrides]
     importlib.import_module("04_embed").main()  # embeddings are made once, heads take seconds
     submit(competition, [args.name] * args.submit)
     return True

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import sys
@@ -211,6 +212,11 @@ def next_step(competition: str, *arguments: object) -> None:
     script = Path(sys.argv[0]).with_name(str(arguments[0]))
     named = [] if competition == _usual_competition() else ["--competition", competition]
     note(f"next: python {' '.join(map(str, [script, *named, *arguments[1:]]))}")
+
+
+def command() -> str:
+    """What was typed."""
+    return near(shlex.join(["python", *sys.argv]))
 
 
 def near(text: str) -> str:
