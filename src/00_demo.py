@@ -28,8 +28,10 @@ def main() -> None:
         parser.error("--csv goes with --score")
     if options.score:
         demo.print_scores(csv=options.csv)
+        cli.next_step("demo", "10_report.py")
     else:
         demo.make_demo(images=options.images, seed=options.seed)
+        cli.next_step("demo", "01_preprocess.py", "--sizes", 96)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import re
 import sys
 
 from foldwise import metrics
-from foldwise.core import cli
+from foldwise.core import cli, paths
 from foldwise.core.cli import note
 from foldwise.core.schema import describe
 from foldwise.data import image, propose
@@ -73,14 +73,17 @@ def main() -> None:
         print(f"{path}:\n\n{proposal.text()}")
         for doubt in proposal.doubts:
             note(f"look at  {doubt}")
-        named = path if args.out else args.new
-        note(f"next: python src/02_train.py --competition {named} --recipe auto --hours 0.1 --submit")
+        named = str(path) if args.out else args.new
+        cli.next_step(named, "02_train.py", "--recipe", "auto", "--hours", 0.1, "--submit")
         return
     if args.inspect:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return
 
-    prepare(load_competition(args.competition), args.sizes, args.workers, args.dask, args.new_folds)
+    competition = load_competition(args.competition)
+    prepare(competition, args.sizes, args.workers, args.dask, args.new_folds)
+    own = (paths.RECIPES / f"{competition.name}.yaml").exists()
+    cli.next_step(args.competition, "02_train.py", "--recipe", *([competition.name] if own else ["auto", "--hours", 1]))
 
 
 if __name__ == "__main__":

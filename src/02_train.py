@@ -39,7 +39,7 @@ from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
-from foldwise.data.runs import load_run, run_lock
+from foldwise.data.runs import RunInfo, list_runs, load_run, read_run_info, run_lock
 from foldwise.train.run import in_turn, spread
 
 AUTO = "auto"  # the recipe that is measured and chosen
@@ -108,6 +108,21 @@ def main() -> None:
     if status:
         sys.exit(status)
     submit(competition, [info.run for info in infos if args.submit and info.is_whole])
+    say_next(competition, args, infos)
+
+
+def say_next(competition: Competition, args: Namespace, infos: list[RunInfo]) -> None:
+    """The other folds; a model on the metadata, where there are some and it is not there; the blend."""
+    if not infos:
+        return None  # another rank's to say
+    if not all(info.is_whole for info in infos):
+        named = ["--name", args.name] if args.name else []
+        return cli.next_step(
+            args.competition, "02_train.py", "--recipe", args.recipe, *named, "--fold", "all", *args.overrides
+        )
+    looked = {"target_encode" in read_run_info(competition.runs() / run).config for run in list_runs(competition)}
+    metadata = index.metadata_columns(competition) and True not in looked
+    cli.next_step(args.competition, "03_metadata.py" if metadata else "06_blend.py")
 
 
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
@@ -121,7 +136,7 @@ def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
     if head is None or args.preview or args.lr_find:
         return False
     options = ["--competition", args.competition, "--recipe", args.recipe, "--head", head, "--name", args.name]
-    sys.argv[1:] = [*options, *args.overrides]
+    sys.argv[:] = [str(Path(sys.argv[0]).with_name("04_embed.py")), *options, *args.overrides]
     importlib.import_module("04_embed").main()  # embeddings are made once, heads take seconds
     submit(competition, [args.name] * args.submit)
     return True
@@ -140,7 +155,7 @@ def submit(competition: Competition, runs: list[str]) -> None:
     """Write each run's test predictions as a submission of its name."""
     for run in runs:
         path = submission.write_submission(competition, load_run(competition, run).test, run, {"runs": [run]})
-        print(f"submission: {path}")
+        cli.say(f"submission: {path}")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def main() -> None:
 
     report_run(competition, info)
     if args.tune:
-        print(boosting.tuning_line(info, results))
+        cli.say(boosting.tuning_line(info, results))
+    cli.next_step(args.competition, "06_blend.py")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
     source.add_argument(
         "--recipe", default="baseline", metavar="R", help="embed by a recipe's weights (default: baseline)"
     )
-    parser.add_argument("--head", choices=HEADS, default="svm", help="(default: svm)")
+    parser.add_argument("--head", choices=HEADS, default="svm", metavar="H", help=f"{', '.join(HEADS)} (default: svm)")
     parser.add_argument(
         "--scale",
         choices=("fold", "unit", "none"),
@@ -75,6 +75,7 @@ def main() -> None:
     for fold, head in heads.items():
         embeddings.save_head(competition.runs() / name, fold, head)
     report_run(competition, info)
+    cli.next_step(args.competition, "06_blend.py")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main() -> None:
         for path, reason in broken.items():
             note(f"warning: {path}: {reason}")
         others = image.listing(Path(args.images)).left_out
-        print(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
+        cli.say(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     preds = fold_models.predict_folds(competition, recipe, args.run, table, fold_table)
@@ -94,6 +94,7 @@ def main() -> None:
     meta = {"weights_of": args.run}
     info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
     report_run(competition, info)
+    cli.next_step(args.competition, "06_blend.py")
 
 
 def predict_blend(competition: Competition, args: Namespace) -> None:
@@ -102,7 +103,7 @@ def predict_blend(competition: Competition, args: Namespace) -> None:
     # before torch: a valid file at once
     first = writer.begin(competition, args.submission, Path(args.out), write=not args.part)
     if deadline is not None and time.time() >= deadline:
-        print(f"{args.out}: the training prior for each row: the hours are over")
+        cli.say(f"{args.out}: the training prior for each row: the hours are over")
         return
     parallel.tune_allocator()
     from foldwise.inference.predict import How, predict_part, predict_submission
@@ -117,7 +118,7 @@ def predict_blend(competition: Competition, args: Namespace) -> None:
         write_json(Path(args.stats), asdict(done))
     left_out = f"; left out for time: {'; '.join(done.dropped)}" if done.dropped else ""
     broken = f"{done.unreadable} images unreadable"
-    print(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")
+    cli.say(f"{args.out}: {done.rows:,} rows, {broken}, {cli.duration(time.time() - started)}{left_out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ writes   submissions/<competition>/<name>.csv, .json (weights, nested score, gai
 The score to believe is the nested one: weights fitted on the other folds, judged on this one.
 
 examples
-  python src/06_blend.py                                     # all runs of the demo, the method that nested CV picks
+  python src/06_blend.py                                     # runs that add something, the method that nested CV picks
+  python src/06_blend.py --all                               # every finished run
   python src/06_blend.py --runs baseline lightgbm --method rank
   python src/06_blend.py --method weights --space auto --name simplex
   python src/06_blend.py --runs baseline                     # with fold 0 alone trained: a first submission
@@ -20,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import Any
 
 from foldwise import metrics
-from foldwise.blend import fit_weights
+from foldwise.blend import Blend, fit_weights
 from foldwise.blend.assess import examine, test_table
+from foldwise.blend.dominated import dominated
 from foldwise.blend.methods import METHODS
-from foldwise.blend.run_set import gather_runs, hand_weights, renames
+from foldwise.blend.run_set import RunSet, gather_runs, hand_weights, renames
 from foldwise.core import cli
 from foldwise.data import submission
 from foldwise.data.competition import load_competition
@@ -34,7 +37,9 @@ from foldwise.report.blend import note_scores, print_summary, write_blend_report
 
 def arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders in oof/ (default: all finished)")
+    some = "folders in oof/ (default: the finished ones, without those that the blend is no worse without)"
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=some)
+    parser.add_argument("--all", action="store_true", help="every finished run, whatever it adds")
     names = ", ".join(["auto", *METHODS])
     parser.add_argument(
         "--weights",
@@ -82,20 +87,32 @@ def main() -> None:
     by_hand = hand_weights(args.weights)
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
-    settings = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
     how = {"seed": args.seed, "task": competition.task, "cut": not args.no_cuts}
-    fit = partial(fit_weights, runs.preds, runs.target, competition.scorer(), **how)
-    automatic = None
+    fit = partial(fit_runs, metric=competition.scorer(), **how)
+    automatic, left_out = None, list[dict[str, Any]]()
     if by_hand:
         weights = [by_hand.get(name, 0.0) for name in runs.names]
-        blend = fit(space=args.space, weights=weights, **settings)
-        automatic = fit(**settings)
+        blend, automatic = fit(runs, space=args.space, weights=weights), fit(runs)
     else:
-        blend = fit(args.method, space=args.space, **settings)
-    meta = examine(competition, runs, blend, args.seed, automatic)
+        blend = fit(runs, args.method, space=args.space)
+        while not (names or args.foreign or args.all) and len(runs.names) > 2:
+            one = dominated(runs, blend, competition.scorer(), competition.task, args.seed)
+            if one is None:
+                break
+            left_out.append(one)
+            runs = gather_runs(competition, [name for name in runs.names if name != one["run"]])
+            blend = fit(runs, args.method, space=args.space)
+    meta = {**examine(competition, runs, blend, args.seed, automatic), "left_out": left_out}
     path = submission.write_submission(competition, test_table(runs, blend), args.name, meta)
     write_blend_report(competition, args.name, runs, blend, meta)
     print_summary(meta, path)
+    cli.next_step(args.competition, "06_blend.py", "--name", args.name, "--lb", "SCORE", "  # once it is handed in")
+
+
+def fit_runs(runs: RunSet, method: str = "auto", **settings: Any) -> Blend:
+    """fit_weights of runs lined up."""
+    lined: Any = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
+    return fit_weights(runs.preds, runs.target, method=method, **lined, **settings)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def main() -> None:
         maximise=args.maximise,
         deletion=args.deletion,
     )
-    print(f"look at {page}")
+    cli.say(f"look at {page}")
+    cli.next_step(args.competition, "10_report.py")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def main() -> None:
         cache.build_caches(competition, table, args.sizes or whole, args.workers, args.dask, crops)
         path, _ = write_competition_report(competition, table, fold_table, whole, load_audit(competition, table))
     cli.note(f"crops of {', '.join(map(str, args.sizes or whole))} pixels; look at {path}")
+    cli.next_step(args.competition, "02_train.py", "--recipe", "baseline", f"image_size={whole[0]}", "crop=true")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from foldwise.core import cli
 from foldwise.data.competition import load_competition
-from foldwise.report import results, results_page
+from foldwise.report import results, results_page, run
 
 
 def main() -> None:
@@ -26,10 +26,11 @@ def main() -> None:
     competition = load_competition(args.competition)
     runs = results.gather(competition, args.runs)
     for one in runs:
-        results.illustrate(competition, one)
+        run.illustrate(competition, one)
     path = results_page.write_results(competition, runs)
     results_page.print_table(competition, runs)
-    print(f"wrote {path} and results.csv")
+    cli.say(f"wrote {path} and results.csv")
+    cli.next_step(args.competition, "09_app.py")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from foldwise.data.competition import load_competition
 def main() -> None:
     parser = cli.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--submission", type=cli.name, metavar="NAME", help="bundle this blend of step 6")
+    what.add_argument("--submission", type=cli.name, metavar="S", help="bundle this blend of step 6")
     what.add_argument("--check", type=Path, metavar="DIR", help="look a bundle over")
     what.add_argument("--rehearse", type=Path, metavar="DIR", help="run a bundle as the host would")
     what.add_argument("--push", type=Path, metavar="DIR", help="upload a bundle")
@@ -59,16 +59,20 @@ def main() -> None:
         from foldwise.inference.bundle import check
 
         wrong = check(args.check)
-        print("\n".join(f"FAIL  {line}" for line in wrong) or f"{args.check}: nothing that the host would refuse")
+        cli.say("\n".join(f"FAIL  {line}" for line in wrong) or f"{args.check}: nothing that the host would refuse")
+        if not wrong:
+            cli.next_step(args.competition, "11_bundle.py", "--rehearse", args.check)
         sys.exit(bool(wrong))
     else:
         from foldwise.inference.rehearsal import rehearse
 
         chosen = "--competition" in " ".join(sys.argv)
         verdict = rehearse(args.rehearse, args.hidden_rows, args.rows, args.competition if chosen else None)
-        print(verdict.table())
+        cli.say(verdict.table())
         for line in verdict.broken:
-            print(f"broken: {line}")
+            cli.say(f"broken: {line}")
+        if not verdict.broken:
+            cli.next_step(args.competition, "11_bundle.py", "--push", args.rehearse)
         sys.exit(bool(verdict.broken))
 
 
@@ -80,11 +84,14 @@ def bundle(args: Namespace) -> None:
     wish = Wish(args.owner, title, args.hours, not args.no_gpu, args.fp16, args.wheels)
     about = make_bundle(competition, args.submission, args.out, wish)
     for what, much, limit in sizes(args.out, about):
-        print(f"{what:<14} {much:>16}  {limit and f'limit {limit}'}")
+        cli.say(f"{what:<14} {much:>16}  {limit and f'limit {limit}'}")
     if about["missing_wheels"]:
-        print(f"the image lacks {', '.join(about['missing_wheels'])}: {fetch(about['missing_wheels'])}, then --wheels")
+        cli.say(
+            f"the image lacks {', '.join(about['missing_wheels'])}: {fetch(about['missing_wheels'])}, then --wheels"
+        )
     for line in check(args.out):
-        print(f"to mend: {line}")
+        cli.say(f"to mend: {line}")
+    cli.next_step(args.competition, "11_bundle.py", "--rehearse", args.out)
 
 
 if __name__ == "__main__":

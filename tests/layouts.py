@@ -262,7 +262,11 @@ def naturalist(raw: Raw) -> None:
         images, notes = [], []
         for k, c in enumerate(kinds(count, 3)):
             number = {"train": 100, "val": 300, "test": 400}[split] + k
-            name = f"{folder}/Plants/{raw.labels[c]}/{number:x}.jpg" if split != "test" else f"{folder}/{number:x}.jpg"
+            name = (
+                f"{folder}/{('Birds', 'Plants')[c > 0]}/{raw.labels[c]}/{number:x}.jpg"
+                if split != "test"
+                else f"{folder}/{number:x}.jpg"
+            )
             if split != "val":
                 raw.picture(name, [c])
             images.append({"license": 1, "file_name": name, "width": 32, "height": 32, "id": number})
@@ -318,7 +322,9 @@ def pets(raw: Raw) -> None:
         for one, k in zip(ids, kind, strict=True):
             raw.picture(f"{split}/{one}.jpg", [0] if k else [])
         told = {flag: rng.integers(0, 2, count) for flag in flags}
-        score = {"Pawpularity": [95 if k else 5 for k in kind]} if split == "train" else {}
+        score = (
+            {"Pawpularity": [60 + i % 41 if k else 1 + i % 39 for i, k in enumerate(kind)]} if split == "train" else {}
+        )
         raw.table(f"{split}.csv", {"Id": ids, **told, **score})
         raw.truth = dict(zip(ids, kind, strict=True))
     raw.labels = ["Pawpularity"]

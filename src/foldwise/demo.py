@@ -52,6 +52,7 @@ from tqdm import tqdm
 
 from foldwise import UserError, metrics
 from foldwise.core import paths
+from foldwise.core.cli import say
 from foldwise.core.parallel import parallel_map
 
 Floats = NDArray[np.float32]
@@ -504,7 +505,7 @@ def make_demo(images: int = 1400, seed: int = 0, root: Path | None = None, worke
     settings = Settings(images, seed)
     folder = (root or paths.output_root()) / "input" / "demo"
     if _already(folder, settings):
-        print(f"{folder} is there already: {images} images, seed {seed}")
+        say(f"{folder} is there already: {images} images, seed {seed}")
         return folder
     cases = draw_cases(settings)
     with _whole(folder) as part:
@@ -513,7 +514,7 @@ def make_demo(images: int = 1400, seed: int = 0, root: Path | None = None, worke
         (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     counts = cases["split"].value_counts()
     positive = cases["target"].mean()
-    print(f"{folder}: {counts['train']} train and {counts['test']} test images, {positive:.0%} positive")
+    say(f"{folder}: {counts['train']} train and {counts['test']} test images, {positive:.0%} positive")
     return folder
 
 
@@ -592,12 +593,12 @@ def print_scores(root: Path | None = None, csv: Path | None = None) -> None:
     """Print how runs and submissions score beside the best possible, and the newest submission's path."""
     root = root or paths.output_root()
     scores = score_table(root)
-    print(_aligned(scores))
+    say(_aligned(scores))
     if csv is not None:
         scores.to_csv(csv, index=False, float_format="%.6f")
     newest = max(_submissions(root), key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is not None:
-        print(f"\nsubmission: {newest}")
+        say(f"\nsubmission: {newest}")
 
 
 def score_table(root: Path) -> pd.DataFrame:

@@ -356,7 +356,7 @@ def test_06_on_real_models(hospital):
     table = pd.read_csv(hospital.submissions / "real.csv")
     assert len(table) == 100 and table[LABELS].to_numpy().max() <= 1
     page = (hospital.submissions / "real.html").read_text()
-    assert page.count("data:image/png;base64,") >= 5 and "http" not in page.replace("http-equiv", "")
+    assert page.count("<svg role") >= 6 and "://" not in page and "What to do" in page and "real.csv" in page
 
 
 def test_auto_and_partial_and_foreign_runs(tmp_path):

@@ -406,7 +406,8 @@ def test_report_of_a_binary_run_whoever_made_it(trained: Workplace, monkeypatch:
     hits = ((oof["pred"] >= 0.5) & (oof["target"] == 1)).sum()
     assert table.loc[("0.5", 1), "recall"] == pytest.approx(hits / (oof["target"] == 1).sum(), abs=1e-5)
     cells = pd.read_csv(page.parent / "confusion.csv")
-    assert set(cells["at"]) == {"0.5", "best F1", "best Youden"} and cells["rows"].sum() == 3 * len(oof)
+    assert set(cells["at"]) == {"0.5", "as many as are 1", "best F1", "best Youden"}
+    assert cells["rows"].sum() == 4 * len(oof)
     html = page.read_text()
     assert "data:image/jpeg" in html and "chosen on these rows" in html and "<script" not in html
 
@@ -453,7 +454,7 @@ def test_report_of_every_task_without_images(task: str, tmp_path, monkeypatch: p
         return
     assert {"per_class.csv", "confusion.csv", "calibration.png"} <= made and "a&lt;b" in html and "a<b" not in html
     table = pd.read_csv(page.parent / "per_class.csv")
-    assert len(table) == (3 if task == "multiclass" else 18)
+    assert len(table) == (3 if task == "multiclass" else 24)
     if task == "multiclass":
         answer = base[[f"pred_{name}" for name in names]].to_numpy().argmax(axis=1)
         expected = [(answer[code == k] == k).mean() for k in range(3)]

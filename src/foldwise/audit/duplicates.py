@@ -29,6 +29,7 @@ from scipy import fft
 from foldwise.audit import traits
 from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits
 from foldwise.core import parallel, source
+from foldwise.core.cli import counted
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
@@ -95,19 +96,23 @@ class Audit:
         for pairs, words in zip(self.accused(table), says, strict=True):
             if len(pairs):
                 first = f"{pairs['id_a'].iloc[0]} and {pairs['id_b'].iloc[0]}"
-                lines.append(f"different labels: {len(pairs)} pairs, the first {first}; {words}")
+                lines.append(f"different labels: {counted(len(pairs), 'pair')}, the first {first}; {words}")
         if len(split):
             lines.append(
-                f"copies in different folds: {len(split)} pairs, the first {split['id_a'].iloc[0]} and "
+                f"copies in different folds: {counted(len(split), 'pair')}, the first {split['id_a'].iloc[0]} and "
                 f"{split['id_b'].iloc[0]}; scores flatter until the folds are made anew (--new-folds)"
             )
         elif len(self._within) and self.meta["merged"]:
-            lines.append(f"copies within train: {len(self._within)} pairs, each kept in one fold")
+            lines.append(f"copies within train: {counted(len(self._within), 'pair')}, each kept in one fold")
         extra = (self.pairs[["split_a", "split_b"]] == "extra").any(axis=1) & ~self.pairs.index.isin(self.across.index)
         if extra.any():
-            lines.append(f"copies among the extra images: {extra.sum()} pairs, kept out of folds that validate them")
+            lines.append(
+                f"copies among the extra images: {counted(extra.sum(), 'pair')}, kept out of folds that validate them"
+            )
         if len(self.across):
-            lines.append(f"copies across train and test: {len(self.across)} pairs; their test score is too good")
+            lines.append(
+                f"copies across train and test: {counted(len(self.across), 'pair')}; their test score is too good"
+            )
         if self.meta.get("skipped"):
             lines.append(f"{self.meta['skipped']} candidates for copies were not compared: too many look alike")
         return lines

@@ -81,7 +81,7 @@ def examine(
         "runs": _runs(runs, blend, judged, metric),
         "coverage": runs.coverage,
         "unchecked_folds": list(runs.unchecked),
-        "leave_one_out": _leave_one_out(runs, blend, metric, seed),
+        "leave_one_out": leave_one_out(runs, blend, metric, seed),
         "leave_one_out_by": " in ".join(dict.fromkeys(_leave_one_out_method(runs, blend))),
         "methods": blend.table,
         "error_correlation": np.round(matrix, 4).tolist(),
@@ -175,8 +175,9 @@ def _runs(runs: RunSet, blend: Blend, preds: Array, metric: metrics.Metric) -> l
     ]
 
 
-def _leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int) -> list[Meta]:
-    """With the blend's own method, or by the plain mean where that would take minutes."""
+def leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int) -> list[Meta]:
+    """What each run adds to the nested score, {run, adds}: with the blend's own method, or by the plain mean where that
+    would take minutes."""
     m = len(runs.names)
     if m == 1:
         return []

@@ -1,4 +1,4 @@
-"""What every numbered script shares: its arguments' look, and errors as one line with exit status 2."""
+"""What every numbered script shares: its arguments' look, its lines at a terminal, errors as one with status 2."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import errno
 import os
 import re
 import select
+import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
 
 TERMINATED = 128 + signal.SIGTERM
+WIDTH = 80  # columns that a line may take
+# what a line is, and how a terminal shows it: SGR numbers of ECMA-48
+COLOURS = (
+    (r"^(?:\S+ \d+ \| )?(?:warning|note):", "33"),
+    (r"^error:", "31"),
+    (r"^next: .*(?:\n  .*)*", "36"),
+    (r"(?<=  )best$", "32"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,15 +46,45 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None, *, competition: bool = True) -> Parser:
     """A parser whose help is the script's docstring; with `--competition` unless told otherwise."""
-    parsing = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parsing = Parser(description=narrow(doc or ""), formatter_class=_Narrow, allow_abbrev=False)
     if competition:
         parsing.add_argument(
             "--competition",
             metavar="C",
-            default=os.environ.get("FOLDWISE_COMPETITION", "demo"),
+            default=_usual_competition(),
             help="src/competitions/C.yaml, or a path to such a file (default: $FOLDWISE_COMPETITION, else demo)",
         )
     return parsing
+
+
+class _Narrow(argparse.RawDescriptionHelpFormatter):
+    """Help of at most WIDTH columns, whatever the terminal has."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
+
+
+def narrow(text: str, width: int = WIDTH) -> str:
+    """Lines of at most `width` columns: words go on below their column, a command's remark below it."""
+    return "\n".join(part for line in text.splitlines() for part in _narrowed(line, width) or [""])
+
+
+def _narrowed(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    indent = len(line) - len(line.lstrip())
+    command, remark, says = line.partition("  # ")
+    if remark:
+        return [*_narrowed(command.rstrip(), width), *_narrowed(f"{' ' * (indent + 4)}# {says}", width)]
+    columns = [hit.end() for hit in re.finditer(r"(?<=\S)  +", line) if hit.end() < width // 2]
+    hang = columns[-1] if columns else indent + (2 if line.lstrip().startswith("python ") else 0)
+    return textwrap.wrap(
+        line, width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def _usual_competition() -> str:
+    return os.environ.get("FOLDWISE_COMPETITION", "demo")
 
 
 def image_size(text: str) -> int:
@@ -112,7 +155,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(_dressed(f"error: {' '.join(str(error).split())}", sys.stderr), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
@@ -147,7 +190,56 @@ def note(message: str) -> None:
     """A line of progress for the person at the terminal, above any progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(_dressed(message, sys.stderr), file=sys.stderr)
+
+
+@cache
+def note_once(message: str) -> None:
+    """A note that several folds have to make."""
+    note(message)
+
+
+def say(message: str) -> None:
+    """Lines of a result."""
+    print(_dressed(message, sys.stdout))
+
+
+def next_step(competition: str, *arguments: object) -> None:
+    """The last line of a step: the command that follows, as it is typed here. arguments: the script's, its name first.
+
+    competition: as --competition named it.
+    """
+    script = Path(sys.argv[0]).with_name(str(arguments[0]))
+    named = [] if competition == _usual_competition() else ["--competition", competition]
+    note(f"next: python {' '.join(map(str, [script, *named, *arguments[1:]]))}")
+
+
+def command() -> str:
+    """What was typed."""
+    return near(shlex.join(["python", *sys.argv]))
+
+
+def near(text: str) -> str:
+    """Paths below the current folder without what leads to it."""
+    return re.sub(rf"(?<![^\s'\"(]){re.escape(str(Path.cwd()))}/", "", text)
+
+
+def _dressed(text: str, stream: TextIO) -> str:
+    """With near paths; at a terminal, no wider than it or WIDTH, and in colours unless NO_COLOR is set."""
+    text = near(text)
+    if not stream.isatty():
+        return text
+    text = narrow(text, min(WIDTH, shutil.get_terminal_size().columns))
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    for pattern, colour in COLOURS:
+        text = re.sub(pattern, rf"\033[{colour}m\g<0>\033[0m", text, flags=re.MULTILINE)
+    return text
+
+
+def counted(count: int, word: str, plural: str = "") -> str:
+    """'1 file', '1,200 files'."""
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -113,10 +114,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def describe(model: type[BaseModel]) -> str:
-    """Every key, one a line: dotted name and default, meaning, allowed values. Made from the fields themselves."""
-    rows = [(f"{key}={default(field)}", field) for key, field in keys(model)]
-    width = max(len(shown) for shown, _ in rows)
-    return "\n".join(f"{shown:<{width}}  {field.description}{allowed(field)}" for shown, field in rows)
+    """Every key with its default, its meaning and allowed values below it. Made from the fields themselves."""
+    rows = [(f"{key}={default(field)}", f"{field.description}{allowed(field)}") for key, field in keys(model)]
+    return "\n".join(f"{shown}\n{textwrap.indent(textwrap.fill(says, 74), ' ' * 6)}" for shown, says in rows)
 
 
 def default(field: FieldInfo) -> str:

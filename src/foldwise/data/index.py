@@ -93,7 +93,10 @@ def load_index(competition: Competition) -> pd.DataFrame:
     """The saved index; UserError says what to run where there is none."""
     path = competition.derived() / "index.parquet"
     if not path.exists():
-        raise UserError(f"{path}: not there yet; run python src/01_preprocess.py --competition {competition.name}")
+        demo = "make demo, or " if competition.name == "demo" else ""
+        raise UserError(
+            f"{path}: not there yet; run {demo}python src/01_preprocess.py --competition {competition.name}"
+        )
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:

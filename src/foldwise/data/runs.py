@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
+from foldwise.core import cli
 from foldwise.core.files import is_locked, locked, write_json
 from foldwise.core.schema import nearest
 from foldwise.data import folds, index
@@ -40,6 +42,7 @@ class RunInfo(BaseModel):
     folds: dict[str, dict[str, Any]] = {}
     seconds: float | None = None
     weights_of: str | None = None
+    command: str = ""
     folds_hash: str | None = None
     image: dict[str, Any] | None = None
     folds_done: list[int] = []
@@ -178,6 +181,12 @@ def open_run(
     with run_lock(folder):
         _open(folder, competition, config, fold_table, restart)
     return folder
+
+
+def forget_unbegun(folder: Path) -> None:
+    """Remove a run that was refused before any fold got anywhere, unless another process trains it."""
+    if not any(folder.glob("fold*")) and not any(map(is_locked, folder.glob(".fold*.lock"))):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_lock(folder: Path) -> AbstractContextManager[None]:
@@ -326,6 +335,7 @@ def _gather(
         "folds_wanted": wanted,
         "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},
         "versions": versions(),
+        "command": cli.command(),
     }
     if done == wanted:
         oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].reset_index()

@@ -149,7 +149,7 @@ def predict_folds(
     for fold in trained_folds(competition, run):
         model = load_fold(competition, recipe, run, fold, table)
         valid = train[(fold_table["fold"] == fold).to_numpy()]
-        say_unreadable(f"fold {fold} test", test["id"].tolist(), images.rows_of(test) >= 0)
+        say_unreadable("test", test["id"].tolist(), images.rows_of(test) >= 0)
         preds[fold] = (
             model.predict(images, images.rows_of(valid), valid, f"fold {fold} valid"),
             model.predict(images, images.rows_of(test), test, f"fold {fold} test"),

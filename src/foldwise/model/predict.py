@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from foldwise.core import parallel
-from foldwise.core.cli import note
+from foldwise.core.cli import note_once
 from foldwise.core.ranks import current_ranks
 from foldwise.data.batches import Batches
 from foldwise.data.cache import Cache
@@ -121,7 +121,9 @@ def say_unreadable(label: str, ids: Sequence[str], readable: np.ndarray) -> list
     if missing and not current_ranks().rank:
         more = ", ..." if len(missing) > 1 else ""
         what = "the mean of the others" if readable.any() else "the mean target of the training rows"
-        note(f"{label}: {len(missing)} of {len(ids)} images can't be read ({missing[0]}{more}): predicted as {what}")
+        note_once(
+            f"{label}: {len(missing)} of {len(ids)} images can't be read ({missing[0]}{more}): predicted as {what}"
+        )
     return missing
 
 

@@ -2,79 +2,79 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from foldwise.blend import Blend
 from foldwise.blend.assess import Meta
 from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
+from foldwise.core.cli import counted, say
 from foldwise.core.files import write_text
 from foldwise.data import submission
 from foldwise.data.competition import Competition
-from foldwise.report import blend_figures, figures
+from foldwise.report import blend_figures, figures, page
+from foldwise.report.page import Page
 
 # --- the page -----------------------------------------------------------------------------------------------
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p.lead { font-size: 1.1rem; } .muted { color: #666; font-size: .9rem; }
-table { border-collapse: collapse; font-size: .88rem; } th, td { padding: .25rem .7rem; text-align: right; }
-th { border-bottom: 2px solid #444; font-weight: 600; } td { border-bottom: 1px solid #ddd; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tr.chosen td { font-weight: 700; background: #eef5fb; }
-.wide { overflow-x: auto; } img { max-width: 100%; } ul.warn li { margin: .2rem 0; }
-ul.warn { background: #fff6e5; border-left: 4px solid #e69f00; padding: .6rem 1rem .6rem 2rem; }
-.numbers { display: flex; flex-wrap: wrap; gap: 2.2rem; margin: 1rem 0; } .numbers b { font-size: 1.5rem; }
-.numbers b { display: block; }
-"""
 
 
 def write_blend_report(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: Meta) -> Path:
     """submissions/<competition>/<name>.html, and the submission's line in submissions/log.csv."""
     submission.log_submission(competition, name, meta)
     path = competition.submissions() / f"{name}.html"
-    write_text(path, page(competition, name, runs, blend, meta))
+    write_text(path, draw_page(competition, name, runs, blend, meta).html())
     return path
 
 
-def page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: Meta) -> str:
-    """The report as HTML that needs no other file."""
-    low, high = (_number(value) for value in meta["interval_95"])
-    numbers = [
-        ("nested " + meta["metric"], _number(meta["nested_score"]), f"95 % interval {low} to {high}"),
-        ("best single run", _number(meta["best_single_score"]), _picked(meta)),
-        ("plain mean", _number(meta["plain_mean_score"]), f"of {len(runs.names)} runs"),
-        ("expected on public rows", _range(meta["expected"]), f"of {meta['expected']['public_rows']:,}"),
-        ("in-sample", _number(meta["in_sample_score"]), "not to be believed"),
-        ("effective runs", f"{meta['effective_number_of_runs']:.1f}", f"of {len(runs.names)}, by their errors"),
-    ]
-    cells = "".join(
-        f"<div><span class=muted>{_e(a)}</span><b>{b}</b><span class=muted>{_e(c)}</span></div>" for a, b, c in numbers
-    )
-    warned = "".join(f"<li>{_e(one)}</li>" for one in meta["warnings"])
-    drawn = "".join(
-        f"<h2>{_e(title)}</h2><p class=muted>{_e(caption)}</p>"
-        f"<img alt='{_e(title)}' src='data:image/png;base64,{data}'>"
-        for title, caption, data in blend_figures.draw(competition, runs, blend, meta)
-    )
-    note = f"<p>{_e(meta['note'][:1].upper() + meta['note'][1:])}.</p>" if meta["note"] else ""
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{_e(name)}: {_e(competition.name)}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{STYLE}</style>"
-        f"<h1>{_e(name)}</h1><p class=muted>{_e(competition.name)}: {_e(meta['says'])} "
-        f"(method {meta['method']}, space {meta['space']}), {meta['rows']} rows, {len(runs.names)} runs</p>"
-        f"<p class=lead>{_e(meta['verdict'])}</p>{note}"
-        + (f"<p>The automatic blend: {_e(_automatic(meta))}.</p>" if meta["automatic"] else "")
-        + f"<div class=numbers>{cells}</div>"
-        + (f"<p>Cuts: {_e(_cuts(meta))}.</p>" if meta["cuts"] else "")
-        + (f"<ul class=warn>{warned}</ul>" if warned else "")
-        + _runs_table(meta)
-        + _methods_table(meta)
-        + drawn
-        + "</html>\n"
-    )
+def draw_page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: Meta) -> Page:
+    """The report as a page that needs no other file."""
+    sheet = Page(f"Blend {name} of {competition.name}")
+    kind = f"{meta['says']} ({_named(meta)}), {counted(meta['rows'], 'row')}, {counted(len(runs.names), 'run')}"
+    sheet.lead = page.text(meta["verdict"]) + page.text(kind[:1].upper() + kind[1:], soft=True)
+    if meta["note"]:
+        sheet.lead += page.text(f"{meta['note'][:1].upper()}{meta['note'][1:]}.", soft=True)
+    if meta["automatic"]:
+        sheet.lead += page.text(f"The automatic blend: {_automatic(meta)}.")
+    if meta["cuts"]:
+        sheet.lead += page.text(f"Cuts: {_cuts(meta)}.")
+    sheet.warnings = list(meta["warnings"])
+    _tiles(sheet, meta)
+    sheet.add("What to do", _to_do(competition, name, meta))
+    sheet.add("Runs", _runs_table(meta))
+    sheet.add("Methods tried", _methods_table(meta))
+    for title, caption, figure in blend_figures.draw(competition, runs, blend, meta):
+        sheet.add(title, page.text(caption, soft=True) + sheet.figure(figure, title))
+    sheet.footer = "Made by 06_blend.py; every number stands in the JSON beside this page."
+    return sheet
+
+
+def _tiles(sheet: Page, meta: Meta) -> None:
+    low, high = map(_number, meta["interval_95"])
+    sheet.tile(_number(meta["nested_score"]), f"nested {meta['metric']}, 95 % interval {low} to {high}")
+    sheet.tile(_number(meta["best_single_score"]), f"best single run: {_picked(meta)}")
+    sheet.tile(_number(meta["plain_mean_score"]), f"plain mean of {counted(len(meta['runs']), 'run')}")
+    sheet.tile(_range(meta["expected"]), f"expected on {counted(meta['expected']['public_rows'], 'public row')}")
+    sheet.tile(_number(meta["in_sample_score"]), "in-sample: not to be believed")
+    sheet.tile(f"{meta['effective_number_of_runs']:.1f}", f"effective runs of {len(meta['runs'])}, by their errors")
+
+
+def _to_do(competition: Competition, name: str, meta: Meta) -> str:
+    """Which file to hand in, which run to drop, what to note afterwards."""
+    file = competition.submissions() / f"{name}.csv"
+    lines = [f'Hand in <a href="{quote(file.name)}">{escape(str(file))}</a>.']
+    adds = sorted((row["adds"] or 0.0, row["run"]) for row in meta["leave_one_out"])
+    if adds and adds[0][0] < 0 and len(adds) > 2 and meta["method"] != "best":
+        kept = " ".join(row["run"] for row in meta["runs"] if row["run"] != adds[0][1])
+        lines.append(
+            f"Try it without <b>{escape(adds[0][1])}</b>, the run that costs most ({adds[0][0]:+.4f}; chosen by this "
+            f"score, the gain is a little flattered): <code>06_blend.py --runs {escape(kept)}</code>"
+        )
+    lines += [escape(_left_out(row)) + "." for row in meta.get("left_out", [])]
+    lines.append(f"With its score on the leaderboard: <code>06_blend.py --name {escape(name)} --lb SCORE</code>")
+    return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
 def _runs_table(meta: Meta) -> str:
@@ -98,14 +98,11 @@ def _runs_table(meta: Meta) -> str:
             row["run"],
             row["model"],
             row["image_size"],
-            f"{row['weight']:.3f}",
-            _number(row["raw"]),
-            _number(row["fold_ranked"]),
-            _number(row["fold_mean"]),
-            _number(row["fold_std"]),
-            "" if adds.get(row["run"]) is None else f"{adds[row['run']]:+.4f}",
-            f"{drift[row['run']]:.2f}",
-            str(sum(meta["coverage"].get(row["run"], {}).values())),
+            row["weight"],
+            *(page.fixed(row[key], 4) for key in ("raw", "fold_ranked", "fold_mean", "fold_std")),
+            page.fixed(adds.get(row["run"]), 4, sign=True),
+            page.fixed(drift[row["run"]], 2),
+            sum(meta["coverage"].get(row["run"], {}).values()),
         ]
         for row in meta["runs"]
     ]
@@ -114,7 +111,7 @@ def _runs_table(meta: Meta) -> str:
         "test predictions from its out-of-fold ones, 0.5 cannot tell. Ranked in folds far above OOF: its folds are on "
         "different scales."
     )
-    return f"<h2>Runs</h2><div class=wide>{_table(head, rows)}</div><p class=muted>{more}</p>"
+    return page.table(head, rows) + page.text(more, soft=True)
 
 
 def _methods_table(meta: Meta) -> str:
@@ -124,33 +121,27 @@ def _methods_table(meta: Meta) -> str:
     ranked = sorted(meta["methods"], key=lambda row: sign * (row["nested_score"] or 0))
     rows = [
         [
-            f"{row['method']} ({row['space']})",
+            _named(row),
             ALL[row["method"]].says,
-            _number(row["nested_score"]),
-            f"{row['behind_best']:.4f}",
-            f"{row['standard_error']:.4f}",
+            *(page.fixed(row[key], 4) for key in ("nested_score", "behind_best", "standard_error")),
             "yes" if row["within"] else "",
         ]
         for row in ranked
     ]
-    chosen = [row["method"] == meta["method"] and row["space"] == meta["space"] for row in ranked]
     head = ["method", "what it is", "nested", "behind best", "standard error", "within half"]
     more = (
-        "Chosen: the simplest within half a paired standard error of the best, never one below the best single run; "
-        "signed weights or trees only where they are two ahead of all others. The headline is not that row's score "
-        "but the score of this choosing, done anew without each fold, and so free of the flattery of a best of many."
+        "Chosen (marked): the simplest within half a paired standard error of the best, never one below the best "
+        "single run; signed weights or trees only where they are two ahead of all others. The headline is not that "
+        "row's score but the score of this choosing, done anew without each fold, and so free of the flattery of a "
+        "best of many."
     )
-    return f"<h2>Methods tried</h2><div class=wide>{_table(head, rows, chosen)}</div><p class=muted>{more}</p>"
+    chosen = [_named(row) == _named(meta) for row in ranked]
+    return page.table(head, rows, hot=chosen.__getitem__) + page.text(more, soft=True)
 
 
-def _table(head: list[str], rows: list[list[str]], chosen: Sequence[bool] = ()) -> str:
-    marks = list(chosen) or [False] * len(rows)
-    top = "".join(f"<th>{_e(one)}</th>" for one in head)
-    body = "".join(
-        f"<tr{' class=chosen' if mark else ''}>" + "".join(f"<td>{_e(one)}</td>" for one in row) + "</tr>"
-        for row, mark in zip(rows, marks, strict=True)
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
+def _named(row: Meta) -> str:
+    """'fold_rank', 'weights (logit)'."""
+    return row["method"] if row["method"] == row["space"] else f"{row['method']} ({row['space']})"
 
 
 def _number(value: float | None) -> str:
@@ -161,7 +152,7 @@ def _automatic(meta: Meta) -> str:
     auto, gain = meta["automatic"], meta["gains"]["over_automatic"]
     ends = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
     return (
-        f"{auto['method']} ({auto['space']}), nested {_number(auto['nested_score'])}; weights by hand are "
+        f"{_named(auto)}, nested {_number(auto['nested_score'])}; weights by hand are "
         f"{gain['gain']:+.4f} from it (95 % interval {ends}), and were perhaps set with these rows in sight"
     )
 
@@ -178,50 +169,56 @@ def _picked(meta: Meta) -> str:
     return meta["best_single"] + (flatters if len(meta["runs"]) > 1 else "")
 
 
+def _left_out(row: Meta) -> str:
+    return (
+        f"left out: {row['run']} ({_number(row['score'])}): clearly below {row['best']}, and the nested score is no "
+        f"worse without it ({-row['adds']:+.4f}); --all takes it in"
+    )
+
+
 def _range(ends: Meta) -> str:
     return f"{_number(ends['low'])} to {_number(ends['high'])}"
-
-
-def _e(text: object) -> str:
-    return html.escape(str(text), quote=True)
 
 
 def print_summary(meta: Meta, path: Path) -> None:
     """The few lines that a person at the terminal wants."""
     low, high = meta["interval_95"]
     width = max(len(row["run"]) for row in meta["runs"])
-    print(f"{'run':<{width}}  weight  {meta['metric']}")
+    adds = {row["run"]: f"{row['adds']:+.4f}" for row in meta["leave_one_out"] if row["adds"] is not None}
+    say(f"{'run':<{width}}  weight  {meta['metric']:>8}     adds")
     for row in meta["runs"]:
-        print(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw'])}")
-    print(
-        f"{meta['method']} ({meta['space']}): nested {_number(meta['nested_score'])} "
+        say(f"{row['run']:<{width}}  {row['weight']:6.3f}  {_number(row['raw']):>8}  {adds.get(row['run'], ''):>7}")
+    for row in meta.get("left_out", []):
+        say(_left_out(row))
+    say(
+        f"{_named(meta)}: nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
     if meta["cuts"]:
-        print(f"cuts: {_cuts(meta)}")
+        say(f"cuts: {_cuts(meta)}")
     expected = meta["expected"]
     if None not in expected.values() and len(meta["runs"]) > 1:
-        print(
+        say(
             f"expect {_range(expected)} on {expected['public_rows']:,} public rows; "
             f"a change below {expected['noise']:.4f} there means nothing"
         )
-    print(meta["verdict"])
+    say(meta["verdict"])
     if meta["automatic"]:
-        print(f"The automatic blend: {_automatic(meta)}")
+        say(f"The automatic blend: {_automatic(meta)}")
     for line in [meta["note"], *meta["warnings"]]:
         if line:
-            print(f"note: {line}")
-    print(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.html').name}")
+            say(f"note: {line}")
+    say(f"wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.html').name}")
 
 
 def note_scores(competition: Competition, name: str, scores: Sequence[float]) -> None:
     """--lb: the scores go into submissions/log.csv; from three on, cv_against_lb.png shows what CV is worth."""
     lines = submission.log_leaderboard(competition, name, scores)
-    print(f"{submission.log_path(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
+    say(f"{submission.log_path(competition)}: {name} scored {' / '.join(f'{score:g}' for score in scores)}")
     figure = blend_figures.leaderboard(lines)
     if figure is not None:
         path = competition.submissions() / "cv_against_lb.png"
         figures.save(figure, path, dpi=130, tight=True)
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     elif len(lines) < 3:
-        print(f"{3 - len(lines)} more scored submissions until CV can be drawn against the leaderboard")
+        say(f"{3 - len(lines)} more scored submissions until CV can be drawn against the leaderboard")

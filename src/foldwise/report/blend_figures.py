@@ -1,14 +1,12 @@
-"""Figures of the blend report, as base64 PNG. Colours are Okabe and Ito's, safe for colour-blind readers."""
+"""Figures of the blend report; colours are Okabe and Ito's, safe for colour-blind readers."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -18,21 +16,27 @@ from foldwise.blend.run_set import RunSet
 from foldwise.data import submission
 from foldwise.data.competition import Competition
 from foldwise.report import figures
+from foldwise.report.figures import BLUE, INK, ORANGE, PALETTE, SPLITS, VERMILLION, panels, short, styled
 
 Array = NDArray[Any]
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
-BLUE, ORANGE, GREEN, GREY = COLOURS[0], COLOURS[1], COLOURS[2], "#888888"
+GREY = "#888888"
+COLUMNS = 6  # classes or labels in the histograms
 
 
-def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> list[tuple[str, str, str]]:
-    """(title, caption, base64 PNG) of each figure that this blend has something to show in."""
+def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> list[tuple[str, str, Figure]]:
+    """(title, caption, figure) of all that this blend has something to show in."""
+    by_model = len({row["model"] for row in meta["runs"]}) < len(meta["runs"])
     drawn: list[tuple[str, str, Figure | None]] = [
         (
             "Gain of the blend",
             "Nested score minus the other's, 95 % paired bootstrap interval, whole groups drawn.",
             gains(meta),
         ),
-        ("Weights", "By run, a colour for each model; the dashed line is an equal share.", weights(meta)),
+        (
+            "Weights",
+            f"By run{', a colour for each model' if by_model else ''}; the dashed line is an equal share.",
+            weights(meta),
+        ),
         ("Weights by model and image size", "Sums of the runs' weights.", weights_by_size(meta)),
         (
             "What each run adds",
@@ -42,7 +46,7 @@ def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> li
         (
             "Correlation of errors",
             "Of truth minus prediction (its noise is shared: high): the paler, the more to win.",
-            correlations(runs, meta),
+            correlations(list(runs.names), meta["error_correlation"], "correlation of errors"),
         ),
         (
             "Reliability",
@@ -50,28 +54,47 @@ def draw(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> li
             reliability(competition, runs, blend, meta),
         ),
         (
+            "The submission beside the out-of-fold rows",
+            "What the test rows get, and what the training rows got, by the same weights: two shapes say drift.",
+            histograms(runs, blend),
+        ),
+        (
             "Cross-validation against leaderboard",
             "Every submission with a public score.",
             leaderboard(submission.scored(submission.read_log(competition), competition)),
         ),
     ]
-    return [(title, caption, encode(figure)) for title, caption, figure in drawn if figure is not None]
+    return [(title, caption, figure) for title, caption, figure in drawn if figure is not None]
 
 
-def encode(figure: Figure) -> str:
-    """PNG bytes as base64 text."""
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=130, bbox_inches="tight", facecolor="white")
-    return base64.b64encode(memory.getvalue()).decode()
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, (axes,) = panels(1, height, width=width)
     return figure, axes
 
 
+@styled
+def histograms(runs: RunSet, blend: Blend) -> Figure | None:
+    """Predictions of test rows and of training rows, on common bins, by class or label."""
+    if not len(runs.tests[0]):
+        return None
+    parts = {"train": blend.fitted.reshape(len(blend.fitted), -1), "test": blend.predict(runs.tests)}
+    parts["test"] = parts["test"].reshape(len(parts["test"]), -1)
+    columns = min(COLUMNS, parts["train"].shape[1])
+    across = min(3, columns)
+    size = (across, 2.6 * -(-columns // across), -(-columns // across))
+    figure, places = panels(*size, width=figures.WIDTH if columns > 1 else 6.5)
+    for k, axes in enumerate(places):
+        if k >= columns:
+            axes.axis("off")
+            continue
+        figures.densities(axes, {name: pd.Series(values[:, k]) for name, values in parts.items()}, SPLITS)
+        axes.set(title="" if columns == 1 else short(runs.columns[k].removeprefix("pred_")), ylabel="share of rows")
+        axes.set_xlabel("prediction")
+    places[0].legend(loc="upper right", labels=["out-of-fold (train)", "submission (test)"], fontsize=8.5)
+    return figure
+
+
+@styled
 def gains(meta: Meta) -> Figure | None:
     """A forest plot of the two gains."""
     if len(meta["runs"]) == 1:
@@ -85,22 +108,16 @@ def gains(meta: Meta) -> Figure | None:
         gain = meta["gains"][key]
         axes.plot([gain["low"], gain["high"]], [y, y], color=BLUE, lw=3, solid_capstyle="round")
         axes.plot(gain["gain"], y, "o", color=BLUE, ms=9)
-        axes.annotate(
-            f"{gain['gain']:+.4f}",
-            (gain["gain"], y),
-            (0, 9),
-            textcoords="offset points",
-            ha="center",
-            bbox={"fc": "white", "ec": "none", "pad": 1},
-        )
+        axes.annotate(f"{gain['gain']:+.4f}", (gain["gain"], y), (0, 7), textcoords="offset points", ha="center")
         labels[key] = label
-    axes.axvline(0, color="black", lw=1)
+    axes.axvline(0, color=INK, lw=1)
     axes.set_yticks(range(len(labels)), list(reversed(labels.values())))
     axes.set_ylim(-0.5, len(labels) - 0.3)
     axes.set_xlabel(f"gain in {meta['metric']} (right of zero: the blend is better)")
     return figure
 
 
+@styled
 def weights(meta: Meta) -> Figure:
     """Bars by run, at most the 40 largest."""
     rows = sorted(meta["runs"], key=lambda row: row["weight"])
@@ -110,10 +127,10 @@ def weights(meta: Meta) -> Figure:
     figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
     for i, model in enumerate(models if shared else [None]):
         mine = [row["weight"] if model in {None, row["model"]} else 0.0 for row in rows]
-        axes.barh([row["run"] for row in rows], mine, color=COLOURS[i % len(COLOURS)], label=model)
+        axes.barh([row["run"] for row in rows], mine, color=PALETTE[i % len(PALETTE)], label=model)
     if shared:
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    axes.axvline(0, color="black", lw=1)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axes.axvline(0, color=INK, lw=1)
     axes.axvline(1 / len(meta["runs"]), color=GREY, lw=1, ls="--")
     axes.annotate(
         "equal",
@@ -129,6 +146,7 @@ def weights(meta: Meta) -> Figure:
     return figure
 
 
+@styled
 def weights_by_size(meta: Meta) -> Figure | None:
     """A heat map, where runs differ in size."""
     table = pd.DataFrame(meta["runs"])
@@ -140,6 +158,7 @@ def weights_by_size(meta: Meta) -> Figure | None:
     return _heat(pivot.to_numpy(), list(pivot.index), [f"{size} px" for size in pivot.columns], "weight", "image size")
 
 
+@styled
 def _heat(
     values: Array, rows: list[str], columns: list[str], what: str, x: str = "", low: float | None = None
 ) -> Figure:
@@ -159,7 +178,7 @@ def _heat(
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label=what, shrink=0.9)
     if values.size <= 225:
-        shade = image.norm(values)
+        shade: Any = image.norm(values)
         for i, j in np.ndindex(values.shape):
             if np.isfinite(values[i, j]):
                 axes.text(
@@ -174,6 +193,7 @@ def _heat(
     return figure
 
 
+@styled
 def contributions(meta: Meta) -> Figure | None:
     """Leave-one-run-out bars."""
     if not meta["leave_one_out"]:
@@ -181,16 +201,16 @@ def contributions(meta: Meta) -> Figure | None:
     rows = sorted(meta["leave_one_out"], key=lambda row: row["adds"] or 0)
     figure, axes = _axes(7.5, 0.9 + 0.28 * len(rows))
     values = [row["adds"] or 0 for row in rows]
-    axes.barh([row["run"] for row in rows], values, color=[BLUE if value >= 0 else COLOURS[5] for value in values])
-    axes.axvline(0, color="black", lw=1)
+    axes.barh([row["run"] for row in rows], values, color=[BLUE if value >= 0 else VERMILLION for value in values])
+    axes.axvline(0, color=INK, lw=1)
     axes.set_xlabel(f"gain in {meta['metric']} from having the run")
     return figure
 
 
-def correlations(runs: RunSet, meta: Meta) -> Figure | None:
+def correlations(names: list[str], values: list[list[float]], what: str) -> Figure | None:
     """Runs in the order of a clustering, so that families stand together."""
-    matrix = np.array(meta["error_correlation"], dtype=float)
-    if len(matrix) < 2:
+    matrix = np.array(values, dtype=float)
+    if len(matrix) < 2 or not np.isfinite(matrix).all():
         return None
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -198,11 +218,12 @@ def correlations(runs: RunSet, meta: Meta) -> Figure | None:
     distance = np.clip(1 - matrix, 0, None)
     np.fill_diagonal(distance, 0)
     order = leaves_list(linkage(squareform(distance, checks=False), "average"))
-    names = [runs.names[i] for i in order]
+    names = [short(names[i]) for i in order]
     low = float(np.floor(matrix.min() * 10) / 10)
-    return _heat(matrix[np.ix_(order, order)], names, names, "correlation of errors", low=min(low, 0.9))
+    return _heat(matrix[np.ix_(order, order)], names, names, what, low=min(low, 0.9))
 
 
+@styled
 def reliability(competition: Competition, runs: RunSet, blend: Blend, meta: Meta) -> Figure | None:
     """Predicted against observed, blend and best single run, for probabilities."""
     best = runs.preds[runs.names.index(meta["best_single"])]
@@ -218,25 +239,27 @@ def reliability(competition: Competition, runs: RunSet, blend: Blend, meta: Meta
         x, y, error = figures.calibration_points(pred, target)
         axes.errorbar(x, y, yerr=error, fmt=style, color=colour, label=label, ms=5, lw=1.5, capsize=2)
         top = max(top, *x, *y)
-    axes.plot([0, top], [0, top], color="black", lw=1, ls=":", label="perfect")
+    axes.plot([0, top], [0, top], color=INK, lw=1, ls=":", label="perfect")
     # what auto chose without each fold is of several methods, joined by rank where only the order counts
     ranks = blend.space in {"rank", "fold_rank"} or (bool(meta["methods"]) and meta["order_only"])
     axes.set_xlabel("ranks: not a probability" if ranks else "predicted probability")
     axes.set_ylabel("observed share")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8)
     return figure
 
 
+@styled
 def leaderboard(scored: pd.DataFrame) -> Figure | None:
     """Nested score against public and private score, from three submissions on."""
     if len(scored) < 3:
         return None
     figure, axes = _axes(6.0, 4.2)
-    mark: Callable[..., Any] = axes.errorbar
     error = np.abs(scored[["low", "high"]].to_numpy(dtype=float).T - scored["nested"].to_numpy(dtype=float))
     for column, colour, style in (("public", BLUE, "o"), ("private", ORANGE, "s")):
         if scored[column].notna().any():
-            mark(scored["nested"], scored[column], xerr=error, fmt=style, color=colour, label=column, lw=1, alpha=0.9)
+            axes.errorbar(
+                scored["nested"], scored[column], xerr=error, fmt=style, color=colour, label=column, lw=1, alpha=0.9
+            )
     for row in scored.itertuples():
         axes.annotate(str(row.name), (row.nested, row.public), (5, 5), textcoords="offset points", fontsize=8)
     correlation = scored[["nested", "public"]].corr("spearman").iloc[0, 1]
@@ -245,5 +268,5 @@ def leaderboard(scored: pd.DataFrame) -> Figure | None:
     )
     axes.set_xlabel("nested score, 95 % interval")
     axes.set_ylabel("leaderboard")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure

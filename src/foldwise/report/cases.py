@@ -6,7 +6,7 @@ Binary rows count as two classes; a multilabel row as one such case per label; a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -55,6 +55,7 @@ class Answers:
 
     prob: float (M, K) of the K names of each case. truth, decided: int (M,), columns of prob. label: int (M,), the
     multilabel output that a case is about, else 0. A regression has no names: prob is its value and the truth.
+    cuts: by label, above which an answer is 1 (binary and multilabel).
     """
 
     task: str
@@ -64,6 +65,7 @@ class Answers:
     truth: np.ndarray
     decided: np.ndarray
     label: np.ndarray
+    cuts: tuple[float, ...] = ()
 
     @cached_property
     def of_truth(self) -> np.ndarray:
@@ -78,6 +80,10 @@ class Answers:
         if self.task == "regression":
             return self.prob[:, 0]
         return self.prob[np.arange(len(self.prob)), self.decided]
+
+    def by(self, label: int) -> str:
+        """By which threshold a label is answered, in words; '' where the likeliest class is the answer."""
+        return f", answered 1 above {self.cuts[label]:.3g} (as many rows as are 1)" if self.cuts else ""
 
     def name(self, k: int, cls: int) -> str:
         """What class `cls` is called in case k."""
@@ -136,6 +142,7 @@ def answers(competition: Competition, table: pd.DataFrame) -> Answers:
         truth[known].astype(np.int64),
         (p > np.array(cuts)[label]).astype(np.int64),
         label,
+        tuple(cuts),
     )
 
 
@@ -152,7 +159,15 @@ def sheets(answers: Answers, wanted: Sequence[str], count: int) -> list[Sheet]:
     """The sheets asked for, of at most `count` cases each; one without cases is left out."""
     makers = {"worst": _worst, "right": _right, "pairs": _pairs}
     chosen = [sheet for name in SHEETS if name in wanted for sheet in makers[name](answers, count)]
-    return [sheet for sheet in chosen if sheet.cases]
+    worst = {case for sheet in chosen if sheet.key == "worst" for case in sheet.cases}
+    return [_without(sheet, worst, count) for sheet in chosen if sheet.cases]
+
+
+def _without(sheet: Sheet, worst: set[Case], count: int) -> Sheet:
+    """A pair's sheet without the worst errors, which stand above: of some pair each of them is, too."""
+    fresh = [case for case in sheet.cases if case not in worst or sheet.key in {"worst", "right"}]
+    again = "" if len(fresh) == len(sheet.cases) or not fresh else " Without the worst errors above."
+    return replace(sheet, lead=sheet.lead + again, cases=(fresh or sheet.cases)[:count])
 
 
 def _worst(answers: Answers, count: int) -> list[Sheet]:
@@ -192,9 +207,12 @@ def _pairs(answers: Answers, count: int) -> list[Sheet]:
     for number, ((label, truth, answer), rows) in enumerate(frequent.items(), 1):
         kind = (kinds["label"] == label) & (kinds["truth"] == truth) & (kinds["answer"] == answer)
         members = wrong[kind.to_numpy()]
-        order = members[np.argsort(-answers.sure[members], kind="stable")][:count]
+        order = members[np.argsort(-answers.sure[members], kind="stable")][: 2 * count]  # some are the worst errors
         title = f"{answers.name(order[0], truth)}, taken for {answers.name(order[0], answer)}"
-        lead = f"{rows} of {np.sum((answers.truth == truth) & (answers.label == label))}; the surest first."
+        lead = (
+            f"{rows} of {np.sum((answers.truth == truth) & (answers.label == label))}{answers.by(label)}; the surest "
+        )
+        lead += "first."
         sheets.append(Sheet(f"pair{number}", title, lead, [answers.case(k) for k in order]))
     return sheets
 

@@ -12,12 +12,12 @@ import pandas as pd
 from foldwise import __version__
 from foldwise.audit import drift
 from foldwise.audit.duplicates import Audit
-from foldwise.core.cli import note
+from foldwise.core.cli import counted, note
 from foldwise.core.files import write_text
 from foldwise.data import cache, folds
 from foldwise.data.competition import Competition
 from foldwise.report import page, sections
-from foldwise.report.page import Page, counted
+from foldwise.report.page import Page
 from foldwise.report.survey import SAMPLE, Survey
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from foldwise import UserError
 from foldwise.core import parallel
-from foldwise.core.cli import note
+from foldwise.core.cli import note, say
 from foldwise.data import folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
@@ -71,9 +72,8 @@ def figure(logs: Mapping[Any, pd.DataFrame], metric: str | None = None) -> Figur
             _lines(place, logs, column, marked=place is not train)
         same = len({tuple(log["lr"]) for log in logs.values()}) == 1
         _lines(rate, dict([next(iter(logs.items()))]) if same else logs, "lr", marked=False, ink=same)
-        low, high = zip(train.get_ylim(), valid.get_ylim(), strict=True)
         for place in (train, valid):  # one scale, so that the gap between them shows
-            place.set_ylim(min(low), max(high))
+            place.set_ylim(*_clipped(logs))
         train.set(title="training loss", ylabel="loss")
         valid.set(title="validation loss", ylabel="loss")
         score.set(title=f"validation {name}", ylabel=name, xlabel="epoch")
@@ -84,6 +84,38 @@ def figure(logs: Mapping[Any, pd.DataFrame], metric: str | None = None) -> Figur
         dot = Line2D([], [], marker="o", linestyle="", color=figures.INK, markersize=7)
         drawn.legend([*handles, dot], [*labels, "epoch that predicts"], loc="outside lower center", ncols=6)
     return drawn
+
+
+def _clipped(logs: Mapping[Any, pd.DataFrame]) -> tuple[float, float]:
+    """Ends of the losses' axis: one wild epoch, as the first often is, must not flatten all others."""
+    losses = np.concatenate([log[["train_loss", "valid_loss"]].to_numpy(float).ravel() for log in logs.values()])
+    if not np.isfinite(losses).any():
+        return 0.0, 1.0
+    low, usual, high = np.nanquantile(losses[np.isfinite(losses)], [0, 0.95, 1])
+    top = min(high, usual + 0.5 * (usual - low))
+    margin = 0.05 * (top - low) or 0.05
+    return float(low - margin), float(top + margin)
+
+
+def parted(logs: Mapping[int, pd.DataFrame]) -> str | None:
+    """A warning where, in most folds, validation loss rose by a tenth from its least while training loss fell on."""
+    rises = []
+    for log in logs.values():
+        least, last = log.loc[log["valid_loss"].idxmin()] if log["valid_loss"].notna().any() else None, log.iloc[-1]
+        if (
+            least is not None
+            and last["valid_loss"] > 1.1 * least["valid_loss"]
+            and last["train_loss"] < least["train_loss"]
+        ):
+            rises.append((last["valid_loss"] / least["valid_loss"] - 1, int(least["epoch"])))
+    if 2 * len(rises) <= len(logs):
+        return None
+    most, epoch = max(rises)
+    return (
+        f"validation loss rises while training loss falls in {len(rises)} of {len(logs)} folds (by up to {most:.0%} "
+        f"since epoch {epoch}): the network learns rows by heart; fewer epochs, stronger augmentation or a smaller one "
+        "help"
+    )
 
 
 def _lines(place: Axes, logs: Mapping[Any, pd.DataFrame], column: str, marked: bool, ink: bool = False) -> None:
@@ -125,8 +157,8 @@ def draw_range_test(competition: Competition, run: str, recipe: Recipe, fold: in
         place.legend()
     figures.save(drawn, path, dpi=120)
     says = "" if test.falls else "; the loss hardly fell in so few steps: trust the curve more than the number"
-    print(f"train.lr={test.proposed:.2g} is proposed (the recipe has {recipe.train.lr:g}){says}")
-    print(f"the curve of {len(test.rates)} steps: {path}")
+    say(f"train.lr={test.proposed:.2g} is proposed (the recipe has {recipe.train.lr:g}){says}")
+    say(f"the curve of {len(test.rates)} steps: {path}")
 
 
 def draw(folder: Path, metric: str | None = None) -> Path | None:

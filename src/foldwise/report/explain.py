@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from foldwise import UserError, __version__
-from foldwise.core.cli import note
+from foldwise.core.cli import counted, note
 from foldwise.core.files import write_csv, write_text
 from foldwise.core.schema import nearest
 from foldwise.data import cache, folds, index
@@ -301,7 +301,7 @@ class Explanation:
         figures.save(figure, folder / "deletion.png")
         pd.DataFrame(areas).to_csv(folder / "deletion.csv", index=False)
         words = (
-            f"Parts of {page.counted(len(areas['map']), 'image')} (drawn at random among rows whose answer is a class "
+            f"Parts of {counted(len(areas['map']), 'image')} (drawn at random among rows whose answer is a class "
             "that is there) are replaced by a blurred copy, most marked first. If the map shows what the answer rests "
             "on, it falls faster than when parts go at random, or from the centre outwards. Area under the curve: "
         )
@@ -319,7 +319,7 @@ class Explanation:
         gap = np.abs(total - difference) / np.maximum(np.abs(difference), 1e-6)
         words = (
             f"Attributions should add up to the evidence's difference between the image and its blurred copy. Over "
-            f"{page.counted(len(gap), 'map')}: median relative gap {np.median(gap):.2%}, largest {gap.max():.2%}."
+            f"{counted(len(gap), 'map')}: median relative gap {np.median(gap):.2%}, largest {gap.max():.2%}."
         )
         rows = [[float(a), float(b), float(abs(a - b))] for a, b in zip(total, difference, strict=True)]
         each = page.table(["sum of attributions", "difference of evidence", "gap"], rows)

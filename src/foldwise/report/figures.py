@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 
@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 from foldwise import stats
 from foldwise.core.files import replacing
 
+P = ParamSpec("P")
+F = TypeVar("F", bound=Figure | None)
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW = (
     "#0072B2",
     "#E69F00",
@@ -64,11 +66,11 @@ STYLE: Any = {
 }
 
 
-def styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(make: Callable[P, F]) -> Callable[P, F]:
     """A decorator of functions that make a figure: in this module's style."""
 
     @wraps(make)
-    def figure(*args: Any, **kwargs: Any) -> Figure:
+    def figure(*args: P.args, **kwargs: P.kwargs) -> F:
         with matplotlib.rc_context(STYLE):
             return make(*args, **kwargs)
 
@@ -172,10 +174,10 @@ def sizes(table: pd.DataFrame) -> Figure:
     plane.scatter(pairs["w"], pairs["h"], s=dots, color=GREEN, alpha=0.55, linewidths=0)
     plane.set(title="size (larger dot: more files)", xlabel="width, pixels", ylabel="height, pixels")
     plane.margins(0.15)
-    _densities(aspect, {split: (width / height)[known["split"] == split] for split in SPLITS}, SPLITS)
+    densities(aspect, {split: (width / height)[known["split"] == split] for split in SPLITS}, SPLITS)
     aspect.set(title="shape", xlabel="width / height", ylabel="share of images")
     kilobytes = table["bytes"].astype(float) / 1000
-    _densities(weight, {split: kilobytes[table["split"] == split] for split in SPLITS}, SPLITS)
+    densities(weight, {split: kilobytes[table["split"] == split] for split in SPLITS}, SPLITS)
     weight.set(title="weight", xlabel="kB a file", ylabel="share of images")
     _legend(figure, aspect)
     return figure
@@ -200,7 +202,7 @@ def light(statistics: pd.DataFrame, by: pd.Series, colours: dict[str, str] | Non
     shown = ["brightness", "contrast", "sharpness"] if gray else list(LIGHT)
     figure, axes = panels(4 if not gray else 3, 2.7 if gray else 5.2, rows=1 if gray else 2)
     for place, name in zip(axes, shown, strict=False):
-        _densities(place, {key: statistics.loc[by == key, name].dropna() for key in paint}, paint)
+        densities(place, {key: statistics.loc[by == key, name].dropna() for key in paint}, paint)
         place.set(title=name, xlabel=LIGHT[name])
         place.xaxis.label.set_fontsize(8.5)
     for place in axes[:: len(axes) // (1 if gray else 2)]:
@@ -211,7 +213,7 @@ def light(statistics: pd.DataFrame, by: pd.Series, colours: dict[str, str] | Non
     return figure
 
 
-def _densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]) -> None:
+def densities(axes: Axes, values: dict[str, pd.Series], colours: dict[str, str]) -> None:
     """Step histograms of shares on common bins, which show the middle 99 % of all values."""
     values = {name: numbers for name, numbers in values.items() if len(numbers)}
     if not values:

@@ -43,7 +43,7 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td { overflow-wrap: anywhere; } tr.hot td { background: var(--warn-ground); }
+td { overflow-wrap: break-word; min-width: 3.5em; } tr.hot td { background: var(--warn-ground); }
 td .track { display: inline-block; width: 60px; margin-left: 8px; text-align: left; }
 td .bar { display: inline-block; height: 9px; background: var(--bar); border-radius: 2px; }
 svg { display: block; width: 100%; height: auto; margin: 8px 0; }
@@ -56,7 +56,8 @@ img { border-radius: 4px; background: #8883; display: block; }
 .pair { background: var(--card); border-radius: 8px; padding: 9px; font-size: 13px; overflow-wrap: anywhere; }
 .pair.warn { background: var(--warn-ground); } .pair .two { display: flex; gap: 8px; }
 .pair .two > div { width: 50%; } .pair img { width: 100%; height: auto; }
-figure { margin: 0; } details > summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
+figure { margin: 0; } pre { background: var(--card); padding: 8px 12px; overflow-x: auto; font-size: 13px; }
+details > summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
 footer { color: var(--soft); font-size: 13px; margin: 48px 0 32px; border-top: 1px solid var(--line);
   padding-top: 10px; }
 @media (max-width: 700px) { .class { display: block; } main, header { padding: 0 14px; } }
@@ -115,11 +116,6 @@ def text(words: str, soft: bool = False) -> str:
     return f"<p{' class=soft' if soft else ''}>{escape(words)}</p>"
 
 
-def counted(count: int, word: str, plural: str = "") -> str:
-    """'1 file', '1,200 files'."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
-
-
 def table(
     headings: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -139,6 +135,19 @@ def table(
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+class Fixed(float):
+    """A number in a table's cell, by `form`."""
+
+    form = ".3f"
+
+
+def fixed(value: float | None, decimals: int, sign: bool = False) -> Fixed:
+    """A number for a table, with so many decimals; a dash where None."""
+    number = Fixed(np.nan if value is None else value)
+    number.form = f"{'+' if sign else ''}.{decimals}f"
+    return number
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
@@ -146,6 +155,8 @@ def _is_number(value: object) -> bool:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "–"
+    if isinstance(value, Fixed):
+        return format(float(value), value.form)
     if isinstance(value, float | np.floating):
         return f"{float(value):.3f}" if abs(float(value)) < 1000 else f"{float(value):,.0f}"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from foldwise import augment
+from foldwise.core.cli import say
 from foldwise.data import cache, folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Augment, Recipe
@@ -33,7 +34,7 @@ def draw_preview(competition: Competition, recipe: Recipe, path: Path) -> None:
         makers.append(augment.reference_ops(a.preset, size, a.flips, a.strength, a.ops))
     lines = _rows(a.preset, some, makers, VERSIONS, recipe.seed) + _mixed(some, a, len(makers))
     save(_figure(lines), path, dpi=100)
-    print(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
+    say(f"augmented images of preset {a.preset}, ours and albumentations': {path}")
 
 
 def _mixed(images: np.ndarray, settings: Augment, columns: int) -> list[tuple[str, list[np.ndarray]]]:

@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from foldwise import UserError, metrics, stats
 from foldwise.blend.run_set import RunSet, family, look
-from foldwise.core.cli import note
 from foldwise.core.schema import nearest
 from foldwise.data import folds
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, differences, merge, recipe_settings
 from foldwise.data.runs import Run, RunInfo, finished_folds, read_run_info
-from foldwise.report import curves
-from foldwise.report.run import write_run_report
 
 NAN = float("nan")
 DRAWS = 500  # bootstrap draws a run: enough for the second digit of an interval's end
@@ -78,9 +75,8 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
             raise UserError(f"{competition.runs() / name}: no such run{nearest(name, known)}")
     if not known:
         raise UserError(f"{competition.runs()}: no runs; make one with python src/02_train.py")
-    wanted = folds.load_folds(competition)["fold"].nunique()
     metric = competition.scorer()
-    results = [_result(competition, metric, name, wanted) for name in names or known]
+    results = [of_run(competition, name) for name in names or known]
     sign = 1 if metric.greater_is_better else -1
     best = _best(results, sign)
     results = [_compared(result, best, metric) for result in results]
@@ -90,7 +86,7 @@ def gather(competition: Competition, names: list[str] | None = None) -> list[Res
 def _candidates(competition: Competition) -> list[str]:
     """Folders that hold, or begin, a run."""
     folder = competition.runs()
-    marks = ("run.json", "oof.csv", "fold*.csv")
+    marks = ("oof.csv", "fold*")
     there = {path.parent.name for mark in marks for path in folder.glob(f"*/{mark}")} if folder.is_dir() else set()
     return sorted(there)
 
@@ -107,10 +103,12 @@ def _best(results: list[Result], sign: int) -> Result | None:
 # --- one run ------------------------------------------------------------------------------------------------
 
 
-def _result(competition: Competition, metric: metrics.Metric, name: str, wanted: int) -> Result:
-    folder = competition.runs() / name
-    result = Result(name, folder, folds_wanted=wanted)
+def of_run(competition: Competition, name: str) -> Result:
+    """One run, compared with none."""
+    folder, metric = competition.runs() / name, competition.scorer()
+    result = Result(name, folder)
     try:
+        result = replace(result, folds_wanted=folds.load_folds(competition)["fold"].nunique())
         info = read_run_info(folder)
         result = replace(result, **_origin(name, info))
         if not (folder / "oof.csv").exists() and not finished_folds(folder):
@@ -239,24 +237,6 @@ def varying(results: list[Result]) -> set[str]:
     recipes = [one.differs for one in results if one.image_size]
     keys = {key for differs in recipes for key in differs}
     return {key for key in keys if len({differs.get(key) for differs in recipes}) > 1} - {"image_size", "model.name"}
-
-
-def illustrate(competition: Competition, result: Result) -> None:
-    """The run's curves.png, and its own report (confusion, classes, calibration), where they are missing or old.
-
-    What can't be made is said, and keeps no run from the page.
-    """
-    if list(result.folder.glob("fold*_log.csv")):
-        curves.draw(result.folder, competition.metric)
-    whole, report = result.folder / "oof.csv", result.folder / "report" / "report.html"
-    if not (result.complete and whole.exists()) or (
-        report.exists() and report.stat().st_mtime >= whole.stat().st_mtime
-    ):
-        return
-    try:
-        write_run_report(competition, result.run)
-    except Exception as error:
-        note(f"warning: {report}: not made ({type(error).__name__}: {error})")
 
 
 def table(results: list[Result]) -> pd.DataFrame:

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foldwise import UserError, __version__
-from foldwise.core.cli import duration
+from foldwise.core.cli import counted, duration, say
 from foldwise.core.files import write_csv, write_text
 from foldwise.data.competition import Competition
 from foldwise.report import curves, figures, page, results
-from foldwise.report.page import Page, counted
+from foldwise.report.page import Page
 from foldwise.report.results import Result
 
 MOST = 40  # runs in the figure
@@ -280,14 +280,14 @@ def _left_out(broken: list[Result]) -> str:
 
 def print_table(competition: Competition, runs: list[Result]) -> None:
     """The same for the person at the terminal: a line per run."""
-    width = max(len(one.run) for one in runs)
-    print(f"{'run':<{width}}  {competition.metric:>9}  95 % interval      mean of folds ± sd  folds     time")
+    width = max(len(figures.short(one.run)) for one in runs)
+    say(f"{'run':<{width}}  {competition.metric[:9]:>9}  95 % interval   folds' mean ± sd    folds   time")
     for one in runs:
+        name = f"{figures.short(one.run):<{width}}"
         if one.reason:
-            print(f"{one.run:<{width}}  left out: {one.reason}")
+            say(f"{name}  left out: {one.reason}")
             continue
-        spread = f"{number(one.fold_mean)} ± {number(one.fold_std)}"
-        print(
-            f"{one.run:<{width}}  {number(one.score):>9}  {number(one.low)} to {number(one.high)}   {spread:<18}  "
-            f"{one.folds_done} of {one.folds_wanted}  {duration(one.seconds):>6}"
-        )
+        spread = f"{number(one.fold_mean, 3)} ± {number(one.fold_std, 3)}"
+        ends = f"{number(one.low, 3)} to {number(one.high, 3)}"
+        done = f"{one.folds_done} of {one.folds_wanted}"
+        say(f"{name}  {number(one.score):>9}  {ends:<14}  {spread:<18}  {done:<6}  {duration(one.seconds):>5}")

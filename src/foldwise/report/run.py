@@ -10,27 +10,35 @@ oof/<competition>/<run>/report/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from foldwise import UserError, stats
+from foldwise.core import cli
+from foldwise.core.cli import note, say
 from foldwise.core.files import write_csv, write_text
 from foldwise.data import cache, oof
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.runs import RunInfo, read_run_info
-from foldwise.report import cases, figures, page, run_figures
+from foldwise.report import cases, curves, figures, page, results, run_figures
 from foldwise.report.cases import Answers, Sheet
 from foldwise.report.page import Page
+from foldwise.report.results import Result
 
 EXAMPLES = 6  # images of each confused pair
 PICTURE = 132  # their height on the page, in pixels
+FOLD_TILES = 10  # folds that get a tile
+RESULTS = "results.html"  # of all runs
+AS_MANY = "as many as are 1"  # the threshold by which examples are answered, here and in 07_explain
 
 
 @dataclass(frozen=True)
@@ -48,66 +56,163 @@ def write_run_report(competition: Competition, run: str) -> Path:
     folder = competition.runs() / run
     if not (folder / "oof.csv").exists():
         raise UserError(f"{folder}: no oof.csv (yet); the report needs every fold")
-    table, info = oof.read_table(folder / "oof.csv"), read_run_info(folder)
-    return write_table(competition, table, folder / "report", run, info)
-
-
-def write_table(
-    competition: Competition, table: pd.DataFrame, place: Path, title: str, info: RunInfo | None = None
-) -> Path:
-    """The same report of any out-of-fold table (id, fold, target..., pred...), such as a blend's, in folder `place`."""
-    info = info or RunInfo()
-    sheet = Page(f"{title} on {competition.name}", _lead(info))
+    table, info, result = oof.read_table(folder / "oof.csv"), read_run_info(folder), results.of_run(competition, run)
+    place = folder / "report"
     place.mkdir(parents=True, exist_ok=True)
+    sheet = Page(f"Run {run} of {competition.name}", _lead(result) + _links(competition, run))
     answers = cases.answers(competition, table)
-    _tiles(sheet, competition, table, info)
+    _tiles(sheet, competition, table, result)
+    sheet.warnings = _warnings(competition, result)
     if competition.task == "regression":
         sheets = _regression(sheet, place, answers)
     else:
         sheets = _classes(sheet, place, competition.as_classes(), answers)
     _examples(sheet, competition, sheets, _images(competition, info))
+    _curves(sheet, competition, folder)
+    _importance(sheet, folder)
+    _settings(sheet, info, result)
     write_csv(place / "pairs.csv", cases.table(sheets), "%.6g")
-    sheet.footer = "Made from the out-of-fold table alone: every row was predicted by a model that had not seen it."
+    sheet.footer = "Every row was predicted by a model that had not seen it."
     write_text(place / "report.html", sheet.html())
     return place / "report.html"
+
+
+def illustrate(competition: Competition, result: Result) -> None:
+    """The run's curves.png and its report, where they are missing or older than what they show or link to.
+
+    What can't be made is said, and keeps no run from the page of all.
+    """
+    folder = result.folder
+    if list(folder.glob("fold*_log.csv")):
+        curves.draw(folder, competition.metric)
+    made_of = [folder / "oof.csv", *(path for path, _ in _linked(competition, result.run))]
+    page_file = folder / "report" / "report.html"
+    newest = max((path.stat().st_mtime for path in made_of if path.exists() and path.name != RESULTS), default=0.0)
+    if not (result.complete and made_of[0].exists()) or (page_file.exists() and page_file.stat().st_mtime >= newest):
+        return
+    try:
+        write_run_report(competition, result.run)
+    except Exception as error:
+        note(f"warning: {page_file}: not made ({type(error).__name__}: {error})")
 
 
 def report_run(competition: Competition, info: RunInfo) -> None:
     """How a step ends: the run's score a fold and over all rows, what is missing, and the report of a whole run."""
     scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info.fold_scores.items())
-    print(f"{info.run}: {info.metric} by fold  {scores}")
+    say(f"{info.run}: {info.metric} by fold  {scores}")
     if not info.is_whole:
         missing = sorted(set(info.folds_wanted) - set(info.folds_done))
-        print(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
+        say(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
         return
     spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
     score = "undefined" if info.score is None else f"{info.score:.4f}"
-    print(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
-    print(f"{info.run}: report {write_run_report(competition, info.run)}")
+    say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
+    say(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
-def _lead(info: RunInfo) -> str:
-    config = info.config
-    parts = [str(config["head"])] if "head" in config else []
-    parts += [str(config["model"]["name"])] if isinstance(config.get("model"), dict) else []
-    parts += [f"{config['image_size']} pixels"] if "image_size" in config else []
-    parts += [f"{info.seconds:.0f} s"] if info.seconds is not None else []
-    return page.text(" · ".join(parts), soft=True) if parts else ""
+def _lead(result: Result) -> str:
+    size = f"{result.image_size} pixels" if result.image_size else ""
+    return page.text(" · ".join(filter(None, [result.model, size])), soft=True)
 
 
-def _tiles(sheet: Page, competition: Competition, table: pd.DataFrame, info: RunInfo) -> None:
-    score = oof.score(competition, table)
-    sheet.tile("–" if np.isnan(score) else f"{score:.4f}", f"{competition.metric}, out-of-fold")
-    if info.fold_std is not None:
-        sheet.tile(f"{info.fold_std:.4f}", "its standard deviation over folds")
+def _linked(competition: Competition, run: str) -> list[tuple[Path, str]]:
+    """Pages that belong to the run, with what they are: those that are there."""
+    folder = competition.runs() / run
+    blends = [
+        path for path in sorted(competition.submissions().glob("*.json")) if f'"run": "{run}"' in path.read_text()
+    ]
+    places = [
+        (competition.derived() / "report.html", "data"),
+        (competition.runs() / RESULTS, "all runs"),
+        (competition.runs() / "noise.html", "label noise"),
+        (folder / "explain" / "index.html", "what it looks at"),
+        *((path.with_suffix(".html"), f"blend {path.stem}") for path in blends),
+    ]
+    return [(path, what) for path, what in places if path.exists()]
+
+
+def _links(competition: Competition, run: str) -> str:
+    here = competition.runs() / run / "report"
+    links = [
+        f'<a href="{quote(os.path.relpath(path, here))}">{page.escape(what)}</a>'
+        for path, what in _linked(competition, run)
+    ]
+    return f"<p>See also: {' · '.join(links)}</p>" if links else ""
+
+
+def _tiles(sheet: Page, competition: Competition, table: pd.DataFrame, result: Result) -> None:
+    score = oof.score(competition, table) if np.isnan(result.score) else result.score
+    ends = "" if np.isnan(result.low) else f", 95 % interval {result.low:.3f} to {result.high:.3f}"
+    sheet.tile("–" if np.isnan(score) else f"{score:.4f}", f"{competition.metric}, out-of-fold{ends}")
+    if not np.isnan(result.fold_std):
+        sheet.tile(f"{result.fold_mean:.4f}", f"mean of folds, standard deviation {result.fold_std:.4f}")
+    for fold, value in list(result.by_fold.items())[:FOLD_TILES]:
+        sheet.tile("–" if np.isnan(value) else f"{value:.4f}", f"fold {fold}")
     sheet.tile(f"{len(table):,}", "rows")
+    if not np.isnan(result.seconds):
+        sheet.tile(cli.duration(result.seconds), "to make it")
+
+
+def _warnings(competition: Competition, result: Result) -> list[str]:
+    """What a reader should know before believing the score."""
+    warnings = [result.note] if result.note else []
+    sign = 1 if competition.scorer().greater_is_better else -1
+    half = (result.high - result.low) / 2
+    apart = sign * (result.fold_mean - result.score)
+    if apart > half / 4:
+        warnings.append(
+            f"over all rows {result.score:.4f}, by fold {result.fold_mean:.4f}: the folds' models are on different "
+            "scales. Test rows get the mean of all folds, which does not suffer from that; 06 --method fold_rank helps"
+        )
+    values = {fold: value for fold, value in result.by_fold.items() if not np.isnan(value)}
+    for fold, value in values.items():
+        others = [other for name, other in values.items() if name != fold]
+        if len(others) > 2 and abs(value - float(np.mean(others))) > max(4 * float(np.std(others, ddof=1)), half):
+            ends = f"{min(others):.4f} to {max(others):.4f}"
+            warnings.append(f"fold {fold} stands out: {value:.4f}, the others {ends}; look at its rows")
+    try:
+        rises = curves.parted(_logs(result.folder))
+    except UserError as error:
+        rises = str(error)
+    return warnings + ([rises] if rises else [])
+
+
+def _logs(folder: Path) -> dict[int, pd.DataFrame]:
+    return {fold: log for fold, log in curves.read(folder).items() if len(log)}
+
+
+def _curves(sheet: Page, competition: Competition, folder: Path) -> None:
+    try:
+        logs = _logs(folder)
+    except UserError:  # said among the warnings
+        return
+    if logs:
+        slow = ", ".join(f"fold {k}: {int(curves.chosen(log)['epoch'])} of {len(log)}" for k, log in logs.items())
+        drawn = sheet.figure(curves.figure(logs, competition.metric), "learning curves")
+        sheet.add("Learning curves", page.text(f"Epoch that predicts: {slow}.", soft=True) + drawn)
+
+
+def _importance(sheet: Page, folder: Path) -> None:
+    if (folder / "importance.csv").exists():
+        from foldwise.report.importance import importance_figure
+
+        drawn = sheet.figure(importance_figure(pd.read_csv(folder / "importance.csv")), "importance by column")
+        more = '<p class=soft><a href="../contributions.png">What each value adds</a> (contributions.csv).</p>'
+        sheet.add("What the model leans on", drawn + (more if (folder / "contributions.png").exists() else ""))
+
+
+def _settings(sheet: Page, info: RunInfo, result: Result) -> None:
+    body = f"<p>Made by</p><pre>{page.escape(info.command)}</pre>" if info.command else ""
+    if result.differs:
+        body += page.table(["setting", "other than the default"], list(result.differs.items()))
+    sheet.add("Settings", body)
 
 
 # --- classes ----------------------------------------------------------------------------------------------
 
 
 def _classes(sheet: Page, place: Path, competition: Competition, answers: Answers) -> list[Sheet]:
-    decisions, answers = _decisions(answers)
+    decisions = _decisions(answers)
     names = answers.names if answers.task == "multiclass" else list(map(competition.shown, "01"))
     per_class = per_class_table(decisions, names)
     write_csv(place / "per_class.csv", per_class, "%.6g")
@@ -117,25 +222,23 @@ def _classes(sheet: Page, place: Path, competition: Competition, answers: Answer
     else:
         _confusion(sheet, place, competition, decisions, names)
         _per_class(sheet, place, per_class)
+    _roc(sheet, place, answers, decisions)
     _calibration(sheet, place, answers)
     return cases.sheets(answers, ["pairs"], EXAMPLES)
 
 
-def _decisions(answers: Answers) -> tuple[list[Decision], Answers]:
-    """Every way to decide, and the answers at the one that examples are shown for: argmax, or the best F1."""
+def _decisions(answers: Answers) -> list[Decision]:
+    """Every way to decide: argmax; or for each label 0.5, the threshold of the examples, the best F1 and Youden."""
     if answers.task == "multiclass":
-        return [Decision("argmax", None, _counts(answers.truth, answers.decided, len(answers.names)))], answers
+        return [Decision("argmax", None, _counts(answers.truth, answers.decided, len(answers.names)))]
     decisions = []
-    decided = answers.decided.copy()
     for k, name in enumerate(answers.names):
         rows = answers.label == k
         truth, p = answers.truth[rows], answers.prob[rows, 1]
-        for at, threshold in (("0.5", 0.5), *thresholds(truth, p).items()):
+        for at, threshold in (("0.5", 0.5), (AS_MANY, answers.cuts[k]), *thresholds(truth, p).items()):
             counts = _counts(truth, (p >= threshold).astype(np.int64), 2)
             decisions.append(Decision(at, threshold, counts, name if answers.task == "multilabel" else ""))
-            if at == "best F1":
-                decided[rows] = p >= threshold
-    return decisions, replace(answers, decided=decided)
+    return decisions
 
 
 def _counts(truth: np.ndarray, answer: np.ndarray, k: int) -> np.ndarray:
@@ -214,6 +317,19 @@ def _confusion(
     for name, row in zip(names, decisions[-1].counts.T, strict=True):
         if not row.sum():
             sheet.warnings.append(f"No row is answered {name}.")
+
+
+def _roc(sheet: Page, place: Path, answers: Answers, decisions: Sequence[Decision]) -> None:
+    curves = dict[str, tuple[np.ndarray, np.ndarray]]()
+    for k, name in enumerate(answers.names[: len(run_figures.PALETTE)]):
+        if answers.task == "multiclass":
+            curves[name] = answers.prob[:, k], (answers.truth == k).astype(np.int64)
+        else:
+            curves[name] = answers.prob[answers.label == k, 1], answers.truth[answers.label == k]
+    points = [(one.at, float(one.threshold or 0)) for one in decisions] if answers.task == "binary" else []
+    figure = run_figures.roc_pr(curves, points)
+    words = "A dot is one way to decide, as above." if points else "Each against all others."
+    sheet.add("ROC and precision", page.text(words, soft=True) + _both(sheet, place, "roc", figure, "ROC, precision"))
 
 
 def _per_class(sheet: Page, place: Path, table: pd.DataFrame) -> None:
@@ -320,7 +436,7 @@ def _examples(report: Page, competition: Competition, sheets: Sequence[Sheet], i
         body += f"<h3>{page.escape(sheet.title)}</h3>" + page.text(sheet.lead, soft=True) + '<div class="strip">'
         where = _places(images, [case.id for case in sheet.cases])
         for case, row in zip(sheet.cases, where, strict=True):
-            words = f"{case.id}: p {case.probability:.3f}"
+            words = f"{case.id}: {case.answer} ({case.probability:.2f})"
             if competition.task == "regression":
                 words = f"{case.id}: {case.answer} for {case.truth}"
             picture = "" if row < 0 or images is None else page.picture(images.read(np.array([row]))[0], words, PICTURE)

@@ -63,6 +63,35 @@ def _cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, what: str) -> Non
 
 
 @styled
+def roc_pr(curves: dict[str, tuple[np.ndarray, np.ndarray]], points: Sequence[tuple[str, float]]) -> Figure:
+    """{name: (probability (N,), 0/1 truth (N,))}: ROC and precision against recall; points: (name, threshold p >= t)
+    on the curve of a single name."""
+    figure, (roc, pr) = panels(2, 4.1)
+    for (name, (p, truth)), colour in zip(curves.items(), PALETTE, strict=False):
+        order = np.argsort(-p, kind="stable")
+        ends = np.append(p[order][1:] < p[order][:-1], True)
+        hits, called = np.cumsum(truth[order])[ends], np.arange(1, len(p) + 1)[ends]
+        ones = max(int(truth.sum()), 1)
+        false = (called - hits) / max(len(p) - ones, 1)
+        label = short(name, 24) if len(curves) > 1 else None
+        roc.plot(np.append(0, false), np.append(0, hits / ones), color=colour, linewidth=1.6, label=label)
+        pr.plot(hits / ones, hits / called, color=colour, linewidth=1.6, label=label)
+        pr.axhline(ones / len(p), color=colour, alpha=0.5, linestyle="--", linewidth=1)
+        for (at, threshold), dot, marker in zip(points, PALETTE[1:], "osDv", strict=False):
+            above = p >= threshold
+            inside = max(int(above.sum()), 1)
+            words = f"{at}: p ≥ {threshold:.3g}"
+            roc.plot((above & (truth == 0)).sum() / max(len(p) - ones, 1), truth[above].sum() / ones, marker, color=dot)
+            pr.plot(truth[above].sum() / ones, truth[above].sum() / inside, marker, color=dot, label=words)
+    roc.plot([0, 1], [0, 1], color=INK, alpha=0.45, linestyle="--", linewidth=1)
+    roc.set(xlabel="false positive rate (1 - specificity)", ylabel="true positive rate (sensitivity)", title="ROC")
+    pr.set(xlabel="recall", ylabel="precision", title="Precision and recall; dashed: share of 1", ylim=(-0.02, 1.02))
+    if points or len(curves) > 1:
+        pr.legend(fontsize=8)
+    return figure
+
+
+@styled
 def calibration(curves: dict[str, tuple[np.ndarray, np.ndarray]], words: tuple[str, str]) -> Figure:
     """{name: (probability (N,), 0/1 what happened (N,))}: observed share against predicted, and who gets what.
 

@@ -11,11 +11,12 @@ import pandas as pd
 
 from foldwise.audit import drift, label_noise
 from foldwise.audit.duplicates import SIZE
+from foldwise.core.cli import counted
 from foldwise.data import cache, image, index
 from foldwise.data.boxes import contact_sheet, crops, load_boxes, load_crop_meta
 from foldwise.data.image import ImageOptions
 from foldwise.report import figures, page
-from foldwise.report.page import Page, counted
+from foldwise.report.page import Page
 from foldwise.report.survey import Survey
 
 CLASSES = 12  # classes whose images are shown

@@ -232,7 +232,7 @@ def fit_heads(
         of_valid, chosen, fitted = heads.fit(learnt, y, valid)
         of_test = fitted.predict(stored[rows.train :])
         prior = index.prior(competition, train.iloc[fit], names)
-        say_unreadable(f"fold {fold} test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
+        say_unreadable("test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
         for pred, places in ((of_valid, valid), (of_test, test)):
             with_fallback(pred, rows.where[places] >= 0, prior)
         yield fold, of_valid, of_test, chosen, fitted

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from foldwise import UserError
 from foldwise.core import cli, parallel, paths
@@ -24,7 +24,15 @@ from foldwise.core.schema import Strict
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import Recipe, recipe_settings
-from foldwise.data.runs import RunInfo, check_settings, finish_run, finished_folds, open_run, read_run_info
+from foldwise.data.runs import (
+    RunInfo,
+    check_settings,
+    finish_run,
+    finished_folds,
+    forget_unbegun,
+    open_run,
+    read_run_info,
+)
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 
@@ -38,12 +46,14 @@ class Job(Strict):
     recipe: Recipe
     folder: str  # where relative paths of the recipe start
     root: str  # FOLDWISE_ROOT
+    after: int = 0  # jobs that will follow on this device
 
 
 def jobs_of(competition: Competition, run: str, recipe: Recipe, wanted: Sequence[int]) -> list[Job]:
     """A job for each wanted fold of a run."""
     places = {"folder": str(Path.cwd()), "root": str(paths.output_root().resolve())}
-    return [Job(competition=str(competition.file), run=run, fold=fold, recipe=recipe, **places) for fold in wanted]
+    of_run: Any = {"competition": str(competition.file), "run": run, "recipe": recipe, **places}
+    return [Job(fold=fold, after=len(wanted) - 1 - k, **of_run) for k, fold in enumerate(wanted)]
 
 
 def train_fold(job: Job, deadline: float | None = None) -> int:
@@ -65,7 +75,11 @@ def train_fold(job: Job, deadline: float | None = None) -> int:
         try:
             with _alone(folder, job.fold, rank), cli.finishing():
                 check_settings(folder, settings)
-                Trainer(competition, job.recipe, job.fold, fold_table, folder, deadline).run()
+                Trainer(competition, job.recipe, job.fold, fold_table, folder, deadline, job.after).run()
+        except UserError:
+            if not rank:
+                forget_unbegun(folder)
+            raise
         except OutOfTime as stop:
             if not rank:
                 note(f"{stop}; run the same command to continue")
@@ -161,7 +175,8 @@ def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float 
     running: dict[Any, Child] = {}
     while running or (waiting and not any(statuses)):
         while waiting and free and not any(statuses):
-            child = _start(waiting.pop(0), free.pop(0), cores_each, gpus, deadline)
+            job = waiting.pop(0).model_copy(update={"after": len(waiting) // devices})
+            child = _start(job, free.pop(0), cores_each, gpus, deadline)
             running[child.said] = child
         for said in wait(running):
             child = running[said]
@@ -183,6 +198,7 @@ class Child:
     process: Any
     said: Connection
     rest: bytes = b""
+    told: ClassVar[set[str]] = set()  # what folds said of the run, not of themselves
 
     def pass_on(self) -> bool:
         """Print the lines that are whole; False at the end."""
@@ -203,7 +219,10 @@ class Child:
         return 128 - status
 
     def _say(self, line: str) -> None:
-        note(f"{self.job.run} {self.job.fold} | {line}")
+        if line not in self.told:
+            note(f"{self.job.run} {self.job.fold} | {line}")
+        if line.startswith("test: "):
+            self.told.add(line)
 
 
 def _start(job: Job, device: int | None, cores: str, gpus: bool, deadline: float | None) -> Child:

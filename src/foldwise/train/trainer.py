@@ -52,7 +52,7 @@ class Trainer:
 
     It writes fold<K>.csv, fold<K>_test.csv, fold<K>.safetensors, fold<K>_log.csv and fold<K>.json into `folder`, and
     continues from fold<K>.ckpt where one of the same recipe lies there, also inside an epoch. `deadline`
-    (time.monotonic seconds): everything is saved and OutOfTime raised before it.
+    (time.monotonic seconds): everything is saved and OutOfTime raised before it. `after`: folds that will follow here.
     """
 
     def __init__(
@@ -63,8 +63,10 @@ class Trainer:
         fold_table: pd.DataFrame,
         folder: Path,
         deadline: float | None = None,
+        after: int = 0,
     ) -> None:
         self.competition, self.recipe, self.fold, self.folder = competition, recipe, fold, folder
+        self.after = after
         self.deadline, self.ranks = deadline, current_ranks()
         self.data = fold_data.gather(competition, recipe, fold, fold_table)
         self.device = pick_device(recipe)
@@ -197,8 +199,8 @@ class Trainer:
         write_csv(self.folder / f"fold{self.fold}_log.csv", pd.DataFrame(progress.log), "%.6g")
         self.logger.write(epoch, {name: value for name, value in row.items() if name != "epoch"})
         self._say(
-            f"  epoch {epoch:>3}/{self.recipe.train.epochs}  train loss {row['train_loss']:.4f}  valid {metric} "
-            f"{row[metric]:.4f}{'  best' if row['best'] else ''}  {row['seconds']:.1f} s{self._expected()}"
+            f"  epoch {epoch:>3}/{self.recipe.train.epochs}  loss {row['train_loss']:.4f}  {metric} {row[metric]:.4f}  "
+            f"{row['seconds']:.1f} s{self._expected()}{'  best' if row['best'] else ''}"
         )
         if progress.stopped:
             self._say(f": stops early, {progress.epochs_without_improvement} epochs without gain")
@@ -274,15 +276,17 @@ class Trainer:
         return self.progress.predict_seconds * (len(self.data.valid) + len(self.data.test))
 
     def _expected(self) -> str:
-        """When this fold ends, at the pace so far."""
-        left = self.recipe.train.epochs - self.progress.epoch
+        """When this fold and those after it end, at the pace so far."""
+        epochs = self.recipe.train.epochs
+        left = epochs - self.progress.epoch + self.after * epochs
         if not left:
             return ""
         pace = float(np.mean([row["seconds"] for row in self.progress.log[-3:]]))  # the first epochs warm caches up
-        seconds = left * pace + self._prediction_time()
+        seconds = left * pace + (1 + self.after) * self._prediction_time()
         end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
         late = self.deadline is not None and time.monotonic() + seconds > self.deadline
-        return f"; ends about {end} ({_duration(seconds)}){', after --hours: it will be continued' if late else ''}"
+        what = "all end" if self.after else "ends"
+        return f"; {what} {end}{', after --hours: it will be continued' if late else ''}"
 
     def _stop_in_time(self, seconds: float) -> None:
         """Save and raise OutOfTime if what comes next takes `seconds` and the deadline lies before its end."""
@@ -335,7 +339,7 @@ class Trainer:
             "skipped_steps": self.progress.bad_steps,
             "micro_batches": self.progress.micro_batches,
             "snapshots": len(self.state.snapshots),
-            "unreadable_test": say_unreadable(f"fold {self.fold} test", self.data.test["id"].tolist(), readable),
+            "unreadable_test": say_unreadable("test", self.data.test["id"].tolist(), readable),
         }
         if not self.ranks.rank:
             self._write(valid, test, facts)
@@ -370,8 +374,3 @@ class Trainer:
         write_json(self._stem.with_suffix(".json"), facts)
         oof.write_table(self._valid_table(valid), self._stem.with_suffix(".csv"))
         checkpoint.remove(self._stem.with_suffix(".ckpt"))
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"
