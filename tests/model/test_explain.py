@@ -438,7 +438,7 @@ def explained(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> W
     place = Workplace(root, root / "tiny.yaml")
     done = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 4, "--maximise")
     assert "look at oof/tiny/quick/explain/index.html" in done.stdout
-    assert re.match(r"(maps matter|do not trust these maps): .* \([+-]0\.\d+ \(", done.stdout.splitlines()[-1])
+    assert re.match(r"(maps matter|do not trust these maps): .* \([+-]0\.\d+, ", done.stdout.splitlines()[-1])
     assert done.stdout.splitlines()[-1] in unescape((place.runs / "quick" / "explain" / "index.html").read_text())
     return place
 
