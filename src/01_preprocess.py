@@ -15,6 +15,7 @@ examples
   python src/01_preprocess.py --dask tcp://10.0.0.5:8786             # on a cluster that sees the same folders
   python src/01_preprocess.py --new my-competition --from some/folder    # propose a competition file for a raw folder
   python src/01_preprocess.py --help-competition                     # every key: default, meaning, allowed values
+  python src/01_preprocess.py --list-metrics                         # every metric: tasks, direction, what it is
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
 Killed? Run the same command again: it continues.
@@ -25,6 +26,7 @@ from __future__ import annotations
 import re
 import sys
 
+from foldwise import metrics
 from foldwise.core import cli, paths
 from foldwise.core.cli import note
 from foldwise.core.schema import describe
@@ -54,11 +56,15 @@ def main() -> None:
     parser.add_argument("--from", dest="raw", metavar="DIR", help="with --new: the raw folder (default: input/NAME)")
     parser.add_argument("--out", metavar="FILE.yaml", help="with --new: where to write it")
     parser.add_argument("--help-competition", action="store_true", help="list every key of a competition file and stop")
+    parser.add_argument("--list-metrics", action="store_true", help="list every metric, what it is and needs, and stop")
     moved = next((flag for flag in sys.argv[1:] if re.match("--(crop|boxes|detector|finetune|download)", flag)), None)
     if moved:
         parser.error(f"{moved}: crops have a step of their own, after this one: 08_crop.py")
     args = parser.parse_args()
 
+    if args.list_metrics:
+        print(metrics.listing())
+        return
     if args.help_competition:
         print(describe(Competition))
         return

@@ -23,6 +23,7 @@ import argparse
 from functools import partial
 from typing import Any
 
+from foldwise import metrics
 from foldwise.blend import Blend, fit_weights
 from foldwise.blend.assess import examine, test_table
 from foldwise.blend.dominated import dominated
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--method", default="auto", metavar="METHOD", help=f"{names} (default: auto)")
     parser.add_argument("--space", metavar="SPACE", help="prob, logit, rank or auto (default: the method's own)")
+    parser.add_argument("--no-cuts", action="store_true", help="metrics of labels: tune no cuts, decide at 0.5")
     parser.add_argument("--name", type=cli.name, default="blend", help="the submission's name (default: blend)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
@@ -69,11 +71,15 @@ def arguments() -> argparse.Namespace:
         metavar="SCORE",
         help="only note the public (and private) score of the submission --name in submissions/log.csv",
     )
+    parser.add_argument("--list-metrics", action="store_true", help="list every metric, what it is and needs, and stop")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
+    if args.list_metrics:
+        print(metrics.listing())
+        return
     competition = load_competition(args.competition)
     if args.lb:
         note_scores(competition, args.name, args.lb)
@@ -81,7 +87,8 @@ def main() -> None:
     by_hand = hand_weights(args.weights)
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
-    fit = partial(fit_runs, metric=competition.scorer(), seed=args.seed, task=competition.task)
+    how = {"seed": args.seed, "task": competition.task, "cut": not args.no_cuts}
+    fit = partial(fit_runs, metric=competition.scorer(), **how)
     automatic, left_out = None, list[dict[str, Any]]()
     if by_hand:
         weights = [by_hand.get(name, 0.0) for name in runs.names]

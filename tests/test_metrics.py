@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from foldwise import UserError, stats
+from foldwise import UserError, blend, metrics, stats
 from foldwise.data.competition import Competition, load_competition
 from foldwise.metrics import Undefined, auc_of, greater_is_better, rehearse, resampler, resolve, score
 
@@ -43,7 +43,31 @@ BINARY = {
     "f1_micro": lambda t, p: sk.f1_score(t, p >= 0.5, average="micro", zero_division=0),
     "average_precision": sk.average_precision_score,
     "quadratic_weighted_kappa": lambda t, p: sk.cohen_kappa_score(t, p >= 0.5, weights="quadratic"),
+    "mcc": lambda t, p: sk.matthews_corrcoef(t, p >= 0.5),
+    "error": lambda t, p: 1 - sk.accuracy_score(t, p >= 0.5),
+    "pauc@0.8": lambda t, p: host_partial_auc(t, p, 0.8),
+    "weighted_auc": lambda t, p: host_weighted_auc(t, p, [(0.4, 2), (1, 1)]),
 }
+
+
+def host_partial_auc(target, pred, least):
+    """In a host's words: the flipped curve up to a false positive rate, scikit-learn's scaling taken back."""
+    most = 1 - least
+    scaled = sk.roc_auc_score(1 - target, -pred, max_fpr=most)
+    return 0.5 * most**2 + (most - 0.5 * most**2) / 0.5 * (scaled - 0.5)
+
+
+def host_weighted_auc(target, pred, bands):
+    """Each step of the curve cut into the bands of true positive rates that it crosses, by the trapezoidal rule."""
+    fpr, tpr, _ = sk.roc_curve(target, pred)
+    total, low = 0.0, 0.0
+    for high, weight in bands:
+        for x, y, right, up in zip(fpr, tpr, np.diff(fpr), np.diff(tpr), strict=False):
+            start, end = max(low, y), min(high, y + up)
+            if end > start:
+                total += weight * (end - start) * (1 - x - right * ((start + end) / 2 - y) / up)
+        low = high
+    return total / np.dot(np.diff([0, *(high for high, _ in bands)]), [weight for _, weight in bands])
 
 
 @pytest.mark.smoke
@@ -65,6 +89,11 @@ MULTICLASS = {
     "quadratic_weighted_kappa": lambda t, p: sk.cohen_kappa_score(t, p.argmax(1), weights="quadratic"),
     "average_precision": lambda t, p: np.mean([sk.average_precision_score(t == c, p[:, c]) for c in range(p.shape[1])]),
     "map@1": lambda t, p: sk.accuracy_score(t, p.argmax(1)),
+    "mcc": lambda t, p: sk.matthews_corrcoef(t, p.argmax(1)),
+    "top_k_error@1": lambda t, p: 1 - sk.accuracy_score(t, p.argmax(1)),
+    "top_k_error@2": lambda t, p: np.mean(
+        [c not in np.argsort(-r, kind="stable")[:2] for c, r in zip(t, p, strict=True)]
+    ),
 }
 
 
@@ -84,6 +113,121 @@ def test_multilabel_is_the_mean_of_columns(name, drawn):
     target, pred = np.c_[first[0], second[0]], np.c_[first[1], second[1]]
     expected = (score(name, *first) + score(name, *second)) / 2
     assert score(name, target, pred) == pytest.approx(expected, abs=1e-12)
+
+
+@given(rows)
+@quick
+def test_label_set_twins(drawn):
+    rng = np.random.default_rng(drawn[0])
+    target, pred = rng.integers(0, 2, (drawn[1], 4)), rng.integers(0, drawn[2], (drawn[1], 4)) / max(1, drawn[2] - 1)
+    expected = sk.f1_score(target, pred >= 0.5, average="samples", zero_division=0)
+    assert score("f1_samples", target, pred) == pytest.approx(expected)
+    assert score("lrap", target, pred) == pytest.approx(sk.label_ranking_average_precision_score(target, pred))
+    unknown = target.astype(float)
+    unknown[:, 3] = np.nan
+    for name in ("f1_samples", "lrap"):
+        assert score(name, unknown, pred) == pytest.approx(score(name, target[:, :3], pred[:, :3]))
+
+
+@given(rows)
+@quick
+def test_weighted_log_loss_is_the_hosts(drawn):
+    rng = np.random.default_rng(drawn[0])
+    target, pred = rng.integers(0, 2, (drawn[1], 3)), rng.random((drawn[1], 3))
+    zero, one = np.array([7, 1, 1]), np.array([14, 2, 2])
+    cells = -(target * np.log(pred) + (1 - target) * np.log(1 - pred))
+    weights = target * one + (1 - target) * zero
+    metric = resolve("weighted_log_loss", weights=np.c_[zero, one])
+    assert score(metric, target, pred) == pytest.approx(np.mean((weights * cells).sum(1) / weights.sum(1)))
+    metric = resolve("weighted_log_loss", weights=np.c_[zero, one], normalise="all")
+    assert score(metric, target, pred) == pytest.approx((weights * cells).sum() / weights.sum())
+    target, pred = draw_rows(*drawn, 3)
+    expected = sk.log_loss(target, pred, sample_weight=one[target], labels=range(3))
+    assert score(resolve("weighted_log_loss", weights=one), target, pred) == pytest.approx(expected)
+    target, pred = target > 0, pred[:, 1]
+    expected = sk.log_loss(target, pred, sample_weight=np.where(target, 2, 1), labels=[0, 1])
+    assert score(resolve("weighted_log_loss", weights=[[1, 2]]), target, pred) == pytest.approx(expected)
+
+
+def test_kl_divergence_and_laplace_are_the_hosts():
+    rng = np.random.default_rng(0)
+    votes = rng.integers(0, 4, (50, 3)) + np.eye(3)[rng.integers(0, 3, 50)]
+    target, pred = votes / votes.sum(axis=1, keepdims=True), rng.dirichlet(np.ones(3), 50)
+    by_hand = [
+        sum(p * np.log(p / q) for p, q in zip(a, b, strict=True) if p) for a, b in zip(target, pred, strict=True)
+    ]
+    assert score("kl_divergence", target, pred) == pytest.approx(np.mean(by_hand))
+    assert score("kl", target, target) == pytest.approx(0, abs=1e-12)
+    assert score("kl", target, pred, weight=votes[:, 0] + 1) == pytest.approx(
+        np.average(by_hand, weights=votes[:, 0] + 1)
+    )
+    with pytest.raises(UserError, match="shares that sum to one"):
+        score("kl", votes, pred)
+    truth, value, sigma = rng.normal(2000, 500, (3, 40))
+    clipped, error = np.maximum(sigma, 70), np.minimum(np.abs(truth - value), 1000)
+    by_hand = np.mean(-np.sqrt(2) * error / clipped - np.log(np.sqrt(2) * clipped))
+    assert score("laplace", truth, np.c_[value, sigma]) == pytest.approx(by_hand)
+    constants = [score("laplace", truth, np.c_[value, np.full(40, s)]) for s in np.linspace(70, 2000, 500)]
+    assert score("laplace", truth, value) == pytest.approx(max(constants), abs=1e-4) and greater_is_better("laplace")
+    assert score("laplace", truth, value) >= max(constants)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "options"),
+    [
+        ("pauc@0.8", "binary", {}),
+        ("weighted_auc", "binary", {"bands": [(0.5, 1), (1, 3)]}),
+        ("mcc", "multiclass", {}),
+        ("top_k_error@2", "multiclass", {}),
+        ("error", "multiclass", {}),
+        ("lrap", "multilabel", {}),
+        ("weighted_log_loss", "multiclass", {"weights": [1.0, 2, 3]}),
+        ("weighted_log_loss", "multilabel", {"weights": [(7, 14), (1, 2), (1, 2)]}),
+        ("laplace_log_likelihood", "regression", {}),
+    ],
+)
+def test_new_metrics_weigh_rows_and_can_be_blended(name, task, options):
+    rng = np.random.default_rng(1)
+    metric = resolve(name, **options)
+    target = rng.integers(0, 3 if task == "multiclass" else 2, (120, 3) if task == "multilabel" else 120)
+    target = rng.normal(2000, 300, 120) if task == "regression" else target
+    hot = np.eye(3)[target] if task == "multiclass" else target
+    noise = rng.normal(0, 300 if task == "regression" else 0.6, (2, *hot.shape))
+    preds = hot + noise if task == "regression" else 1 / (1 + np.exp(-3 * (hot + noise - 0.5)))
+    if task == "multiclass":
+        preds /= preds.sum(axis=2, keepdims=True)
+    counts = rng.integers(0, 3, 120)
+    repeated = score(metric, np.repeat(target, counts, axis=0), np.repeat(preds[0], counts, axis=0))
+    assert score(metric, target, preds[0], counts) == pytest.approx(repeated)
+    assert resampler(metric, target, preds[0])(counts.astype(float)) == pytest.approx(repeated)
+    mixed = blend.fit_weights(preds, target, metric, "auto", task=task, draws=50)
+    sign = 1 if metric.greater_is_better else -1
+    singles = [score(metric, target, run) for run in preds]
+    assert sign * mixed.nested_score > sign * np.mean(singles) and mixed.interval[0] < mixed.interval[1]
+
+
+def test_options_of_a_metric_stand_in_the_competition_file(tmp_path):
+    about = described(tmp_path, {"function": "weighted_log_loss", "weights": {"0": 1, "1": 3}}, "")
+    assert score(about.scorer(), [0, 1], [0.5, 0.25]) == pytest.approx((np.log(2) + 3 * np.log(4)) / 4)
+    about = described(tmp_path, {"function": "weighted_auc", "bands": [[0.5, 1], [1, 0]]}, "")
+    assert score(about.scorer(), [0, 1, 1, 0], [0.1, 0.9, 0.4, 0.5]) == 1
+    for metric, words in (
+        ({"function": "auc", "bands": [[1, 1]]}, "takes no options such as 'bands'"),
+        ({"function": "weighted_auc", "sigma": 3}, "no option 'sigma'"),
+        ({"function": "weighted_auc", "bands": [[0.5, 1], [0.4, 2]]}, "ascending to 1"),
+        ({"function": "weighted_log_loss"}, "needs weights"),
+        ({"function": "weighted_log_loss", "weights": {"0": 1, "2": 3}}, "'1' is missing"),
+        ({"function": "weighted_log_loss", "weights": {"0": 1, "1": [3, 2]}}, "a number a class"),
+        ("pauc@1.5", "between 0 and 1"),
+        ("top_k_error@0", "from 1 on"),
+    ):
+        with pytest.raises(UserError, match=words):
+            described(tmp_path, metric, "")
+
+
+def test_every_metric_is_listed():
+    names = {line.split()[0] for line in metrics.listing().splitlines()}
+    assert names >= {*metrics.METRICS, "map@K", "pauc@TPR", "top_k_error@K", "weighted_log_loss"}
 
 
 @given(rows)

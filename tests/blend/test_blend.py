@@ -100,9 +100,67 @@ def test_grades_get_cut_points():
     rng = np.random.default_rng(0)
     target = rng.integers(0, 5, 600).astype(float)
     preds = 0.5 * target + 1.0 + rng.normal(size=(3, 600)) * 0.4  # squeezed: plain rounding is wrong
-    plain, cut = (fit_weights(preds, target, "qwk", method, draws=0) for method in ("mean", "thresholds"))
-    assert cut.nested_score > plain.nested_score + 0.1
+    plain, cut = (fit_weights(preds, target, "qwk", "mean", draws=0, cut=wanted) for wanted in (False, True))
+    assert cut.method == "mean+cuts" and cut.nested_score > plain.nested_score + 0.1
     assert set(np.unique(cut.predict(preds))) <= {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(("metric", "task"), [("f1_macro", "multiclass"), ("balanced_accuracy", "multiclass")])
+def test_rare_classes_gain_where_the_metric_counts_classes_alike(metric, task):
+    preds, target = rare_grades(0)
+    plain, cut = (fit_weights(preds, target, metric, "mean", draws=0, cut=wanted) for wanted in (False, True))
+    assert cut.method == "mean+cut" and cut.nested_score > plain.nested_score + 0.01
+    assert cut.predict(preds).sum(axis=1) == pytest.approx(1)
+    qwk = fit_weights(preds, target, "qwk", "mean+cuts", draws=0)
+    said = qwk.predict(preds)
+    assert (
+        said.sum(axis=1) == pytest.approx(1)
+        and qwk.nested_score > fit_weights(preds, target, "qwk", "mean", draws=0, cut=False).nested_score
+    )
+
+
+def rare_grades(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated probabilities (2, 1500, 5) of classes of which the last is rare."""
+    rng = np.random.default_rng(seed)
+    share = np.array([0.6, 0.2, 0.1, 0.07, 0.03])
+    target = rng.choice(5, 1500, p=share)
+    seen = target + rng.normal(0, 0.9, (2, 1500))
+    odds = share * np.exp(-((seen[:, :, None] - np.arange(5)) ** 2) / 2 / 0.81)
+    return odds / odds.sum(axis=2, keepdims=True), target
+
+
+def label_sets(seed: int, rows: int, skewed: float) -> tuple[np.ndarray, np.ndarray]:
+    """Three runs' probabilities (3, rows, 8) of labels from rare to common, each moved its own way."""
+    rng = np.random.default_rng(seed)
+    moved = skewed * np.tile([-1, 1], 4)
+    signal = np.linspace(-3.5, 0.5, 8) + rng.normal(0, 2, (rows, 8))
+    target = (rng.random((rows, 8)) < 1 / (1 + np.exp(-signal))).astype(float)
+    return 1 / (1 + np.exp(-0.7 * (signal + rng.normal(0, 1, (3, rows, 8))) - moved)), target
+
+
+@pytest.mark.parametrize("metric", ["f1_micro", "f1_samples", "f1_macro"])
+def test_label_sets_come_near_to_the_best_cuts(metric):
+    preds, target = label_sets(0, 4600, 1.0)
+    train, test = slice(600), slice(600, None)
+    fits = [
+        fit_weights(preds[:, train], target[train], metric, method, draws=50, cut=wanted)
+        for method, wanted in (("mean", False), ("mean+cut", True), ("mean", True))
+    ]
+    best = fit_weights(preds[:, test], target[test], metric, "mean+cuts", nested=False).score  # tuned on those rows
+    plain, one, each = (metrics.score(metric, target[test], fit.predict(preds[:, test])) for fit in fits)
+    assert fits[2].method == "mean+cuts" and plain + 0.03 < each > one + 0.01
+    assert best - each < 0.012 and abs(fits[2].nested_score - each) < 0.025
+    again = Mixture.of_saved(json.loads(json.dumps(fits[2].mixture.saved())))
+    assert np.array_equal(again.predict(preds[:, test]), fits[2].predict(preds[:, test]))
+
+
+def test_a_cut_that_helps_nothing_is_not_taken():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 400)
+    preds = np.clip(target * 0.5 + rng.random((2, 400)) * 0.5, 0, 1)[:, :, None].repeat(2, axis=2)
+    assert fit_weights(preds, np.c_[target, target], "f1_samples", "mean", draws=50).method == "mean"
+    with pytest.raises(UserError, match=r"cuts of roc_auc on a multilabel target are none"):
+        fit_weights(preds, np.c_[target, target], "roc_auc", "mean+cut")
 
 
 @given(st.integers(0, 10**6), st.sampled_from(ON_A_SIMPLEX), st.sampled_from(["roc_auc", "log_loss"]))
@@ -255,10 +313,12 @@ def hospital(tmp_path_factory) -> Workplace:
     return place(tmp_path_factory.mktemp("hospital"), names, preds, target, ids)
 
 
-def place(root: Path, names: list[str], preds: np.ndarray, target: np.ndarray, ids: list[str]) -> Workplace:
+def place(
+    root: Path, names: list[str], preds: np.ndarray, target: np.ndarray, ids: list[str], metric: str = "roc_auc"
+) -> Workplace:
     made = Workplace(root, root / "hospital.yaml")
     split = {"table": "none.csv", "images": "{id}.png"}
-    about = {"name": "hospital", "task": "multilabel", "metric": "roc_auc", "id": "id", "target": LABELS}
+    about = {"name": "hospital", "task": "multilabel", "metric": metric, "id": "id", "target": LABELS}
     made.competition.write_text(yaml.safe_dump({**about, "train": split, "test": split}))
     made.raw.mkdir(parents=True)
     made.derived.mkdir(parents=True)
@@ -386,6 +446,24 @@ def test_weights_by_hand_are_written_and_compared_with_the_automatic_ones(tmp_pa
     for bad, says in (("a", "expected RUN=WEIGHT"), ("a=x", "expected RUN=WEIGHT"), ("a=0", "a sum above 0")):
         assert says in made.refused("06_blend.py", "--weights", bad)
     assert "no oof.csv" in made.refused("06_blend.py", "--weights", "z=1")
+
+
+def test_06_tunes_and_tells_the_cuts_of_label_sets(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (300, 2))
+    preds = np.clip(target * 0.3 + rng.random((2, 300, 2)) * 0.6, 0, 1) * [0.3, 1.0]  # Edema never reaches a half
+    made = place(tmp_path, ["a", "b"], preds, target, [f"{i:04d}" for i in range(300)], "f1_samples")
+    done = made.run("06_blend.py", "--method", "mean")
+    facts = json.loads((made.submissions / "blend.json").read_text())
+    assert facts["method"] == "mean+cuts" and facts["cuts"].keys() == set(LABELS)
+    first, second = (facts["cuts"][label] for label in LABELS)
+    assert first < 0.3 and 0.3 < second < 0.7
+    assert "cuts: " in done.stdout and "Cuts: " in (made.submissions / "blend.html").read_text()
+    assert facts["best_single_score"] > 0.6  # cut alike, or it would be near 0.5
+    assert pd.read_csv(made.submissions / "blend.csv")[LABELS[0]].ge(0.5).mean() > 0.2
+    made.run("06_blend.py", "--method", "mean", "--no-cuts", "--name", "plain")
+    plain = json.loads((made.submissions / "plain.json").read_text())
+    assert not plain["cuts"] and plain["nested_score"] < facts["nested_score"] - 0.1
 
 
 def test_leaderboard_scores_are_noted(tmp_path, monkeypatch):
@@ -533,7 +611,7 @@ def test_multiclass_stacking_chooses_its_pull_by_the_folds() -> None:
     assert stack < plain
 
 
-@pytest.mark.parametrize("method", [*METHODS])
+@pytest.mark.parametrize("method", [*METHODS, "mean+cut", "stack+cuts"])
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
 def test_a_saved_blend_predicts_the_same_and_each_row_by_itself(method, task):
     rng = np.random.default_rng(3)
@@ -543,10 +621,10 @@ def test_a_saved_blend_predicts_the_same_and_each_row_by_itself(method, task):
     if task == "multiclass":
         preds /= preds.sum(axis=2, keepdims=True)
     metric = "roc_auc" if task == "binary" else "log_loss"
-    if "thresholds" in method and task == "multiclass":
-        pytest.skip("for binary targets")
-    if method in {"thresholds", "stack_thresholds", "vote"}:
-        metric = "accuracy"
+    if "+" in method or method == "vote":
+        metric = "qwk" if method.endswith("s") else "accuracy"
+    if method.endswith("+cuts") and task == "binary":
+        pytest.skip("one cut alone")
     blend = fit_weights(preds, target, metric, method, nested=False, task=task)
     again = Mixture.of_saved(json.loads(json.dumps(blend.mixture.saved())))
     new = preds[:, ::7]

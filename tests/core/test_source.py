@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -16,9 +19,11 @@ from conftest import Workplace
 from PIL import Image
 from test_dicom import make as dicom_file
 
-from foldwise.core import source
-from foldwise.data import image, index
+from foldwise import UserError
+from foldwise.core import archives, source
+from foldwise.data import image, index, tables
 from foldwise.data.competition import load_competition
+from foldwise.data.template import fill
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
 
@@ -145,8 +150,8 @@ def test_what_was_odd_is_counted_and_larger_images_fail_no_section(tiny: Workpla
 def test_format_expressions_in_templates(tmp_path: Path) -> None:
     table = pd.DataFrame({"id": ["7", "123"], "image.name": ["x", "y"]})
     where = tmp_path / "train.csv"
-    assert index._fill("t/{id[0]}/{id:05d}.png", table, where) == ["t/7/00007.png", "t/1/00123.png"]
-    assert index._fill("{image.name}_{id[-1]:>3}", table, where) == ["x_  7", "y_  3"]
+    assert fill("t/{id[0]}/{id:05d}.png", table, where) == ["t/7/00007.png", "t/1/00123.png"]
+    assert fill("{image.name}_{id[-1]:>3}", table, where) == ["x_  7", "y_  3"]
 
 
 @pytest.mark.parametrize(
@@ -163,3 +168,89 @@ def test_format_expressions_in_templates(tmp_path: Path) -> None:
 def test_templates_that_do_not_fit_are_one_line(tiny: Workplace, images: str, said: str) -> None:
     tiny.describe(train={"table": "train.csv", "images": images})
     assert said in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar"}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("suffix", [*ARCHIVES, ".7z"])
+@pytest.mark.parametrize("lead", ["", "train/", "other/"])
+def test_an_archive_stands_for_its_folder(
+    tmp_path: Path, suffix: str, lead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
+    raw, inside = tmp_path / "raw", tmp_path / "inside"
+    (inside / lead / "a").mkdir(parents=True)
+    raw.mkdir()
+    for name in ("x.png", "a/y.png", ".hidden.png"):
+        (inside / lead / name).write_bytes(encoded(".png"))
+    if suffix == ".7z":
+        py7zr = pytest.importorskip("py7zr", reason="py7zr reads 7z archives; pip install py7zr")
+        with py7zr.SevenZipFile(raw / "train.7z", "w") as archive:
+            archive.writeall(inside, "")
+    else:
+        made = shutil.make_archive(str(tmp_path / "made"), ARCHIVES[suffix], inside)
+        shutil.move(made, raw / f"train{suffix}")
+    assert source.is_folder(raw / "train") and not source.is_folder(raw / "test")
+    assert source.is_there(raw / "train/a/y.png") and not source.is_there(raw / "train/a/z.png")
+    np.testing.assert_array_equal(image.read_image(raw / "train/x.png"), PIXELS)
+    assert image.probe(raw / "train/a/y.png")["width"] == 24
+    whole = encoded(".png")
+    assert source.head(raw / "train/x.png", 8) == (whole[:8], len(whole))
+    assert source.identity(raw / "train/x.png")["bytes"] == len(whole)
+    assert source.stamp(raw / "train/x.png")[0] == (raw / f"train{suffix}").stat().st_size
+    listed = image.listing(raw / "train")
+    assert [path.relative_to(raw).as_posix() for path in listed.images] == ["train/a/y.png", "train/x.png"]
+    assert [path.name for path in image.listing(raw / "train/a").images] == ["y.png"]
+    unpacked = list((tmp_path / "out/input/derived/unpacked").glob("train*")) if suffix not in (".zip", ".tar") else []
+    assert len(unpacked) == (suffix not in (".zip", ".tar"))
+
+
+@pytest.mark.smoke
+def test_a_table_may_lie_in_an_archive_of_its_name(tmp_path: Path) -> None:
+    pd.DataFrame({"id": ["007"], "y": [1]}).to_csv(tmp_path / "train.csv", index=False)
+    with zipfile.ZipFile(tmp_path / "train.csv.zip", "w") as archive:
+        archive.write(tmp_path / "train.csv", "train.csv")
+    (tmp_path / "train.csv").unlink()
+    assert tables.read_table(tmp_path / "train.csv", ["id"]).to_dict("list") == {"id": ["007"], "y": [1]}
+    assert tables.header(tmp_path / "train.csv") == ["id", "y"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"../evil.png": b"x"}, "leads out of its folder"),
+        ({"/etc/evil.png": b"x"}, "leads out of its folder"),
+        ({"big.png": bytes(1 << 22)}, "a bomb"),
+        (None, "damaged"),
+    ],
+)
+def test_archives_that_are_not_unpacked(
+    tmp_path: Path, members: dict[str, bytes] | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path / "out"))
+    monkeypatch.setattr(archives, "BOMB", (1 << 20, 200))
+    file = tmp_path / "raw" / "train.tar.gz"
+    file.parent.mkdir()
+    with tarfile.open(file, "w:gz") as archive:
+        for name, data in (members or {"a.png": os.urandom(1 << 16)}).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    if members is None:
+        file.write_bytes(file.read_bytes()[: 1 << 15])
+    with pytest.raises(UserError, match=reason):
+        source.read(file.parent / "train" / "a.png")
+    assert not list((tmp_path / "out").rglob("*.png")) and not (tmp_path / "evil.png").exists()
+    assert not [path for path in (tmp_path / "out/input/derived/unpacked").iterdir() if path.is_dir()]
+
+
+@pytest.mark.smoke
+def test_a_zip_member_that_would_explode_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "BOMB", (1 << 20, 200))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(1 << 24))
+    with pytest.raises(image.ImageError, match="a bomb"):
+        image.read_image(tmp_path / "a.zip" / "a.png")

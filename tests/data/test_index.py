@@ -7,20 +7,20 @@ import pandas as pd
 import pytest
 from conftest import Workplace
 
-from foldwise.data import index
+from foldwise.data.columns import read_numbers, typed
 
 pytestmark = pytest.mark.smoke
 
 
 def test_header_columns_are_typed() -> None:
-    ages = index.typed(pd.Series([45.0, None, "31"]))
+    ages = typed(pd.Series([45.0, None, "31"]))
     assert ages.dtype == float
     assert ages.tolist()[0] == 45.0
     assert np.isnan(ages[1])
-    days = index.typed(pd.Series(["1970-01-03", None, "1969-12-31"]))
+    days = typed(pd.Series(["1970-01-03", None, "1969-12-31"]))
     assert days.tolist()[0] == 2.0
     assert days.tolist()[2] == -1.0
-    text = index.typed(pd.Series(["M", None, 1.0]))
+    text = typed(pd.Series(["M", None, 1.0]))
     assert text.tolist()[::2] == ["M", "1"]
     assert pd.isna(text[1])
 
@@ -38,7 +38,7 @@ def test_header_columns_are_typed() -> None:
     ],
 )
 def test_numbers_in_known_forms_are_read_and_the_rest_is_returned(column: list, numbers: list, odd: list) -> None:
-    read, rest = index.read_numbers(pd.Series(column))
+    read, rest = read_numbers(pd.Series(column))
     np.testing.assert_allclose(read, numbers, atol=1e-3)
     assert rest.tolist() == odd
 
@@ -61,7 +61,7 @@ def test_a_later_test_set_is_told_by_its_dates() -> None:
     from foldwise.audit import drift
 
     dates = pd.date_range("2019-01-01", periods=400).strftime("%Y-%m-%d").to_series(index=range(400))
-    typed = index.typed(dates)
+    days = typed(dates)
     later = pd.Series(np.arange(400) >= 300).astype(float)
-    found = drift.alone(typed, later, pd.Series(np.arange(400) % 5))
+    found = drift.alone(days, later, pd.Series(np.arange(400) % 5))
     assert found.value > 0.95

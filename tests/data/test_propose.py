@@ -181,8 +181,8 @@ def cacti(folder: Path) -> dict[str, Any]:
     return {
         "task": "binary",
         "target": "has_cactus",
-        "train": {"table": "train.csv", "images": "train.zip/{id}"},
-        "test": {"table": "sample_submission.csv", "images": "test.zip/{id}"},
+        "train": {"table": "train.csv", "images": "train/{id}"},
+        "test": {"table": "sample_submission.csv", "images": "test/{id}"},
     }
 
 
@@ -242,7 +242,7 @@ def rusts(folder: Path) -> dict[str, Any]:
         sample_submission=pd.DataFrame({"image_id": ids[N:], **dict.fromkeys(labels, 0.25)}),
     )
     return {
-        "task": "multilabel",
+        "task": "multiclass",
         "metric": "roc_auc",
         "target": list(labels),
         "test": {"table": "test.csv", "images": "images/{image_id}.jpg"},

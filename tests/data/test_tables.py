@@ -10,9 +10,11 @@ import pytest
 from conftest import Workplace
 
 from foldwise import UserError
+from foldwise.data.columns import read_dates
 from foldwise.data.competition import condition_columns, load_competition
 from foldwise.data.folds import assign_folds
-from foldwise.data.index import binary_labels, build_index, metadata_columns, read_dates
+from foldwise.data.index import build_index, metadata_columns
+from foldwise.data.rows import binary_labels
 
 pytestmark = pytest.mark.smoke
 

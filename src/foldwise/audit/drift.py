@@ -17,6 +17,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 from foldwise import dicom, metrics, stats
 from foldwise.data import folds, index
+from foldwise.data.columns import typed
 from foldwise.data.competition import Competition
 
 BINS, ROWS_A_BIN = 32, 100  # a number's quantile bins, at most, and rows in each, at least; missing is its own bin
@@ -80,7 +81,7 @@ def columns(
     }
     for name, values in file_columns.items():
         frame[f"file {name}"], sources[f"file {name}"] = values, "file"
-    if competition.train.table:
+    if competition.train.sources:
         frame["row number"] = table.groupby("split").cumcount().astype("float64")
         frame["number in id"] = pd.to_numeric(table["id"].str.extract(r"(\d{1,15})\D*$")[0]).astype("float64")
         sources |= {"row number": "order", "number in id": "order"}
@@ -111,7 +112,7 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
             if not name.endswith("InstanceUID")
         }
     frame = pd.DataFrame.from_dict(header_of, orient="index").sort_index()
-    return frame.dropna(axis=1, how="all").apply(index.typed) if len(frame) else frame
+    return frame.dropna(axis=1, how="all").apply(typed) if len(frame) else frame
 
 
 def compare(

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, dicom
-from foldwise.data import folds, index
+from foldwise.data import folds
 from foldwise.data.competition import NO_GROUP, Competition
+from foldwise.data.rows import table_columns
 
 TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "DeviceSerialNumber"]
 HEADERS = 2_000  # training files whose headers are read: enough to see values repeat
@@ -73,7 +74,7 @@ def _sources(competition: Competition, train: pd.DataFrame) -> Iterator[tuple[st
             pattern = f"^(.+){separator}[^{separator}]*$" if how == "last" else f"^([^{separator}]+){separator}"
             if found.str.len().gt(1).mean() > 0.9:
                 yield f"start of the id (before the {how} '{separator}')", f"group_pattern: '{pattern}'", found.str[0]
-    columns = index.table_columns(competition, train)
+    columns = table_columns(competition, train)
     for column in columns.columns.difference([competition.group, *competition.targets]):
         values = columns[column]
         if not pd.api.types.is_float_dtype(values) or (values.dropna() % 1 == 0).all():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from foldwise import metrics, stats
 from foldwise.blend import trust
+from foldwise.blend.cuts import Cut, Graded, Tilted
 from foldwise.blend.fit import Blend, fit_weights
 from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
@@ -35,9 +36,10 @@ def examine(
     """
     metric = competition.scorer()
     preds = Scaling.of(runs.preds, competition.task)(runs.preds)
-    singles = [float(metric.function(runs.target, run, None)) for run in preds]
+    judged, mean = _cut_alike(runs, blend, preds, metric, seed)
+    singles = [float(metric.function(runs.target, run, None)) for run in judged]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
-    rivals = [blend.nested, preds[best], preds.mean(axis=0), _nested_best(runs, metric, seed)]
+    rivals = [blend.nested, judged[best], mean, _nested_best(runs, metric, seed)]
     over = ["over_best_single", "over_plain_mean", "over_nested_best_single"]
     if automatic is not None:
         rivals, over = [*rivals, automatic.nested], [*over, "over_automatic"]
@@ -52,6 +54,7 @@ def examine(
         "method": blend.method,
         "space": blend.space,
         "says": ALL[blend.method].says,
+        "cuts": _cuts(blend, runs.columns),
         "note": blend.note,
         "metric": metric.name,
         "greater_is_better": metric.greater_is_better,
@@ -63,7 +66,7 @@ def examine(
         "in_sample_score": blend.score,
         "best_single": runs.names[best],
         "best_single_score": singles[best],
-        "best_of_many": _best_of_many(metric, runs, preds, singles, seed),
+        "best_of_many": _best_of_many(metric, runs, judged, singles, seed),
         "plain_mean_score": scores[2],
         "gains": gains,
         "automatic": automatic and {key: getattr(automatic, key) for key in ("method", "space", "nested_score")},
@@ -75,7 +78,7 @@ def examine(
         "rarer_class": _rarer(runs.target) if competition.task == "binary" else None,
         "rows_of_all_folds": runs.rows_all,
         "patients_or_groups": int(np.unique(runs.groups).size),
-        "runs": _runs(runs, blend, preds, metric),
+        "runs": _runs(runs, blend, judged, metric),
         "coverage": runs.coverage,
         "unchecked_folds": list(runs.unchecked),
         "leave_one_out": leave_one_out(runs, blend, metric, seed),
@@ -102,6 +105,29 @@ def _rank_order_kept(runs: RunSet, blend: Blend) -> float | None:
     among_test = blend.combiner(to_space(blend.space, prepare.scaling(runs.tests), prepare.task))
     both = np.stack([blend.predict(runs.tests).reshape(-1), among_test.reshape(-1)])
     return float(trust.correlation(ranks(both))[0, 1])
+
+
+def _cut_alike(runs: RunSet, blend: Blend, preds: Array, metric: metrics.Metric, seed: int) -> tuple[Array, Array]:
+    """The runs and their plain mean, with a cut where the blend has one: fitted without each fold, as the blend's."""
+    kind = "".join(blend.method.partition("+")[1:])
+    if not kind:
+        return preds, preds.mean(axis=0)
+    rows: Any = {"folds": runs.folds, "groups": runs.groups, "task": blend.prepare.task, "draws": 0}
+    *singles, mean = (
+        fit_weights(some, runs.target, metric, f"mean{kind}", seed, **rows).nested
+        for some in [*runs.preds[:, None], runs.preds]
+    )
+    return np.stack(singles), mean
+
+
+def _cuts(blend: Blend, columns: list[str]) -> dict[str, float]:
+    """What was tuned behind the method: {label: its cut}, {grades: the cut between them} or {class: its factor}."""
+    fitted = blend.combiner
+    if isinstance(fitted, Graded):
+        return {f"{fitted.low + k}|{fitted.low + k + 1}": float(cut) for k, cut in enumerate(fitted.cuts)}
+    if not isinstance(fitted, (Cut, Tilted)):
+        return {}
+    return {name.removeprefix("pred_"): float(cut) for name, cut in zip(columns, fitted.cuts, strict=True)}
 
 
 def _rarer(target: Array) -> int:
@@ -159,9 +185,9 @@ def leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int)
 
     def nested_score(keep: Array) -> float:
         families = [runs.families[i] for i in keep]
-        rows: Any = {"folds": runs.folds, "groups": runs.groups, "families": families}
+        rows: Any = {"folds": runs.folds, "groups": runs.groups, "families": families, "task": blend.prepare.task}
         return fit_weights(
-            runs.preds[keep], runs.target, metric, method, seed, space=space, draws=0, **rows
+            runs.preds[keep], runs.target, metric, method, seed, space=space, draws=0, cut=False, **rows
         ).nested_score
 
     everything = np.arange(m)
@@ -172,7 +198,8 @@ def leave_one_out(runs: RunSet, blend: Blend, metric: metrics.Metric, seed: int)
 
 def _leave_one_out_method(runs: RunSet, blend: Blend) -> tuple[str, str]:
     heavy = len(runs.names) > 20 or runs.preds.size > 20_000_000
-    return ("mean", "prob") if heavy or blend.method == "given" else (blend.method, blend.space)
+    base, plus, kind = blend.method.partition("+")
+    return (f"mean{plus}{kind}", "prob") if heavy or base == "given" else (blend.method, blend.space)
 
 
 def verdict(meta: Meta) -> str:
@@ -180,7 +207,7 @@ def verdict(meta: Meta) -> str:
     name, gains = meta["best_single"], meta["gains"]
     if len(meta["runs"]) == 1:
         return "One run only: nothing to blend."
-    if meta["method"] == "best":
+    if meta["method"].startswith("best"):
         return f"No blend is better than the best single run: this is {name}."
     gain, fair = gains["over_best_single"], gains["over_nested_best_single"]
     if gain["low"] > 0:

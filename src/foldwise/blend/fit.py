@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
+from foldwise.blend import cuts
 from foldwise.blend.methods import ALL, FIXED_SPACE, METHODS, mean
 from foldwise.blend.mixture import Mixture, Prepare
 from foldwise.blend.search import Problem
@@ -90,6 +91,7 @@ def fit_weights(
     nested: bool = True,
     draws: int = 1000,
     weights: Sequence[float] | None = None,
+    cut: bool = True,
 ) -> Blend:
     """The blend of out-of-fold predictions by `method`, and the score to expect of it.
 
@@ -99,7 +101,8 @@ def fit_weights(
     those folds and drawn whole by the bootstrap. families: (model, image size) of each run, for `hierarchical`.
     space: prob, logit, rank, ... or auto (chosen by nested CV); each method has its own default.
     nested=False skips cross-validation: nested_score and interval are NaN. weights: one a run, set by hand instead
-    of by a method, and scaled to sum to one.
+    of by a method, and scaled to sum to one. cut: for metrics of labels, a method without a cut of its own ("mean+cut")
+    is tried with them, too, and gets one where auto's rule finds it worth it.
     Raises UserError for unknown names, NaN, and shapes that do not fit.
     """
     runs = tuple(names or ())
@@ -111,7 +114,7 @@ def fit_weights(
     if weights is not None:
         method, problem = "given", replace(problem, given=_by_hand(weights, runs))
     work = _Work(array, problem, runs, None if groups is None else np.asarray(groups), draws)
-    choices = _choices(method, space, problem, array)
+    choices = _choices(method, space, problem, array, cut and nested)
     with threadpool_limits(1):  # matrices here are small: BLAS threads wait for each other, 5 x slower
         if not nested:
             return work.finish(*choices[0], None, [])
@@ -192,16 +195,22 @@ def _default_space(method: str, problem: Problem) -> str:
     return ("rank" if problem.metric.order_only else "prob") if space == "order" else space
 
 
-def _choices(method: str, space: str | None, problem: Problem, preds: Array) -> list[Choice]:
+def _choices(method: str, space: str | None, problem: Problem, preds: Array, cut: bool) -> list[Choice]:
     if space not in {None, "auto", *SPACES}:
         raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
     if method == "auto":
-        return _auto_choices(problem, preds)
-    if method not in METHODS and not problem.given:
+        return _auto_choices(problem, preds, cut)
+    if method not in ALL or (method.startswith("given") and not problem.given):
         raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
-    if space is None or method in FIXED_SPACE:
-        return [(method, _default_space(method, problem))]
-    return [(method, one) for one in (_spaces(problem) if space == "auto" else [space])]
+    base, plus, kind = method.partition("+")
+    if plus and plus + kind not in cuts.kinds(problem):
+        kinds = ", ".join(cuts.kinds(problem)) or "none"
+        raise UserError(f"method '{method}': cuts of {problem.metric.name} on a {problem.task} target are {kinds}")
+    spaces = [_default_space(method, problem)]
+    if space is not None and base not in FIXED_SPACE:
+        spaces = _spaces(problem) if space == "auto" else [space]
+    named = [method, *(method + kind for kind in cuts.kinds(problem) if cut and not plus)]
+    return [(one, where) for one in named for where in spaces]
 
 
 def _spaces(problem: Problem) -> list[str]:
@@ -210,12 +219,18 @@ def _spaces(problem: Problem) -> list[str]:
     return ["rank", "prob", "logit"] if problem.metric.order_only else ["prob", "logit"]
 
 
-def _auto_choices(problem: Problem, preds: Array) -> list[Choice]:
+CUT_BY_AUTO = ("mean", "best", "gradient", "weights", "stack")  # methods that auto tries with a cut
+
+
+def _auto_choices(problem: Problem, preds: Array, cut: bool) -> list[Choice]:
     large = preds.size > 50_000_000  # 1,000 classes: methods whose cost does not grow with the classes
     if large:
         methods = ["mean", "geometric", "best", "gradient", "weights", "caruana"]
     else:
         methods = [name for name in METHODS if _applies(name, problem, preds)]
+    if cut:
+        kinds = cuts.kinds(problem)[:1] if large else cuts.kinds(problem)
+        methods += [name + kind for name in methods if name in CUT_BY_AUTO for kind in kinds]
     choices = [(name, _default_space(name, problem)) for name in methods]
     if not large:
         choices += [(name, space) for name in ("gradient",) for space in _spaces(problem)]
@@ -224,16 +239,13 @@ def _auto_choices(problem: Problem, preds: Array) -> list[Choice]:
 
 def _applies(method: str, problem: Problem, preds: Array) -> bool:
     metric, task = problem.metric, problem.task
-    if preds.shape[0] == 1 and method not in {"mean", "thresholds"}:
+    if preds.shape[0] == 1 and method != "mean":
         return False
     if task == "regression" and ALL[method].uniform and method != "mean":
         return False
-    cuts = (metric.decides and task != "multiclass") or metric.name == "pf1"
     return {
         "rank": metric.order_only,
         "fold_rank": metric.order_only,
-        "thresholds": cuts,
-        "stack_thresholds": cuts and task != "regression",
         "vote": metric.decides,
         "per_class": preds.ndim == 3 and metric.name != "log_loss",
         "hierarchical": bool(problem.families),

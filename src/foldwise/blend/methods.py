@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foldwise.blend.cuts import cut
 from foldwise.blend.search import Problem, climb, descend, hill, objective, select
 from foldwise.blend.spaces import from_space, truth_columns
-from foldwise.blend.stacking import Combiner, Linear, logistic, ridge, thresholds, trees, within
+from foldwise.blend.stacking import Combiner, Linear, logistic, ridge, trees, within
 
 Array = NDArray[Any]
 Fit = Callable[[Array, Problem, str], Combiner]
@@ -153,10 +154,6 @@ def shrunk(free: Array, families: Sequence[tuple[str, str]], to_family: float, t
     return (1 - to_uniform) * moved + to_uniform / free.size
 
 
-def _thresholds(z: Array, problem: Problem, space: str) -> Combiner:
-    return thresholds(mean(z, problem, space), z, problem)
-
-
 @dataclass(frozen=True)
 class Method:
     """How to fit, in which space by default ('order' means rank for metrics of order, else prob), and how complex.
@@ -167,7 +164,7 @@ class Method:
 
     fit: Fit
     space: str
-    complexity: int
+    complexity: float
     says: str
     uniform: bool = False
     evidence: float = 0.0
@@ -182,14 +179,6 @@ METHODS: dict[str, Method] = {
     "best": Method(_best, "prob", 3, "best single run, chosen on the training folds"),
     "vote": Method(_vote, "prob", 3, "hard vote", True),
     "power": Method(_power, "prob", 4, "power mean, its exponent by the metric", True),
-    "thresholds": Method(_thresholds, "prob", 4, "mean, then cuts tuned on the metric"),
-    "stack_thresholds": Method(
-        lambda z, problem, space: thresholds(logistic(z, problem), z, problem),
-        "logit",
-        12,
-        "stacking, then tuned cuts",
-        evidence=2.0,
-    ),
     "calibrated": Method(mean, "calibrated", 5, "mean of probabilities calibrated a fold", True),
     "hierarchical": Method(_hierarchical, "order", 6, "weights pulled to model and size, then to equal"),
     "ridge": Method(
@@ -204,16 +193,23 @@ METHODS: dict[str, Method] = {
     "per_class": Method(_per_class, "order", 14, "weights for each class"),
     "lightgbm": Method(lambda z, problem, space: trees(z, problem), "order", 15, "LightGBM stacking", evidence=2.0),
 }
-ALL = {**METHODS, "given": Method(_given, "prob", 0, "weights set by hand")}
-FIXED_SPACE = {
-    "stack_thresholds",
-    "mean",
-    "rank",
-    "fold_rank",
-    "logit",
-    "geometric",
-    "vote",
-    "power",
-    "calibrated",
-    "stack",
+
+
+def _then_cut(method: Method, each: bool) -> Method:
+    """A method and then a cut (see cuts): a quarter more complex, or half."""
+    says = f"{method.says}, then {'a cut a label or grade' if each else 'a cut'} tuned on the metric"
+    return replace(
+        method,
+        fit=lambda z, problem, space: cut(method.fit(z, problem, space), z, problem, each),
+        complexity=method.complexity + (0.5 if each else 0.25),
+        says=says,
+    )
+
+
+_UNCUT = {**METHODS, "given": Method(_given, "prob", 0, "weights set by hand")}
+CUT = {"+cut": False, "+cuts": True}
+ALL = {
+    **_UNCUT,
+    **{name + kind: _then_cut(method, each) for name, method in _UNCUT.items() for kind, each in CUT.items()},
 }
+FIXED_SPACE = {"mean", "rank", "fold_rank", "logit", "geometric", "vote", "power", "calibrated", "stack"}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foldwise.blend.cuts import Cut, Graded, Tilted
 from foldwise.blend.methods import Power, Vote
 from foldwise.blend.spaces import Maps, Quantiles, Scaling, Sigmoid, Steps, to_space
-from foldwise.blend.stacking import Clipped, Combiner, Cut, Graded, Linear, Trees
+from foldwise.blend.stacking import Clipped, Combiner, Linear, Trees
 from foldwise.core.saved import from_plain, to_plain
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ class Mixture:
     def needed(self) -> list[str]:
         """The runs that the prediction depends on."""
         inner = self.combiner
-        while isinstance(inner, (Cut, Graded)):
+        while isinstance(inner, (Cut, Graded, Tilted)):
             inner = inner.base
         if not isinstance(inner, (Linear, Clipped)):
             return self.names
@@ -77,5 +78,5 @@ class Mixture:
 
 KINDS: Sequence[type] = (
     *(Mixture, Prepare, Scaling, Maps, Sigmoid, Steps, Quantiles),
-    *(Linear, Clipped, Trees, Cut, Graded, Power, Vote),
+    *(Linear, Clipped, Trees, Cut, Graded, Tilted, Power, Vote),
 )

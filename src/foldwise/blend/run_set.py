@@ -31,6 +31,7 @@ from foldwise.data.runs import (
     read_run_info,
     write_run_info,
 )
+from foldwise.data.tables import read_table
 
 Array = NDArray[Any]
 
@@ -159,7 +160,7 @@ def _foreign(competition: Competition, name: str, oof_file: Path, test_file: Pat
     tables = []
     for path in (oof_file, test_file):
         ids = [column for column in ("id", *(theirs for theirs, ours in rename.items() if ours == "id"))]
-        frame = index.read_table(path, ids).rename(columns=dict(rename))
+        frame = read_table(path, ids).rename(columns=dict(rename))
         with tempfile.TemporaryDirectory() as tmp:  # read as any run is, so that the same checks hold
             copy = Path(tmp) / "table.csv"
             frame.to_csv(copy, index=False)

@@ -77,7 +77,7 @@ def sample_rows(problem: Problem, rows: int, seed: int) -> Array:
         return np.sort(rng.choice(n, rows, replace=False))
     ones, zeros = np.flatnonzero(problem.target > 0.5), np.flatnonzero(problem.target <= 0.5)
     few, many = (ones, zeros) if ones.size < zeros.size else (zeros, ones)
-    share = rows // 2 if problem.metric.name == "roc_auc" else max(1, round(rows * few.size / n))
+    share = rows // 2 if problem.metric.needs == "01" else max(1, round(rows * few.size / n))
     few = rng.permutation(few)[:share]
     return np.sort(np.concatenate([few, rng.choice(many, rows - few.size, replace=False)]))
 
@@ -88,7 +88,7 @@ def objective(z: Array, problem: Problem, space: str) -> Objective:
     if z.shape[1] > cap and not _reducible(problem, space):
         rows = sample_rows(problem, cap, problem.seed)
         z, problem = z[:, rows], problem.take(rows)
-    if problem.metric.name in {"roc_auc", "average_precision"}:
+    if problem.metric.presorted:
         return _ranking(z, problem)
     if problem.task == "regression":
         return _values(z, problem)

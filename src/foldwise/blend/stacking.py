@@ -1,4 +1,4 @@
-"""Second-level models on out-of-fold predictions: logistic, ridge and LightGBM stacking, and tuned thresholds.
+"""Second-level models on out-of-fold predictions: logistic, ridge and LightGBM stacking.
 
 Every function takes z (M, N) or (M, N, C) and a `Problem`, and returns a combiner: new z -> prediction, with
 `weights` that say what each run is worth in it.
@@ -82,39 +82,6 @@ class Trees:
         cells = z.reshape(*z.shape[:2], -1)
         out = np.stack([fit.predict(cells[:, :, c].T, num_threads=1) for c, fit in enumerate(models)], axis=1)
         return out.reshape(z.shape[1:])
-
-
-@dataclass(frozen=True)
-class Cut:
-    """`base`, bent at its cuts (C,) to lie on either side of 0.5; hard: 0 or 1."""
-
-    base: Combiner
-    cuts: Array
-    hard: bool
-
-    @property
-    def weights(self) -> Array:
-        return self.base.weights
-
-    def __call__(self, z: Array) -> Array:
-        out = self.base(z)
-        return bend(out.reshape(out.shape[0], -1), self.cuts, self.hard).reshape(out.shape)
-
-
-@dataclass(frozen=True)
-class Graded:
-    """`base`, rounded to grades from `low` on by cut points."""
-
-    base: Combiner
-    cuts: Array
-    low: int
-
-    @property
-    def weights(self) -> Array:
-        return self.base.weights
-
-    def __call__(self, z: Array) -> Array:
-        return np.digitize(self.base(z), self.cuts).astype(np.float64) + self.low
 
 
 # --- logistic -----------------------------------------------------------------------------------------------
@@ -356,62 +323,3 @@ def _boost(x: Array, y: Array, kind: str, problem: Problem, **more: int) -> Any:
     if kind != "multiclass":  # a run may only raise what it says, as in `logistic`
         settings["monotone_constraints"] = [1] * x.shape[1]
     return lightgbm.train(settings, lightgbm.Dataset(x, y, free_raw_data=True), num_boost_round=40)
-
-
-# --- thresholds ---------------------------------------------------------------------------------------------
-
-
-def thresholds(base: Combiner, z: Array, problem: Problem) -> Combiner:
-    """`base` followed by cuts tuned on the metric itself.
-
-    Binary and multilabel: scores are bent so that the cut stands at 0.5, in their order still (pf1: they become
-    0 or 1, which that metric rewards). Grades (kappa of values): rounded by tuned cut points.
-    """
-    pred = base(z)
-    if problem.task == "regression":
-        cuts = _grade_cuts(pred, problem)
-        return Graded(base, cuts, int(problem.target.min()))
-    if problem.task == "multiclass":
-        raise UserError("--method thresholds: for binary and multilabel targets and for grades, not for classes")
-    columns, truths = pred.reshape(pred.shape[0], -1), problem.target.reshape(pred.shape[0], -1)
-    hard = problem.metric.name == "pf1"
-    known = [known_rows(truth) for truth in truths.T]
-    cuts = np.array([_cut(columns[rows, c], truths[rows, c], problem, hard) for c, rows in enumerate(known)])
-    return Cut(base, cuts, hard)
-
-
-def bend(pred: Array, cuts: Array, hard: bool = False) -> Array:
-    """Piecewise linear, [0, cut] to [0, 1/2] and [cut, 1] to [1/2, 1]; or 0 and 1."""
-    if hard:
-        return (pred >= cuts).astype(np.float64)
-    below = 0.5 * pred / np.maximum(cuts, 1e-12)
-    above = 0.5 + 0.5 * (pred - cuts) / np.maximum(1 - cuts, 1e-12)
-    return np.clip(np.where(pred < cuts, np.minimum(below, 0.5 - 1e-9), above), 0, 1)
-
-
-def _cut(pred: Array, truth: Array, problem: Problem, hard: bool) -> float:
-    quantiles = np.linspace(0, 1, 101)  # of all rows, and of the positives, where the best cut of a rare class lies
-    sources = [part for part in (pred, pred[truth > 0.5]) if part.size]
-    tried = np.unique(np.concatenate([np.quantile(part, quantiles) for part in sources]))
-    sign = 1 if problem.metric.greater_is_better else -1
-    values = [sign * problem.metric.function(truth, bend(pred, cut, hard), None) for cut in tried]
-    top = np.flatnonzero(values >= np.nanmax(values) - 1e-12)
-    return float(tried[top[top.size // 2]])  # the middle of a plateau is the safest cut
-
-
-def _grade_cuts(pred: Array, problem: Problem) -> Array:
-    low, high = int(problem.target.min()), int(problem.target.max())
-    cuts = np.arange(low, high) + 0.5
-    grid = np.unique(np.quantile(pred, np.linspace(0, 1, 81)))
-    best = problem.loss(np.digitize(pred, cuts) + float(low))
-    for _ in range(3):  # coordinate descent: cuts move each other little
-        for i in range(cuts.size):
-            for cut in grid:
-                trial = cuts.copy()
-                trial[i] = cut
-                if (np.diff(trial) < 0).any():
-                    continue
-                loss = problem.loss(np.digitize(pred, trial) + float(low))
-                if loss < best - 1e-9:
-                    best, cuts = loss, trial
-    return cuts

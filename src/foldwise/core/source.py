@@ -1,26 +1,17 @@
-"""Where the bytes of an image come from: a file, a member of an archive, and all files below a folder.
-
-A path may go on inside an archive: 'photos.zip/a.jpg' is a member of a ZIP, 'train.hdf5/ISIC_0015670' a dataset of
-an HDF5 file: encoded bytes as they are, or pixels, uint8 or uint16 (H, W) or (H, W, 3), which come back as PNG.
-"""
+"""Where the bytes of an image come from: a file or a member of an archive (see archives); all files below a folder."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import zipfile
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from foldwise.core import archives
 
-from foldwise import UserError
-
-SAMPLE = 1 << 14  # bytes of a file hashed at its head, middle and tail
+ABSENT = (NotADirectoryError, FileNotFoundError)  # a file stands where a folder should, or nothing does
 
 
 class ReadWarning(UserWarning):
@@ -31,8 +22,9 @@ def read(path: Path) -> bytes:
     """All bytes of a file or member; OSError where it is not there."""
     try:
         return path.read_bytes()
-    except NotADirectoryError:  # a file stands where a folder should: an archive
-        return _member(path)
+    except ABSENT:
+        archive, name = archives.member(path)
+        return archive.read(name)
 
 
 def head(path: Path, length: int) -> tuple[bytes, int]:
@@ -40,37 +32,34 @@ def head(path: Path, length: int) -> tuple[bytes, int]:
     try:
         with path.open("rb", buffering=0) as file:
             return file.read(length), os.fstat(file.fileno()).st_size
-    except NotADirectoryError:
-        data = _member(path)
-        return data[:length], len(data)
+    except ABSENT:
+        archive, name = archives.member(path)
+        return archive.read(name, length), archive.size(name)
 
 
 def stamp(path: Path) -> tuple[int, int]:
     """(bytes, modified in ns) of a file, or of the archive that it lies in; zeros where there is none."""
-    for place in (path, *path.parents):
+    for place in (path, archives.file_of(path)):
         try:
-            status = place.stat()
+            status = place.stat() if place is not None else None
         except (OSError, ValueError):
             continue
-        return (status.st_size, status.st_mtime_ns) if place.is_file() else (0, 0)
+        if status is not None and place is not None and place.is_file():
+            return status.st_size, status.st_mtime_ns
     return (0, 0)
 
 
 def identity(path: Path) -> dict[str, Any]:
     """What tells a file from another under the same name, without reading all of it: bytes, modified (ns), content (a
-    hash of head, middle and tail; of a member, of all)."""
-    hashed = hashlib.blake2b(digest_size=8)
+    hash of head, middle and tail, or an archive's checksum)."""
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            for start in (0, status.st_size // 2, status.st_size - SAMPLE):
-                file.seek(max(0, start))
-                hashed.update(file.read(SAMPLE))
-        return {"bytes": status.st_size, "modified": status.st_mtime_ns, "content": hashed.hexdigest()}
-    except NotADirectoryError:
-        data = _member(path)
-        hashed.update(data)
-        return {"bytes": len(data), "modified": 0, "content": hashed.hexdigest()}
+            content = archives.sampled(status.st_size, lambda at, length: os.pread(file.fileno(), length, at))
+        return {"bytes": status.st_size, "modified": status.st_mtime_ns, "content": content}
+    except ABSENT:
+        archive, name = archives.member(path)
+        return {"bytes": archive.size(name), "modified": 0, "content": archive.content(name)}
 
 
 def plain(path: Path) -> Path | io.BytesIO:
@@ -85,77 +74,15 @@ def is_there(path: Path) -> bool:
     if path.exists():
         return False
     try:
-        archive, name = _archive(path)
-        return archive.holds(name)
+        archives.member(path)
     except OSError:
         return False
+    return True
 
 
-# --- archives -------------------------------------------------------------------------------------------------
-
-
-def _member(path: Path) -> bytes:
-    archive, name = _archive(path)
-    if not archive.holds(name):
-        raise FileNotFoundError(2, "No such member of the archive", str(path))
-    return archive.read(name)
-
-
-def _archive(path: Path) -> tuple[_Zip | _Hdf5, str]:
-    file = next((parent for parent in path.parents if parent.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(2, "No such file or directory", str(path))
-    return _opened(str(file), os.getpid()), path.relative_to(file).as_posix()
-
-
-@lru_cache(maxsize=16)
-def _opened(file: str, process: int) -> _Zip | _Hdf5:
-    """An archive, opened once a process: two that share one descriptor would move each other's place in it."""
-    if zipfile.is_zipfile(file):
-        return _Zip(zipfile.ZipFile(file))
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"{file}: pip install h5py reads what lies inside, if it is HDF5") from None
-    if not h5py.is_hdf5(file):
-        raise OSError(20, "Neither a folder, nor a ZIP or HDF5 file", file)
-    return _Hdf5(h5py.File(file, "r", locking=False))
-
-
-@dataclass(frozen=True)
-class _Zip:
-    archive: zipfile.ZipFile
-
-    def holds(self, name: str) -> bool:
-        return name in self.archive.NameToInfo
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self.archive.read(name)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, odd packing
-            raise OSError(5, f"can't be unpacked ({error})", name) from None
-
-
-@dataclass(frozen=True)
-class _Hdf5:
-    file: Any
-
-    def holds(self, name: str) -> bool:
-        return hasattr(self.file.get(name), "dtype")  # a dataset; groups have none
-
-    def read(self, name: str) -> bytes:
-        value = self.file[name][()]
-        if isinstance(value, bytes):
-            return value
-        if value.dtype.kind == "V" or (value.dtype == np.uint8 and value.ndim == 1):
-            return value.tobytes()
-        colour = value.ndim == 3 and value.shape[2] == 3
-        if value.dtype not in (np.uint8, np.uint16) or not (value.ndim == 2 or colour):
-            raise OSError(22, f"HDF5 dataset {value.dtype} {value.shape} is no image", name)
-        import cv2
-
-        pixels = value[..., ::-1] if colour else value
-        return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, an archive, or a folder in one."""
+    return path.is_dir() or bool(archives.members(path))
 
 
 # --- folders --------------------------------------------------------------------------------------------------
@@ -176,6 +103,9 @@ def tree(folder: Path, within: Path | None = None) -> Tree:
     by links that lie in it themselves, not by those of the place that such a link leads to.
     """
     grown = Tree((within or folder).resolve())
+    packed = None if folder.is_dir() else archives.members(folder)
+    if packed is not None:
+        return replace(grown, files=packed)
     real = folder.resolve()
     _grow(grown, folder, (real,), [grown.within, real])
     grown.files.sort()

@@ -31,7 +31,8 @@ from foldwise.core.schema import nearest
 from foldwise.data import image
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
-from foldwise.data.index import identity, read_table
+from foldwise.data.index import identity
+from foldwise.data.tables import read_table
 
 XYXY = ["xmin", "ymin", "xmax", "ymax"]
 COLUMNS = ["id", "split", *XYXY, "score", "class", "source", "reason"]

@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-import string
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from foldwise import UserError, metrics
 from foldwise.core import paths
 from foldwise.core.cli import note
-from foldwise.core.schema import Strict, find_yaml, read_yaml, validate
+from foldwise.core.schema import Strict, find_yaml, nearest, read_yaml, validate
+from foldwise.core.source import stamp
+from foldwise.data import tables
+from foldwise.data.columns import by_number
 from foldwise.data.image import ImageOptions
+from foldwise.data.template import template_columns
 
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
-
-
-class Piece(NamedTuple):
-    """A part of a template: text, then a column's value (column None: no value), one character of it, formatted."""
-
-    text: str
-    column: str | None
-    place: int | None
-    form: str
-
-    def fill(self, value: object) -> str:
-        """The text and the value behind it; ValueError where the value does not fit the format."""
-        shown = str(value)
-        if self.place is not None:
-            if not -len(shown) <= self.place < len(shown):
-                raise ValueError
-            shown = shown[self.place]
-        kind = int if self.form[-1:] in set("bcdoxX") else float if self.form[-1:] in set("eEfFgGn%") else str
-        return self.text + (format(kind(shown), self.form) if self.form else shown)
-
-
-def template_pieces(template: str) -> list[Piece]:
-    """'x/{id:05d}.png' -> a Piece 'x/' with column id, and a Piece '.png' without; ValueError says what is wrong."""
-    try:
-        return [_piece(*part) for part in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise ValueError(f"'{template}': {error}; write columns as {{id}}, {{id:05d}} or {{id[0]}}") from None
-
-
-def _piece(text: str, field: str | None, form: str | None, conversion: str | None) -> Piece:
-    if field is None:
-        return Piece(text, None, None, "")
-    named = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)\])?", field)
-    if named is None or conversion or "{" in (form or ""):
-        raise ValueError(f"what stands in braces, '{field}', is no column")
-    return Piece(text, named[1], None if named[2] is None else int(named[2]), form or "")
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns named in braces: 'train/{patient_id}/{image_id}.dcm' -> ['patient_id', 'image_id']."""
-    return [piece.column for piece in template_pieces(template) if piece.column is not None]
 
 
 _PLAIN = (
@@ -90,17 +52,50 @@ def condition_columns(condition: str) -> list[str]:
     return named
 
 
+class Table(Strict):
+    """One of a split's tables."""
+
+    table: str = Field(description="its file: CSV, TSV, parquet, JSON (records, lines, COCO); also in an archive")
+    records: str | None = Field(None, description="of a JSON object with several lists: the one to read, images")
+    on: str | list[str] | None = Field(
+        None, description="the column to join on: its own, or [the first table's, its own]; default: `id`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_file(cls, data: Any) -> Any:
+        return {"table": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Table:
+        if isinstance(self.on, list) and len(self.on) != 2:
+            raise ValueError("`on` is a column, or two: [the first table's, its own]")
+        return self
+
+    def keys(self, default: str) -> tuple[str, str]:
+        """The first table's and its own column to join on."""
+        on = self.on or default
+        return (on, on) if isinstance(on, str) else (on[0], on[1])
+
+
 class Split(Strict):
     """Where the rows and the images of one split lie, below the competition's root."""
 
-    table: str | None = Field(None, description="CSV or parquet with a row per image")
+    table: str | None = Field(None, description="CSV, TSV, parquet or JSON with a row per image")
+    tables: list[Table] = Field(
+        [],
+        description="several, joined one to one: [labels.csv, {table: more.csv, on: image_id}]; the first has the rows",
+    )
+    id: str | None = Field(None, description="this split's name of the `id` column, where it has another")
     images: str | list[str] | None = Field(
         None,
-        description="'train/{image_id}.jpg', columns in braces, also inside a ZIP or HDF5 file "
-        "('train.hdf5/{isic_id}'); a list: each row's image is the first of them that is there; without a table, a "
-        "folder of images",
+        description="'train/{image_id}.jpg', columns in braces, also {id[0]}, {id//100:03d}, {id.stem}; in archives "
+        "(train.zip, train.tar.gz stand for train; 'train.hdf5/{isic_id}'); 'train/{id}/*.dcm': the middle one of "
+        "several; a list: each row's image is the first of them that is there; without a table, a folder of images",
     )
-    folders: str | None = Field(None, description="a folder that holds a folder per class, instead of a table")
+    folders: str | list[str] | None = Field(
+        None, description="a folder that holds a folder per class, instead of a table; a list: the classes' folders"
+    )
     where: str | None = Field(
         None, description="only the table's rows of which this is true: view == 'PA' and age > 18 (a pandas query)"
     )
@@ -115,17 +110,22 @@ class Split(Strict):
     def _one_source(self) -> Split:
         if (self.folders is None) == (self.images is None):
             raise ValueError("give either `images` or `folders`")
-        if self.table and not all(template_columns(template) for template in self.templates or [""]):
+        if self.sources and not all(template_columns(template) for template in self.templates or [""]):
             raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
-        if not self.table and isinstance(self.images, list):
+        if not self.sources and isinstance(self.images, list):
             raise ValueError("a list of `images` needs a `table` with a row per image")
-        if self.folders and self.table:
+        if self.folders and self.sources:
             raise ValueError("`folders` takes no `table`: each folder's name is the class")
-        if self.where is not None and not self.table:
+        if self.where is not None and not self.sources:
             raise ValueError("`where` asks the columns of a `table`")
         if self.where is not None:
             condition_columns(self.where)
         return self
+
+    @property
+    def sources(self) -> list[Table]:
+        """The split's tables, the one with the rows first; [] where it has none."""
+        return ([Table(table=self.table)] if self.table else []) + self.tables
 
     @property
     def templates(self) -> list[str]:
@@ -134,8 +134,9 @@ class Split(Strict):
 
 
 class Labels(Strict):
-    """What cells of the target columns mean that hold no label."""
+    """What cells of the target columns mean that hold no label, or several."""
 
+    separator: str = Field(" ", min_length=1, description="multilabel in one column: what stands between labels")
     blank: Literal["0", "1", "ignore"] | None = Field(
         None, description="empty cells: 0, 1, or ignore (no loss, no score; a row without any label is left out)"
     )
@@ -180,7 +181,15 @@ class SubmissionShape(Strict):
 
     row_id: str | None = Field(
         None,
-        description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a row",
+        description="a table column, or a template such as '{patient_id}_{laterality}', when several images make a "
+        "row; '{study}_{target}': a row for each target",
+    )
+    id: str | None = Field(None, description="the sample's column of row ids; default: the one that holds them")
+    min: float | None = Field(None, description="smallest value the host takes; predictions below it become it")
+    max: float | None = Field(None, description="largest value the host takes")
+    fill: dict[str, float] = Field({}, description="the sample's columns that nothing predicts, and a value for all")
+    top: int | None = Field(
+        None, ge=1, description="multiclass: so many names in one cell, likeliest first; default: the k of map@k"
     )
     aggregate: Literal["mean", "max", "median"] = Field("mean", description="over the images of one row")
     public: float = Field(
@@ -194,7 +203,14 @@ class SubmissionShape(Strict):
     @model_validator(mode="after")
     def _readable(self) -> SubmissionShape:
         template_columns(self.row_id or "")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError("`min` is below `max`")
         return self
+
+    @property
+    def melted(self) -> bool:
+        """Whether each target has a row of its own."""
+        return "{target}" in (self.row_id or "")
 
 
 class HostMetric(Strict):
@@ -203,6 +219,18 @@ class HostMetric(Strict):
     function: str = Field(description="a name from foldwise.metrics, or module:function")
     greater_is_better: bool | None = Field(None, description="module:function: its direction")
     order_only: bool | None = Field(None, description="module:function: whether it sees the order of rows and no more")
+    weights: dict[str, float | tuple[float, float]] | None = Field(
+        None,
+        description="weighted_log_loss: {class: 2, ...}, or of columns of 0 and 1 {column: [1, 2], ...}, [of 0, of 1]",
+    )
+    normalise: Literal["row", "all"] | None = Field(
+        None, description="weighted_log_loss: the weights of several columns sum to one in each row, or in all"
+    )
+    bands: list[tuple[float, float]] | None = Field(
+        None, description="weighted_auc: [upper end of true positive rates, weight] from 0 to 1: [[0.4, 2], [1, 1]]"
+    )
+    sigma: float | None = Field(None, gt=0, description="laplace_log_likelihood: the least deviation that counts (70)")
+    delta: float | None = Field(None, gt=0, description="laplace_log_likelihood: the largest error that counts (1000)")
 
     @model_validator(mode="before")
     @classmethod
@@ -213,7 +241,17 @@ class HostMetric(Strict):
     def _declares_its_own(self) -> HostMetric:
         if ":" not in self.function and (self.greater_is_better is not None or self.order_only is not None):
             raise ValueError(f"'{self.function}' is known: its direction needs no declaring")
+        if ":" not in self.function:
+            try:
+                self.metric({} if self.weights is None else {"weights": [1.0]})
+            except UserError as error:
+                raise ValueError(str(error)) from None
         return self
+
+    def metric(self, weights: dict[str, Any]) -> metrics.Metric:
+        """A known metric with its options, and what stands in `weights` in the columns' order."""
+        options = {name: getattr(self, name) for name in ("normalise", "bands", "sigma", "delta")}
+        return metrics.resolve(self.function, **{k: v for k, v in options.items() if v is not None}, **weights)
 
 
 NO_GROUP = "none"
@@ -231,8 +269,17 @@ class Competition(Strict):
         description="a name (also map@K), module:function, or {function: module:function, greater_is_better: false}",
         examples=list(metrics.METRICS),
     )
-    id: str = Field("id", description="the column that names an image")
-    target: str | list[str] = Field("target", description="a column; a list of columns for multilabel")
+    id: str = Field("id", description="the column that names an image, or a template of columns: '{patient}_{week}'")
+    target: str | list[str] = Field(
+        "target",
+        description="a column; a list of columns (label_*, C1..C7) for multilabel, and for multiclass columns of 0 and "
+        "1 of which one holds; multilabel with one column: its cells hold names, `labels.separator` between them",
+    )
+    derive: dict[str, tuple[str, str]] = Field(
+        {},
+        description="columns cut from others where a table has no such: {week: [patient_week, '_(.+)$']}, group 1 of a "
+        "regex",
+    )
     positive: str | list[str] | None = Field(
         None, description="binary with two names as labels: the one that counts as 1; a list: those of many that do"
     )
@@ -277,11 +324,30 @@ class Competition(Strict):
     image: ImageOptions = ImageOptions()
 
     _file: Path = PrivateAttr(Path())
+    _id_template: str | None = PrivateAttr(None)
+    _labels: list[str] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
     def _targets_fit_task(self) -> Competition:
-        if (self.task == "multilabel") != isinstance(self.target, list):
-            raise ValueError("`target` is a list of columns for multilabel, and one column for every other task")
+        if isinstance(self.target, list) and self.task not in {"multilabel", "multiclass"}:
+            raise ValueError("`target` is one column, unless the task is multilabel or multiclass")
+        if isinstance(self.target, list) and len(self.target) == 1 and tables.expand(self.target, []) == self.target:
+            raise ValueError("`target` as a list names two columns or more")
+        if self.submission.melted and self.task != "multilabel":
+            raise ValueError("`submission: row_id` with {target} belongs to task: multilabel")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_have_names(self) -> Competition:
+        if template_columns(self.id):
+            self._id_template, self.id = self.id, "id"
+        for column, (_, pattern) in self.derive.items():
+            if re.compile(pattern).groups < 1:
+                raise ValueError(f"`derive: {column}`: the regex '{pattern}' has no group in parentheses")
+        return self
+
+    @model_validator(mode="after")
+    def _metadata_is_new(self) -> Competition:
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
         reserved |= {"format", "frame", "frames", "error", "modified", "content", *self.truth}
         listed = [*self.metadata.numeric, *self.metadata.categorical, *self.metadata.dates, *self.dicom_tags]
@@ -290,13 +356,35 @@ class Competition(Strict):
                 raise ValueError(f"metadata column '{column}' is named twice")
             if column in reserved:
                 raise ValueError(f"metadata column '{column}' has a name that the index uses itself; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Competition:
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         if self.group is not None and self.group_pattern is not None:
             raise ValueError("`group` and `group_pattern` say the same thing in two ways; keep one")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
-            if split.table is None and split.folders is None and split.target_pattern is None:
+            if not split.sources and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_task(self) -> Competition:
+        weights = self.host_metric.weights
+        if weights is None:
+            return self
+        if self.task == "multiclass" and self.classes is None:
+            raise ValueError("`metric.weights` of classes need `classes`, in their order")
+        named = (
+            self.targets if self.task == "multilabel" else ["0", "1"] if self.task == "binary" else self.classes or []
+        )
+        for name in sorted(set(weights) ^ set(named)):
+            raise ValueError(
+                f"`metric.weights` of {', '.join(named)}: '{name}' is {'too much' if name in weights else 'missing'}"
+            )
+        if self.task != "multilabel" and any(isinstance(each, tuple) for each in weights.values()):
+            raise ValueError("`metric.weights`: pairs (of 0, of 1) belong to task: multilabel; give a number a class")
         return self
 
     @model_validator(mode="after")
@@ -326,8 +414,20 @@ class Competition(Strict):
 
     @property
     def targets(self) -> list[str]:
-        """The target columns, one unless the task is multilabel."""
+        """The labels of a multilabel task, else the target's columns, mostly one."""
+        if self.delimited:
+            return self._labels
         return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
+    def id_template(self) -> str:
+        """What makes the id of several columns; '' where the table has it."""
+        return self._id_template or ""
+
+    @property
+    def delimited(self) -> bool:
+        """Whether one column's cells hold all of a row's labels."""
+        return self.task == "multilabel" and isinstance(self.target, str)
 
     @property
     def truth(self) -> list[str]:
@@ -358,8 +458,16 @@ class Competition(Strict):
         """The metric; a module:function is looked for beside this file first. UserError where there is no such."""
         host = self.host_metric
         if ":" not in host.function:
-            return metrics.resolve(host.function)
+            return host.metric({} if host.weights is None else {"weights": self._weights(host.weights)})
         return metrics.own(host.function, self._file.parent, host.greater_is_better, host.order_only)
+
+    def _weights(self, weights: dict[str, Any]) -> list[Any]:
+        """The metric's weights, one a class, or (of 0, of 1) a column."""
+        if self.task == "multilabel":
+            return [each if isinstance(each := weights[name], tuple) else (each, each) for name in self.targets]
+        return (
+            [[weights["0"], weights["1"]]] if self.task == "binary" else [weights[name] for name in self.classes or []]
+        )
 
     @property
     def file(self) -> Path:
@@ -417,4 +525,66 @@ def load_competition(name_or_path: str) -> Competition:
     path = find_yaml(paths.COMPETITIONS, name_or_path, "--competition")
     competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
+    _spell_out(competition)
     return competition
+
+
+def _spell_out(competition: Competition) -> None:
+    """Fill in what the tables tell: the columns behind 'margin*' and 'C1..C7', the labels in one column's cells."""
+    meta = competition.metadata
+    lists = [meta.numeric, meta.categorical, meta.dates]
+    given = competition.target if isinstance(competition.target, list) else []
+    patterns = [name for name in [*meta.numeric, *meta.categorical, *meta.dates, *given] if tables.is_pattern(name)]
+    columns = _columns(competition) if patterns else []
+    for name in patterns if columns else []:
+        if not tables.expand([name], columns):
+            raise UserError(f"{competition.file}: no column fits '{name}'{nearest(name, columns)}")
+    spelled = [tables.expand(names, columns or names) for names in lists]
+    competition.metadata = Metadata(numeric=spelled[0], categorical=spelled[1], dates=spelled[2])
+    if given:
+        competition.target = tables.expand(given, columns or given)
+    if competition.delimited:
+        competition._labels = _labels_in_cells(competition, str(competition.target))
+
+
+def _columns(competition: Competition) -> list[str]:
+    """The columns of the train tables, or of what step 01 made of them where they are not here."""
+    try:
+        raw = competition.raw_of(competition.train)
+    except UserError:
+        return _indexed(competition)
+    return [column for source in competition.train.sources for column in tables.header(raw / source.table)]
+
+
+def _labels_in_cells(competition: Competition, column: str) -> list[str]:
+    try:
+        raw = competition.raw_of(competition.train)
+    except UserError:
+        return [name.removeprefix("target_") for name in _indexed(competition) if name.startswith("target_")]
+    separator = competition.labels.separator
+    labels: set[str] = set()
+    for split in [competition.train, *competition.extra]:
+        for table in split.sources:
+            file = competition.raw_of(split) / table.table
+            labels |= _in_cells(file, stamp(file), column, table.records, separator)
+    if len(labels) < 2:
+        raise UserError(
+            f"{competition.file}: `target: {column}` of {raw} holds {len(labels)} labels; multilabel needs two"
+        )
+    return by_number(labels)
+
+
+@lru_cache(maxsize=8)
+def _in_cells(file: Path, stamped: tuple[int, int], column: str, records: str | None, separator: str) -> frozenset[str]:
+    if column not in tables.header(file):
+        return frozenset()
+    cells = tables.read_table(file, [column], records)[column].dropna().unique()
+    return frozenset(label.strip() for cell in cells for label in str(cell).split(separator) if label.strip())
+
+
+def _indexed(competition: Competition) -> list[str]:
+    """The columns of the saved index."""
+    import pyarrow.parquet
+
+    path = competition.derived() / "index.parquet"
+    return list(pyarrow.parquet.read_schema(path).names) if path.exists() else []

@@ -13,9 +13,9 @@ import pandas as pd
 
 from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_json
-from foldwise.data import index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import differences
+from foldwise.data.rows import table_columns
 
 BIG = 0.05  # share of a fold from which on a group is placed by balance alone
 FEW = 20_000  # ways to spread groups over folds that are all tried
@@ -158,7 +158,7 @@ def assign_folds(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
 def _blocks(competition: Competition, train: pd.DataFrame, n: int) -> np.ndarray:
     """int64 (N,): n stretches of `folds.blocks` with as many rows each; a group lies where its median does."""
     column = str(competition.folds.blocks)
-    table = index.table_columns(competition, train)
+    table = table_columns(competition, train)
     if column not in table:
         raise UserError(f"{competition.file}: folds.blocks: no column '{column}' in the train table")
     values = table[column]

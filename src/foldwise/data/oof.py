@@ -19,7 +19,7 @@ import pandas as pd
 from foldwise import UserError, metrics
 from foldwise.core.cli import note
 from foldwise.core.files import write_csv
-from foldwise.data import index
+from foldwise.data import index, tables
 from foldwise.data.competition import Competition
 
 DIGITS = "%.9g"  # a float32 comes back to the bit
@@ -59,7 +59,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite."""
-    frame = index.read_table(path, ["id", *_class_names(path)])
+    frame = tables.read_table(path, ["id", *_class_names(path)])
     preds = pred_columns(frame)
     if "id" not in frame or not preds:
         raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")

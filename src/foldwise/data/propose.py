@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from foldwise import UserError, dicom
-from foldwise.core import paths
+from foldwise.core import archives, paths
 from foldwise.core.files import write_text
 from foldwise.data import image
-from foldwise.data.index import by_number, read_dates, read_table
+from foldwise.data.columns import by_number, read_dates
 from foldwise.data.orientation import LOOKED_AT, Judgement, judge
+from foldwise.data.tables import read_table
 
 TRIED = 200  # rows whose images are looked for
 READ = 40  # DICOM headers that are read
 MOST_CLASSES = 0.5  # distinct values a row, from which a text column is no class but a name
-TABLES = {".csv", ".tsv", ".parquet"}
+TABLES = {".csv", ".tsv", ".parquet", ".json", ".jsonl"}
 GROUPS = ("patient", "lesion", "subject", "case", "study", "exam", "scene", "location", "site", "group", "series")
 TAGS = ("PatientAge", "PatientSex", "BodyPartExamined", "ViewPosition", "Laterality", "Modality", "Manufacturer")
 METRICS = {
@@ -37,6 +37,7 @@ METRICS = {
     "multiclass": ("log_loss", "accuracy, f1_macro, quadratic_weighted_kappa, map@5"),
     "multilabel": ("roc_auc", "log_loss, f1_micro, f1_macro, average_precision"),
     "regression": ("rmse", "mae"),
+    "soft": ("kl_divergence", "log_loss"),
 }
 
 
@@ -73,7 +74,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Raw:
-    """What lies in a raw folder: its tables' heads by name, and its images' paths below it."""
+    """What lies in a raw folder, packed or not: its tables by name, and its images' paths below it."""
 
     folder: Path
     tables: dict[str, pd.DataFrame]
@@ -84,12 +85,37 @@ class Raw:
         """Read every table and list every image; UserError where there are no images."""
         if not folder.is_dir():
             raise UserError(f"--from {folder}: no such folder")
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in TABLES)
-        images = [path.relative_to(folder).as_posix() for path in image.listing(folder).images]
-        images += [path for file in sorted(folder.glob("*.zip")) for path in _zipped(file, images)]
+        listed, packed = image.listing(folder).images, list[Path]()
+        for file in sorted(folder.glob("*")):
+            stands_for = archives.alias(file)
+            if stands_for is not None and not stands_for.exists():
+                packed += archives.members(stands_for) or []
+                if stands_for.suffix in TABLES:
+                    packed = [path for path in packed if stands_for not in path.parents] + [stands_for]
+        images = [path for path in [*listed, *packed] if path.suffix.lower() in {*image.SUFFIXES, ".npy"}]
+        images += sorted(folder.rglob("*.npy")) + [path for path in sorted(folder.rglob("*/*.parquet"))]
         if not images:
-            raise UserError(f"--from {folder}: holds no images (JPEG, PNG, DICOM, ...); unpack archives first")
-        return cls(folder, {name: _head(folder / name) for name in names if name.count("/") < 2}, images)
+            raise UserError(f"--from {folder}: holds no images (JPEG, PNG, DICOM, ...)")
+        files = [
+            path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TABLES and path not in set(images)
+        ]
+        below = {path.relative_to(folder).as_posix(): path for path in [*files, *packed] if path.suffix in TABLES}
+        held = {name: _head(path) for name, path in below.items() if name.count("/") < 3}
+        images_below = [path.relative_to(folder).as_posix() for path in images]
+        return cls(folder, {name: table for name, table in held.items() if table is not None}, images_below)
+
+    @cached_property
+    def folders(self) -> dict[str, list[str]]:
+        """The folders of each name that hold images."""
+        named: dict[str, list[str]] = {}
+        for path in dict.fromkeys(path.rpartition("/")[0] for path in self.images):
+            named.setdefault(path.rpartition("/")[2], []).append(path)
+        return named
+
+    @cached_property
+    def ending(self) -> dict[str, str]:
+        """The suffix of a folder's first image."""
+        return {path.rpartition("/")[0]: PurePosixPath(path).suffix for path in reversed(self.images)}
 
     @cached_property
     def places(self) -> dict[str, list[str]]:
@@ -111,24 +137,18 @@ class Raw:
         return min(fits, key=len, default=None)
 
 
-def _head(path: Path) -> pd.DataFrame:
-    """A table whose columns of digits stay text where zeros lead: they name files."""
-    table = read_table(path)
+def _head(path: Path) -> pd.DataFrame | None:
+    """A table whose columns of digits stay text where zeros lead, for they name files; None of what is no table."""
+    try:
+        table = read_table(path)
+    except UserError:
+        if path.suffix == ".json":
+            return None
+        raise
+    table = table[[column for column in table if not str(column).startswith("Unnamed: ")]]
     digits = [column for column in table if pd.api.types.is_integer_dtype(table[column])]
     text = read_table(path, digits)[digits]
     return table.assign(**{c: text[c] for c in digits if text[c].astype(str).str.match(r"0\d").any()})
-
-
-def _zipped(file: Path, unpacked: list[str]) -> list[str]:
-    """The images in an archive, 'train.zip/a.jpg', unless its folder lies beside it."""
-    if any(path.startswith(f"{file.stem}/") for path in unpacked):
-        return []
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return []
-    return [f"{file.name}/{name}" for name in names if Path(name).suffix.lower() in image.SUFFIXES]
 
 
 def write_proposal(name: str, folder: str | None, out: str | None) -> tuple[Path, Proposal]:
@@ -154,7 +174,7 @@ def propose(name: str, folder: Path, root: bool = True) -> Proposal:
     if train is None:
         train = next((n for n, t in raw.tables.items() if n != sample and "test" not in n.lower() and len(t)), None)
     if train is None:
-        _folders(raw, made)
+        _folders(raw, made, sample)
     else:
         _tables(raw, made, train, raw.table("test", without=["sample", "train"]), sample)
     if sample is not None:
@@ -167,17 +187,29 @@ def propose(name: str, folder: Path, root: bool = True) -> Proposal:
 # --- a folder per class -----------------------------------------------------------------------------------------
 
 
-def _folders(raw: Raw, made: Proposal) -> None:
+def _folders(raw: Raw, made: Proposal, sample: str | None) -> None:
     tops = Counter(path.split("/")[0] for path in raw.images if "/" in path)
-    train = next((top for top in tops if "train" in top.lower()), "." if len(tops) > 1 else next(iter(tops), "."))
+    test = next((top for top in tops if "test" in top.lower() and "train" not in top.lower()), None)
+    train = next((top for top in tops if "train" in top.lower()), None)
+    siblings = sorted(top for top in tops if top != test) if train is None and test is not None else []
+    train = train or ("." if len(tops) > 1 else next(iter(tops), "."))
     inside = [path if train == "." else path.removeprefix(f"{train}/") for path in _below(raw, train)]
+    inside = [path for path in inside if not siblings or path.split("/")[0] in siblings]
     classes = Counter(path.split("/")[0] for path in inside if "/" in path)
     if len(classes) < 2:
         raise UserError(f"--from {raw.folder}: no table of labels, and no folder a class; write the file by hand")
-    made.add("task", "multiclass", f"{len(classes)} folders, a class each: {', '.join(list(classes)[:4])}, ...")
-    made.add("metric", "accuracy", "others: log_loss, f1_macro, quadratic_weighted_kappa, map@5", guess=True)
-    made.add("train", {"folders": train}, f"{len(inside):,} images")
-    test = next((top for top in tops if "test" in top.lower() and top != train), None)
+    named = f"{len(classes)} folders, a class each: {', '.join(list(classes)[:4])}, ..."
+    repeated = [Counter(path.rpartition("/")[2] for path in inside)[path.rpartition("/")[2]] for path in inside]
+    if siblings and min(repeated) == len(siblings) and sample is not None:
+        made.add("task", "binary", f"{named}, the same pictures in each", guess=True)
+        made.add("metric", "roc_auc", f"others: {METRICS['binary'][1]}", guess=True)
+        made.add("positive", siblings[1:], f"all but {siblings[0]}, the first of the folders", guess=True)
+        made.add("group_pattern", "/([^/]+)$", "pictures of one name are one scene")
+        made.add("merge_copies", False, "the group says it")
+    else:
+        made.add("task", "multiclass", named)
+        made.add("metric", "accuracy", "others: log_loss, f1_macro, quadratic_weighted_kappa, map@5", guess=True)
+    made.add("train", {"folders": siblings or train}, f"{len(inside):,} images")
     if test is not None:
         nested = any("/" in path.removeprefix(f"{test}/") for path in _below(raw, test))
         made.add("test", {"folders" if nested else "images": test}, f"{tops[test]:,} images")
@@ -194,7 +226,8 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
     table = raw.tables[train]
     asked = raw.tables[sample] if sample is not None else None
     held = raw.tables[test] if test is not None else None
-    row_id, images, hits = _images(raw, table, train)
+    named, images, hits = _images(raw, table, train)
+    row_id = _id(table, held, asked, named)
     target, task, why, sure = _target(table, held, asked, row_id)
     made.add("task", task, why, guess=not sure)
     metric, others = _metric(task, asked, table, target)
@@ -209,65 +242,128 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
         made.add("group", groups[0], f"{table[groups[0]].nunique():,} values in {len(table):,} rows")
     made.add("train", {"table": train, "images": images}, f"found for {hits}")
     _classes(raw, made, task, table, target)
-    _test(raw, made, (test, held), (sample, asked), row_id)
-    used = {row_id, *groups, *(target if isinstance(target, list) else [target])}
+    _test(raw, made, (test, held), (sample, asked), row_id, named)
+    used = {row_id, named, *groups, *(target if isinstance(target, list) else [target])}
     made.add("metadata", _metadata(table, held, used), "columns that both tables have")
     if asked is not None:
-        _submission(made, asked, held, row_id)
+        _submission(made, asked, held, row_id, target)
+
+
+def _id(table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | None, named: str) -> str:
+    """The column that tells rows apart: what the sample asks for, else what names the images, else another of ids."""
+    if held is not None and asked is not None:
+        wanted = set(asked.iloc[:, 0].astype(str))
+        same = [str(column) for column in held if column in table and set(held[column].astype(str)) == wanted]
+        if same and table[same[0]].is_unique:
+            return same[0]
+    if table[named].is_unique:
+        return named
+    ids = [str(column) for column in table if "id" in str(column).lower() and table[column].is_unique]
+    return next(iter(ids), named)
 
 
 def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
-    """(id column, template, how often it was found): the column whose values name files, wherever those lie."""
+    """(column, template, how often it was found): the column whose values name files, wherever those lie."""
     best: tuple[int, str, str] = (0, "", "")
-    for column in table:
-        count, template = _template(raw, table, str(column), "test")
-        better = count > best[0] or (count == best[0] > 0 and table[column].nunique() > table[best[1]].nunique())
-        best = (count, str(column), template) if better else best
+    for find in (_files, _folders_named):
+        for column in table if not best[0] else []:
+            count, template = _template(raw, table, str(column), "test", find)
+            better = count > best[0] or (count == best[0] > 0 and table[column].nunique() > table[best[1]].nunique())
+            best = (count, str(column), template) if better else best
     if not best[0]:
         raise UserError(f"{raw.folder / name}: no column names an image file; write the competition file by hand")
     return best[1], best[2], f"{best[0]:,} of {min(TRIED, len(table)):,} rows tried"
 
 
-def _template(raw: Raw, table: pd.DataFrame, column: str, other: str) -> tuple[int, str]:
+Find = Callable[["Raw", str, str, dict[str, str], str], Iterator[str]]
+
+
+def _template(raw: Raw, table: pd.DataFrame, column: str, other: str, *finds: Find) -> tuple[int, str]:
     """(rows, template) of the place that holds images for most of the rows tried, outside the `other` split's."""
     rows = table.sample(min(TRIED, len(table)), random_state=0).to_dict("records")
-    templates = Counter(
-        template for row in rows for template in _templates(str(row[column]), column, row, raw.places, other)
+    for find in finds or (_files, _folders_named):
+        each = [set(find(raw, str(row[column]), column, _parts(column, row), other)) for row in rows]
+        templates = Counter(template for some in each for template in some)
+        if templates:
+            template, count = templates.most_common(1)[0]
+            return count, template
+    return 0, ""
+
+
+def _parts(column: str, row: dict[str, object]) -> dict[str, str]:
+    """What folders may be called after: other columns' values, and the first letters of this one's."""
+    value = str(row[column])
+    others = {str(cell): f"{{{name}}}" for name, cell in row.items() if name != column and len(str(cell)) > 2}
+    return others | {value[:k]: f"{{{column}[{0 if k == 1 else f':{k}'}]}}" for k in (1, 2, 3) if len(value) > k}
+
+
+def _files(raw: Raw, value: str, column: str, parts: dict[str, str], other: str) -> Iterator[str]:
+    """'train/{image_id}.jpg' for each file of that name."""
+    shown = value.replace("{", "{{").replace("}", "}}")
+    for path in raw.places.get(value.rpartition("/")[2], []):
+        if _of_split(path, other) or not f"/{path}".endswith((f"/{value}", f"/{value}{PurePosixPath(path).suffix}")):
+            continue
+        escaped = path.replace("{", "{{").replace("}", "}}")
+        lead, _, rest = escaped.rpartition(shown)
+        folders = lead.split("/")[:-1] if "/" not in value else []
+        yield (
+            "/".join([*(parts.get(part, part) for part in folders), ""]) if folders else lead
+        ) + f"{{{column}}}{rest}"
+
+
+def _folders_named(raw: Raw, value: str, column: str, parts: dict[str, str], other: str) -> Iterator[str]:
+    """'train/{study}/*.dcm' for each folder of that name."""
+    for folder in raw.folders.get(value, []):
+        if not _of_split(f"{folder}/", other):
+            above = [parts.get(part, part) for part in folder.split("/")[:-1]]
+            yield "/".join([*above, f"{{{column}}}", f"*{raw.ending[folder]}"])
+
+
+def _of_split(path: str, other: str) -> bool:
+    return re.search(rf"(^|/)[^/]*{other}[^/]*/", path.lower()) is not None and not re.match(
+        rf"[^/]*{'train' if other == 'test' else 'test'}", path.lower()
     )
-    template, count = templates.most_common(1)[0] if templates else ("", 0)
-    return count, template
 
 
-def _templates(
-    value: str, column: str, row: dict[str, object], places: dict[str, list[str]], other: str
-) -> Iterator[str]:
-    """'train/{image_id}.jpg' for each file of that name; folders named as other columns' values become their names."""
-    others = {str(cell): name for name, cell in row.items() if name != column and len(str(cell)) > 2}
-    for path in places.get(value, []):
-        if not re.search(rf"(^|/)[^/]*{other}[^/]*/", path.lower()):
-            *folders, file = path.replace("{", "{{").replace("}", "}}").split("/")
-            parts = [f"{{{others[part]}}}" if part in others else part for part in folders]
-            yield "/".join([*parts, file.replace(value, f"{{{column}}}", 1)])
+Target = tuple[str | list[str], str, str, bool]  # target, task, why, sure
 
 
-def _target(
-    table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | None, row_id: str
-) -> tuple[str | list[str], str, str, bool]:
-    """(target, task, why, sure): what train has and test has not, as the sample asks for it."""
+def _target(table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | None, row_id: str) -> Target:
+    """What train has and test has not, as the sample asks for it."""
     columns = [str(c) for c in table if c != row_id and (held is None or c not in held)]
     wanted = [str(c) for c in asked.columns[1:]] if asked is not None else []
     named = [c for c in wanted if c in columns]
     if len(named) > 1:
-        return named, "multilabel", f"{len(named)} columns that the sample asks for", True
+        return _several(table, named, "that the sample asks for")
     if len(wanted) > 1:
         for column in columns:
             if set(wanted) <= set(table[column].astype(str)):
                 return column, "multiclass", f"its {len(wanted)} values are the sample's columns", True
+    if asked is not None and len(melted := _melted(table, asked, row_id, columns)) > 1:
+        return _several(table, melted, "that the sample asks for in rows of their own")
     if not columns:
         raise UserError("the train table has no column beside the id that the test table lacks: nothing to predict")
     target = named[0] if named else min(columns, key=lambda c: (_is_name(table[c]), table[c].nunique() < 2))
     task, why = _task(table[target])
     return target, task, why, bool(named) or len(columns) == 1
+
+
+def _several(table: pd.DataFrame, named: list[str], asked: str) -> Target:
+    """Columns of 0 and 1 of which one holds, or several may; columns of votes."""
+    cells = table[named].apply(pd.to_numeric, errors="coerce")
+    if not cells.isin([0, 1]).all(axis=None) and (cells >= 0).all(axis=None):
+        return named, "soft", f"{len(named)} columns of votes or shares {asked}", True
+    if (cells.sum(axis=1) == 1).all():
+        return named, "multiclass", f"{len(named)} columns {asked}, of which one is 1 in every row", True
+    return named, "multilabel", f"{len(named)} columns {asked}", True
+
+
+def _melted(table: pd.DataFrame, asked: pd.DataFrame, row_id: str, columns: list[str]) -> list[str]:
+    """Columns that ids of the sample end in: 'study_C1'."""
+    ids = asked.iloc[:, 0].astype(str)
+    ends = [column for column in columns if ids.str.endswith(f"_{column}").any()]
+    covered = sum(int(ids.str.endswith(f"_{column}").sum()) for column in ends)
+    return ends if covered == len(ids) else []
 
 
 def _is_name(values: pd.Series) -> bool:
@@ -280,9 +376,9 @@ def _task(values: pd.Series) -> tuple[str, str]:
     if distinct == 2:
         return "binary", f"two values: {', '.join(sorted(map(str, known.unique())))}"
     if not pd.api.types.is_numeric_dtype(known) or ((known % 1 == 0).all() and distinct <= max(20, 0.2 * len(known))):
-        several = known.astype(str).str.contains(" ").mean() > 0.1 and _tokens(known).nunique() < distinct
-        odd = "; cells that hold several labels count as classes of their own" if several else ""
-        return "multiclass", f"{distinct} classes{odd}"
+        if known.astype(str).str.contains(" ").mean() > 0.05 and _tokens(known).nunique() < distinct:
+            return "multilabel", f"cells hold several of {_tokens(known).nunique()} labels, spaces between"
+        return "multiclass", f"{distinct} classes"
     return "regression", f"{distinct:,} different numbers"
 
 
@@ -304,8 +400,12 @@ def _classes(raw: Raw, made: Proposal, task: str, table: pd.DataFrame, target: s
 
 def _metric(task: str, asked: pd.DataFrame | None, table: pd.DataFrame, target: str | list[str]) -> tuple[str, str]:
     metric, others = METRICS[task]
+    if task == "multilabel" and isinstance(target, str):
+        return "f1_micro", "f1_samples, f1_macro"
     if asked is None or not len(asked) or task != "multiclass":
         return metric, others
+    if isinstance(target, list):
+        return "roc_auc", others
     shown = asked[asked.columns[1]]
     several = shown.astype(str).str.split().str.len().max()
     if several > 1 and set(_tokens(shown)) & set(table[str(target)].astype(str)):
@@ -328,13 +428,18 @@ def _groups(table: pd.DataFrame, row_id: str, target: str | list[str]) -> list[s
 Named = tuple[str | None, pd.DataFrame | None]  # a table under its name
 
 
-def _test(raw: Raw, made: Proposal, test: Named, sample: Named, row_id: str) -> None:
+def _test(raw: Raw, made: Proposal, test: Named, sample: Named, row_id: str, named: str) -> None:
     """`test` by its table, else by the sample submission, whose ids the host wants; else a folder of images."""
     for name, table in (test, sample):
-        count, template = _template(raw, table, row_id, "train") if table is not None and row_id in table else (0, "")
-        if table is not None and count > MOST_CLASSES * min(TRIED, len(table)):
-            made.add("test", {"table": name, "images": template}, f"{len(table):,} rows")
-            return
+        for column in [named, row_id, *(table.columns[:1] if table is not None else [])]:
+            count, template = (
+                _template(raw, table, column, "train") if table is not None and column in table else (0, "")
+            )
+            if table is not None and count > MOST_CLASSES * min(TRIED, len(table)):
+                key = str(sample[1].columns[0]) if sample[1] is not None else column
+                other = {} if row_id in table else {"id": key if key in table else column}
+                made.add("test", {"table": name, "images": template, **other}, f"{len(table):,} rows")
+                return
     folders = dict.fromkeys(path.split("/")[0] for path in raw.images if "/" in path and "test" in path.lower())
     if folders:
         made.add("test", {"images": next(iter(folders))}, "a folder of images, without a table")
@@ -348,9 +453,16 @@ def _metadata(table: pd.DataFrame, held: pd.DataFrame | None, used: set[str]) ->
     return {key: names for key, names in (("numeric", numeric), ("categorical", other), ("dates", dates)) if names}
 
 
-def _submission(made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, row_id: str) -> None:
+def _submission(
+    made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, row_id: str, target: str | list[str]
+) -> None:
     """`submission.row_id` where the sample's rows are not the images'."""
     key = str(asked.columns[0])
+    if made.value("task") == "multilabel" and isinstance(target, list):
+        melted = asked[key].astype(str).str.endswith(tuple(f"_{name}" for name in target)).all()
+        if melted:
+            made.add("submission", {"row_id": f"{{{row_id}}}_{{target}}"}, "each target has a row of its own")
+            return
     if held is None or row_id not in held or set(asked[key].astype(str)) == set(held[row_id].astype(str)):
         return
     if key in held:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from foldwise import UserError
 from foldwise.core import cli
 from foldwise.core.files import locked, replacing, write_csv, write_json
 from foldwise.core.schema import nearest
-from foldwise.data import index, oof
+from foldwise.data import index, oof, tables
 from foldwise.data.competition import Competition
+from foldwise.data.rows import binary_labels, numbered
 
 
 def write_submission(competition: Competition, pred: pd.DataFrame, name: str, made_by: dict[str, Any]) -> Path:
@@ -69,26 +71,64 @@ def write_frame(competition: Competition, frame: pd.DataFrame, sample: pd.DataFr
     with replacing(path) as part:
         frame.to_csv(part, index=False, float_format=oof.DIGITS, lineterminator="\n")
         text = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]  # a class may be 'NA'
-        validate(competition, index.read_table(part, text), sample, str(path))
+        validate(competition, tables.read_table(part, text), sample, str(path))
 
 
 def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.DataFrame) -> pd.DataFrame:
-    """The host's sample submission, its first column as text; made from the test rows where the host gives none."""
+    """The host's sample submission, its ids first, as text; made from the test rows where the host gives none.
+
+    A column without a name is an index that somebody saved with it: left out.
+    """
     if competition.sample_submission is not None:
         path = competition.raw() / competition.sample_submission
-        try:
-            first = pd.read_csv(path, nrows=0).columns if path.exists() else []
-        except ValueError:  # which read_table says in words
-            first = []
-        return index.read_table(path, list(first[:1]))
+        named = [column for column in tables.header(path) if not re.fullmatch(r"Unnamed: \d+", str(column))]
+        key = competition.submission.id or next(iter(named), "")
+        if named and key not in named:
+            raise UserError(f"{path}: no column '{key}', which `submission.id` names{nearest(key, named)}")
+        frame = tables.read_table(path, [key])
+        return frame[[key, *(column for column in frame if column in named and column != key)]]
     row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
-    columns = oof.pred_columns(pred)
+    columns, key = oof.pred_columns(pred), competition.submission.id or competition.id
+    names = competition.targets[: len(columns)]
+    if competition.submission.melted:
+        return sample_of(competition, key, row_ids, {"target": 0.0})
     if competition.task == "multiclass" and wants_label(competition):
-        return pd.DataFrame({competition.id: row_ids, competition.targets[0]: ""})
+        return sample_of(competition, key, row_ids, {names[0]: ""})
+    if competition.delimited and competition.scorer().decides:
+        return sample_of(competition, key, row_ids, {str(competition.target): ""})
     if competition.task == "multiclass":
         names = [name.removeprefix("pred_") for name in columns]
-        return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(names, 0.0)})
-    return pd.DataFrame({competition.id: row_ids, **dict.fromkeys(competition.targets[: len(columns)], 0.0)})
+    return sample_of(competition, key, row_ids, dict.fromkeys(names, 0.0))
+
+
+def sample_of(competition: Competition, key: str, row_ids: Iterable[str], values: Mapping[str, Any]) -> pd.DataFrame:
+    """A sample that asks for these rows, each (of a melted submission, each target of it) with the same values."""
+    ids = [str(one) for one in row_ids]
+    if competition.submission.melted:
+        ids = [one.replace("{target}", name) for one in ids for name in competition.targets]
+    return pd.DataFrame({key: ids, **{column: [value] * len(ids) for column, value in values.items()}})
+
+
+def rows_asked(competition: Competition, row_ids: Iterable[str], asked: pd.Series) -> pd.Series:
+    """The row_id behind each id of a sample; an id that nobody has stays as it is.
+
+    A sample may repeat ids (the k-th is the k-th row of that name, else the same row again), leave the files' suffix
+    out or put one on, and ask for each target by itself (`submission.row_id` with {target}).
+    """
+    asked, known = asked.astype(str), dict.fromkeys(map(str, row_ids))
+    names = {one: one for one in known}
+    if competition.submission.melted:
+        names = {one.replace("{target}", name): one for one in known for name in competition.targets}
+    for spelled in (asked, numbered(asked)):
+        if spelled.isin(names).all():
+            return spelled.map(names)
+    mixed = numbered(asked)
+    mixed = mixed.where(mixed.isin(names), asked)
+    bare = {PurePosixPath(one).stem if PurePosixPath(one).suffix else one: one for one in known}
+    if not mixed.isin(names).any() and len(bare) == len(known):
+        mixed, names = mixed.map(lambda one: one if one in bare else PurePosixPath(one).stem), bare
+        mixed = mixed.where(mixed.isin(names), asked)
+    return mixed.map(lambda one: names.get(one, one))
 
 
 def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFrame) -> pd.DataFrame:
@@ -110,20 +150,51 @@ def shape(
     competition: Competition, rows: pd.DataFrame, sample: pd.DataFrame, table_index: pd.DataFrame
 ) -> pd.DataFrame:
     """Rows in the sample's order under the sample's columns: probabilities by class name, or labels."""
-    id_column, *value_columns = sample.columns
-    _same_ids("the test table", pd.Series(rows.index), "the sample submission", sample[id_column])
-    rows = rows.reindex(sample[id_column])
-    if wants_label(competition, sample[value_columns]):
-        values = _labels(competition, rows, table_index, sample[value_columns])
+    id_column, *columns = sample.columns
+    keys, fill = rows_asked(competition, rows.index, sample[id_column]), competition.submission.fill
+    _same_ids("the test table", pd.Series(rows.index), "the sample submission", keys)
+    for name in fill:
+        if name not in columns:
+            raise UserError(f"`submission: fill` names '{name}', no column of the sample{nearest(name, columns)}")
+    value_columns = [column for column in columns if column not in fill]
+    if competition.submission.melted:
+        values = _melted(competition, rows, keys, sample[id_column])[:, None]
+    elif wants_label(competition, sample[value_columns]):
+        values = _labels(competition, rows.reindex(keys), table_index, sample[value_columns])
     elif len(value_columns) == rows.shape[1] == 1:
-        values = rows.to_numpy()
+        values = rows.reindex(keys).to_numpy()
     else:
-        values = rows[_matching(competition, list(rows.columns), value_columns)].to_numpy()
-        if competition.task == "multiclass" and competition.scorer().probability:
-            sums = values.sum(axis=1, keepdims=True)  # ranks and calibrated classes need not sum to one, and hosts ask
-            values = np.where(np.abs(sums - 1) > 1e-3, values / np.maximum(sums, 1e-300), values)
-    shaped = pd.DataFrame({id_column: sample[id_column], **dict(zip(value_columns, values.T, strict=True))})
+        preds = _matching(competition, list(rows.columns), value_columns)
+        values = rows.reindex(keys)[preds].to_numpy()
+        if _sums_to_one(competition):  # ranks and calibrated classes need not, and hosts ask
+            values = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-300)
+    values = _within(competition, values)
+    cells = {**dict(zip(value_columns, values.T, strict=True)), **{name: fill[name] for name in fill}}
+    shaped = pd.DataFrame({id_column: sample[id_column], **{column: cells[column] for column in columns}})
     return shaped.infer_objects()
+
+
+def _melted(competition: Competition, rows: pd.DataFrame, keys: pd.Series, ids: pd.Series) -> np.ndarray:
+    """(N,) each row's prediction of the target that its id ends in."""
+    at = {name: k for k, name in enumerate(competition.targets)}
+    told = {key.replace("{target}", name): k for key in set(keys) for name, k in at.items()}
+    return rows.reindex(keys).to_numpy()[np.arange(len(keys)), [told[str(one)] for one in ids]]
+
+
+def _sums_to_one(competition: Competition) -> bool:
+    return competition.task == "multiclass" and competition.scorer().probability
+
+
+def _within(competition: Competition, values: np.ndarray) -> np.ndarray:
+    """The values within the host's bounds; how many were not is said."""
+    low, high = competition.submission.min, competition.submission.max
+    if low is None and high is None:
+        return values
+    kept = np.clip(values.astype(float), low, high)
+    moved = int((kept != values).sum())
+    if moved:
+        cli.note(f"{moved} of {values.size} predictions lie outside {low} to {high} and become the bound")
+    return kept
 
 
 def wants_label(competition: Competition, shown: pd.DataFrame | None = None) -> bool:
@@ -147,11 +218,17 @@ def validate(competition: Competition, frame: pd.DataFrame, sample: pd.DataFrame
     if list(frame.columns) != list(sample.columns):
         raise UserError(f"{where}: columns are {', '.join(frame.columns)}, the sample's {', '.join(sample.columns)}")
     id_column, *value_columns = sample.columns
-    ids = frame[id_column].astype(str)
-    _once(f"{where}: {id_column}", ids)
-    _same_ids(where, ids, "the sample submission", sample[id_column])
-    if ids.tolist() != sample[id_column].astype(str).tolist():
+    ids, asked = frame[id_column].astype(str), sample[id_column].astype(str)
+    if not asked.duplicated().any():
+        _once(f"{where}: {id_column}", ids)
+    _same_ids(where, ids, "the sample submission", asked)
+    if ids.tolist() != asked.tolist():
         raise UserError(f"{where}: rows are not in the sample's order")
+    value_columns = [column for column in value_columns if column not in competition.submission.fill]
+    if _sums_to_one(competition) and len(value_columns) > 1:
+        sums = frame[value_columns].sum(axis=1)
+        if (odd := (sums - 1).abs() > 1e-6).any():
+            raise UserError(f"{where}: {ids[odd].iloc[0]} sums to {sums[odd].iloc[0]:.9g}, not to 1")
     for column in value_columns:
         _validate_values(competition, frame[column], ids, f"{where}: {column}")
         _validate_kind(competition, frame[column], sample[column], f"{where}: {column}")
@@ -161,7 +238,8 @@ def _validate_kind(competition: Competition, values: pd.Series, shown: pd.Series
     """UserError where the sample shows another kind of value: text, numbers, true or false."""
     ours, theirs = _kind(values), _kind(shown)
     classes = competition.task == "multiclass"  # whose sample may hold a placeholder, if the competition says so
-    free = classes and (competition.submission.prediction == "label" or competition.metric.lower().startswith("map@"))
+    free = classes and (competition.submission.prediction == "label" or _top(competition) > 1)
+    free = free or (competition.delimited and not _sums_to_one(competition))
     if ours != theirs and theirs and not free:
         raise UserError(
             f"{where}: holds {ours or 'nothing'} such as '{values.iloc[0]}', the sample {theirs} such as "
@@ -187,10 +265,12 @@ def _validate_values(competition: Competition, values: pd.Series, ids: pd.Series
     numbers = values.to_numpy(dtype=float)
     if not np.isfinite(numbers).all():
         raise UserError(f"{where} of {ids.iloc[int(np.flatnonzero(~np.isfinite(numbers))[0])]} is not finite")
-    bounded = competition.task != "regression" and not wants_label(competition)
-    if bounded and (numbers.min() < 0 or numbers.max() > 1):
-        row = int(np.flatnonzero((numbers < 0) | (numbers > 1))[0])
-        raise UserError(f"{where} of {ids.iloc[row]} is {numbers[row]:g}, outside 0..1")
+    bounded, shape = competition.task != "regression" and not wants_label(competition), competition.submission
+    low, high = (0.0, 1.0) if bounded else (-np.inf, np.inf)
+    low, high = low if shape.min is None else shape.min, high if shape.max is None else shape.max
+    if (outside := (numbers < low) | (numbers > high)).any():
+        row = int(np.flatnonzero(outside)[0])
+        raise UserError(f"{where} of {ids.iloc[row]} is {numbers[row]:g}, outside {low:g}..{high:g}")
 
 
 def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame, shown: pd.DataFrame) -> np.ndarray:
@@ -214,7 +294,7 @@ def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFr
 
 def _binary_labels(competition: Competition, shown: pd.Series) -> np.ndarray:
     """object (2,): what to write for 0 and 1, of the kind that the sample shows."""
-    kind, labels = _kind(shown), index.binary_labels(competition)
+    kind, labels = _kind(shown), binary_labels(competition)
     if kind == "text":
         _check_vocabulary(competition, shown, set(labels), every=True)
         return np.array(labels, dtype=object)
@@ -238,13 +318,17 @@ def _check_vocabulary(competition: Competition, shown: pd.Series, known: set[str
 
 def _listed(competition: Competition, values: np.ndarray, names: np.ndarray) -> np.ndarray:
     """object (N,): one class a row; of MAP@k the likeliest, of several labels those that hold, in one cell."""
-    if competition.task == "multilabel" and not competition.metric.lower().startswith("map@"):
-        return np.array([" ".join(names[row >= 0.5]) for row in values], dtype=object)
+    top, separator = _top(competition), competition.labels.separator
+    if competition.task == "multilabel" and not top:
+        return np.array([separator.join(names[row >= 0.5]) for row in values], dtype=object)
+    order = np.argsort(-values, axis=1, kind="stable")[:, : max(1, top)]
+    return np.array([" ".join(names[row]) for row in order], dtype=object)
+
+
+def _top(competition: Competition) -> int:
+    """How many names a cell holds, likeliest first, as MAP@k or the competition says; 0 where neither does."""
     top = competition.metric.lower().partition("map@")[2]
-    if top.isdigit():  # MAP@k wants the k likeliest classes, best first, in one cell
-        order = np.argsort(-values, axis=1, kind="stable")[:, : int(top)]
-        return np.array([" ".join(names[row]) for row in order], dtype=object)
-    return names[values.argmax(axis=1)]
+    return competition.submission.top or (int(top) if top.isdigit() else 0)
 
 
 def _matching(competition: Competition, preds: list[str], columns: list[str]) -> list[str]:
@@ -252,7 +336,7 @@ def _matching(competition: Competition, preds: list[str], columns: list[str]) ->
     if preds == ["pred"] and len(columns) == 1:
         return preds
     missing = [column for column in columns if f"pred_{column}" not in preds]
-    if missing or len(columns) != len(preds):
+    if missing or (len(columns) != len(preds) and competition.task != "multilabel"):
         names = ", ".join(name.removeprefix("pred_") for name in preds)
         raise UserError(
             f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "

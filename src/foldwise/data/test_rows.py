@@ -15,9 +15,13 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.core import source
-from foldwise.data import image, index
-from foldwise.data.competition import Competition, Piece, Split, template_pieces
+from foldwise.data import index
+from foldwise.data.columns import date_parts, first_date, like, read_dates
+from foldwise.data.competition import Competition, Split
 from foldwise.data.encoder import texts
+from foldwise.data.rows import folder_of, groups_of, identity_columns, listing, rows_of_table, table_of
+from foldwise.data.submission import read_sample
+from foldwise.data.template import fits, pattern, template_pieces
 
 
 def list_test_rows(competition: Competition) -> tuple[pd.DataFrame, list[str]]:
@@ -49,11 +53,11 @@ def describe(
         rows = rows.assign(error=None)
     rows = index.a_row_a_frame(rows) if competition.frames == "each" else rows.drop(columns="frames", errors="ignore")
     for column in competition.metadata.dates:
-        dates = index.read_dates(rows.pop(column) if column in rows else pd.Series(None, rows.index, dtype=object))
-        parts = index.date_parts(dates, index.first_date(known, column))
+        dates = read_dates(rows.pop(column) if column in rows else pd.Series(None, rows.index, dtype=object))
+        parts = date_parts(dates, first_date(known, column))
         rows = rows.assign(**{f"{column}_{part}": values for part, values in parts.items()})
     for column in index.metadata_columns(competition):
-        rows[column] = index.like(known[column], rows[column] if column in rows else pd.Series(None, rows.index))
+        rows[column] = like(known[column], rows[column] if column in rows else pd.Series(None, rows.index))
     rows["host_group"] = rows["group"]
     return rows, _unknown_categories(competition, known, rows)
 
@@ -64,19 +68,19 @@ def with_known(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(competition: Competition, split: Split, notes: list[str]) -> pd.DataFrame:
-    if split.table is None:
+    if not split.sources:
         rows = _listed(competition, split, notes)
     else:
         try:
-            path, table = index.table_of(competition, split)
+            path, table = table_of(competition, split)
             if competition.id not in table:
                 raise UserError(f"{path}: no column '{competition.id}'")
             if not len(table):
                 raise UserError(f"{path}: no rows")
         except UserError as error:
-            path, table = competition.raw_of(split) / str(split.table), _without_table(competition, split)
+            path, table = competition.raw_of(split) / split.sources[0].table, _without_table(competition, split)
             notes.append(f"{error}: {len(table)} rows are made of the images, or of the sample submission's ids")
-        rows = index.rows_of_table(competition, split, _cleaned(competition, split, table, path, notes), path)
+        rows = rows_of_table(competition, split, _cleaned(competition, split, table, path, notes), path)
         _say_left_over(competition, split, rows, notes)
     if not len(rows):
         raise UserError(f"{competition.raw_of(split)}: no test rows: neither a table, nor images, nor a sample")
@@ -91,15 +95,13 @@ def _cleaned(competition: Competition, split: Split, table: pd.DataFrame, path: 
         if bad.any():
             notes.append(f"{path}: {int(bad.sum())} rows with {what} are left out")
     table = table[~(empty | twice)].reset_index(drop=True)
-    for column in index.identity_columns(competition, split) - set(table):
+    for column in identity_columns(competition, split) - set(table):
         notes.append(f"{path}: no column '{column}', which images are found by: they count as missing")
         table[column] = ""
     for template in split.templates:
         for piece in template_pieces(template):
             odd = (
-                [row for row, value in enumerate(table[piece.column]) if not _fits(piece, value)]
-                if piece.column
-                else []
+                [row for row, value in enumerate(table[piece.column]) if not fits(piece, value)] if piece.column else []
             )
             if odd:
                 notes.append(f"{path}: {len(odd)} values of {piece.column} do not fit '{template}': no image")
@@ -107,22 +109,14 @@ def _cleaned(competition: Competition, split: Split, table: pd.DataFrame, path: 
     return table
 
 
-def _fits(piece: Piece, value: object) -> bool:
-    try:
-        piece.fill(value)
-    except ValueError:
-        return False
-    return True
-
-
 def _without_table(competition: Competition, split: Split) -> pd.DataFrame:
     """A table of what the images' paths tell, else of the sample submission's ids."""
     raw, seen = competition.raw_of(split), list[dict[str, str]]()
     for template in split.templates:
         folder = raw / template.partition("{")[0].rpartition("/")[0]
-        pattern = re.compile(_pattern(template))
-        paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files] if folder.is_dir() else []
-        seen += [match.groupdict() for match in map(pattern.fullmatch, paths) if match]
+        regex = re.compile(pattern(template))
+        paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files]
+        seen += [match.groupdict() for match in map(regex.fullmatch, paths) if match]
     asked = [] if competition.aggregates else sample_ids(competition)
     if not seen or competition.id not in seen[0]:
         return pd.DataFrame({competition.id: sample_ids(competition)})
@@ -132,37 +126,18 @@ def _without_table(competition: Competition, split: Split) -> pd.DataFrame:
     return images.rename_axis(competition.id).reset_index()
 
 
-def _pattern(template: str) -> str:
-    """A regex of the paths that a template makes: its first use of a column names it, the others must agree."""
-    pattern, named = "", set[str]()
-    for piece in template_pieces(template):
-        pattern += re.escape(piece.text)
-        if piece.column is None:
-            continue
-        if piece.place is not None:
-            pattern += "[^/]"
-        elif piece.column in named:
-            pattern += f"(?P={piece.column})"
-        else:
-            named.add(piece.column)
-            pattern += f"(?P<{piece.column}>[^/]+)"
-    return pattern
-
-
 def sample_ids(competition: Competition) -> Sequence[str]:
     """The ids of the host's sample submission; none where there is no such file."""
     path = competition.raw() / str(competition.sample_submission)
-    if competition.sample_submission is None or not path.exists():
+    if competition.sample_submission is None or not source.is_there(path):
         return []
-    first = pd.read_csv(path, nrows=0).columns
-    return index.read_table(path, list(first[:1])).iloc[:, 0].tolist()
+    return read_sample(competition, pd.DataFrame(), pd.DataFrame()).iloc[:, 0].drop_duplicates().tolist()
 
 
 def _listed(competition: Competition, split: Split, notes: list[str]) -> pd.DataFrame:
     raw = competition.raw_of(split)
-    folder = raw / str(split.folders or split.images)
-    listed = image.listing(folder, raw) if folder.is_dir() else None
-    if listed is None or not listed.images:
+    folder, listed = folder_of(competition, split), listing(competition, split)
+    if not listed.images:
         ids = pd.Series(sample_ids(competition), dtype=object)
         notes.append(f"{folder}: no images in it: {len(ids)} rows of the sample submission without one")
         return pd.DataFrame({"id": ids, "row_id": ids, "group": ids, "path": ids})
@@ -170,7 +145,7 @@ def _listed(competition: Competition, split: Split, notes: list[str]) -> pd.Data
         notes.append(f"{folder}: {listed.left_out.removeprefix('; ')}")
     ids = pd.Series([path.relative_to(folder).as_posix() for path in listed.images])
     paths = [path.relative_to(raw).as_posix() for path in listed.images]
-    group = index.groups_of(competition, pd.DataFrame(), ids)
+    group = groups_of(competition, pd.DataFrame(), ids)
     return pd.DataFrame({"id": ids, "row_id": ids, "group": group, "path": paths})
 
 
@@ -180,11 +155,10 @@ def _say_left_over(competition: Competition, split: Split, rows: pd.DataFrame, n
     folders = {raw / template.partition("{")[0].rpartition("/")[0] for template in split.templates}
     named = set(rows["path"])
     for folder in sorted(folders - {raw}):
-        if folder.is_dir():
-            paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files]
-            more = [path for path in paths if path not in named]
-            if more:
-                notes.append(f"{folder}: {len(more)} files that the table does not name, such as {more[0]}: left alone")
+        paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files]
+        more = [path for path in paths if path not in named]
+        if more:
+            notes.append(f"{folder}: {len(more)} files that the table does not name, such as {more[0]}: left alone")
 
 
 def _unknown_categories(competition: Competition, known: pd.DataFrame, rows: pd.DataFrame) -> list[str]:

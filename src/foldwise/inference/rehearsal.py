@@ -29,7 +29,10 @@ from foldwise import UserError
 from foldwise.core import source
 from foldwise.core.cli import duration, note
 from foldwise.data import folds, index, oof, submission
-from foldwise.data.competition import Competition, Split, load_competition, template_columns, template_pieces
+from foldwise.data.competition import Competition, Split, load_competition
+from foldwise.data.rows import rows_of_table, table_of
+from foldwise.data.tables import read_table
+from foldwise.data.template import template_columns, template_pieces
 from foldwise.inference.bundle import broken_rules, damaged, read_about
 from foldwise.inference.writer import Saved
 
@@ -146,13 +149,13 @@ def _write_table(
     """The host's tables of the new rows; where each row's image is to lie below the folder, and its submission row."""
     folder.mkdir(parents=True, exist_ok=True)
     row_ids = pd.Series(new)
-    if split.table is None:
+    if not split.sources:
         paths = [f"{split.folders or split.images}/{one}" for one in new]
     else:
         given = competition.train
         columns = {competition.id: new}
-        if given.table:
-            _, told = index.table_of(competition, given)
+        if given.sources:
+            _, told = table_of(competition, given)
             told = told.drop_duplicates(competition.id).set_index(competition.id).loc[mine["id"]]
             drop = [column for column in competition.targets if column in told]
             columns |= {str(c): told[c].to_numpy() for c in told.drop(columns=drop)}
@@ -166,7 +169,7 @@ def _write_table(
         for template in split.templates:
             for column in set(template_columns(template)) - set(frame):
                 frame[column] = new
-        target = folder / split.table
+        target = folder / split.sources[0].table
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".parquet":
             frame.to_parquet(target, index=False)
@@ -178,7 +181,7 @@ def _write_table(
             for row in frame.astype(str).to_dict("records")
         ]
         paths = [path.replace(".zip/", "/").replace(".hdf5/", "/") for path in paths]
-        row_ids = index.rows_of_table(competition, split, frame.astype({competition.id: str}), target)["row_id"]
+        row_ids = rows_of_table(competition, split, frame.astype({competition.id: str}), target)["row_id"]
     if competition.sample_submission is not None:
         table = index.load_index(competition)
         shown = Saved.load(competition, _any_submission(competition)).sample
@@ -197,17 +200,18 @@ def _tamper(competition: Competition, folder: Path, paths: Sequence[str], new: S
     """What a hidden test set may hold; the ids that it touches."""
     (folder / paths[0]).write_bytes(b"broken")
     split = competition.test
-    if split is None or split.table is None:
+    if split is None or not split.sources:
         return [new[0]]  # any other file is a row, and no row is without one
     (folder / paths[1]).unlink()
     (folder / paths[0]).with_name("nobodys" + Path(paths[0]).suffix).write_bytes(b"broken")
     tampered = [new[0], new[1]]
     named = competition.metadata.categorical
-    if named and split.table.endswith(".csv"):
-        frame = pd.read_csv(folder / split.table, dtype=str, keep_default_na=False)
+    table = folder / split.sources[0].table
+    if named and table.suffix == ".csv":
+        frame = pd.read_csv(table, dtype=str, keep_default_na=False)
         if named[0] in frame:
             frame.loc[2, named[0]] = "never seen"
-            frame.to_csv(folder / split.table, index=False)
+            frame.to_csv(table, index=False)
             tampered.append(new[2])
     return tampered
 
@@ -409,7 +413,7 @@ def _listing(folders: Sequence[Path]) -> str:
 def _judge(verdict: Verdict, competition: Competition, about: Mapping[str, Any], hidden: Hidden, out: Path) -> None:
     """The submission as the host would check it, and its rows against the blend of their out-of-fold predictions."""
     text = list(pd.read_csv(out, nrows=0).columns[:1])
-    got = index.read_table(out, text).set_index(text[0])
+    got = read_table(out, text).set_index(text[0])
     rows, truth = _expected(competition, about["submission"], hidden)
     fine = set(got.index) == set(rows.index) and not got.index.duplicated().any() and not got.isna().any(axis=None)
     verdict.add("submission's rows", f"{len(got)} rows, columns {', '.join(map(str, got.columns[:4]))}", bool(fine))

@@ -111,7 +111,9 @@ class Submission:
         """The submission of what is there, validated, in place of the one before; its rows."""
         pred = self.blend(tests)
         sample = self.sample(pred)
-        rows = submission.to_rows(self.competition, pred, self.table).reindex(sample.iloc[:, 0])
+        rows = submission.to_rows(self.competition, pred, self.table)
+        asked = submission.rows_asked(self.competition, rows.index, sample.iloc[:, 0])
+        rows = rows.reindex(asked.drop_duplicates())
         rows[rows.isna().any(axis=1)] = self.blend({}).iloc[0][self.columns].to_numpy(dtype=float)
         frame = submission.shape(self.competition, rows, sample, self.table)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ class Submission:
         path = about.raw() / str(about.sample_submission)
         if about.sample_submission is not None and path.exists():
             given = self._given_sample(path, pred)
-            asked, there = set(given.iloc[:, 0]), set(wanted)
+            asked, there = set(submission.rows_asked(about, wanted, given.iloc[:, 0])), set(wanted)
             if len(given) and len(asked & there) >= HOLDS * len(there):
                 for count, what in (
                     (len(asked - there), "asks for {} rows that are not there: they get the training prior"),
@@ -138,11 +140,10 @@ class Submission:
             shown = given.head(1) if len(given) else self._made_with(pred)
         else:
             shown = self._made_with(pred)
-        values = {column: [shown[column].iloc[0]] * len(wanted) for column in shown.columns[1:]}
-        return pd.DataFrame({shown.columns[0]: wanted.to_numpy(), **values})
+        return submission.sample_of(about, shown.columns[0], wanted, shown.iloc[0, 1:].to_dict())
 
     def _given_sample(self, path: Path, pred: pd.DataFrame) -> pd.DataFrame:
-        """The host's sample, each row once; without rows where it can't be used, which is said."""
+        """The host's sample; without rows where it can't be used, which is said."""
         try:
             given = submission.read_sample(self.competition, self.table, pred)
         except UserError as error:
@@ -153,7 +154,7 @@ class Submission:
             what = f"its columns are {', '.join(given)}, not {', '.join(columns)}" if len(given) else "it has no rows"
             self.say(f"{path}: {what}: made up for")
             return given.head(0)
-        return given[~given.iloc[:, 0].duplicated()].reset_index(drop=True)
+        return given
 
     def _made_with(self, pred: pd.DataFrame) -> pd.DataFrame:
         """A row of the sample that the blend was made with."""

@@ -12,8 +12,10 @@ import pandas as pd
 from foldwise import UserError
 from foldwise.core.schema import nearest
 from foldwise.data import index
+from foldwise.data.columns import by_number, is_number
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, refuse
+from foldwise.data.rows import table_of
 
 OF_CLASSES = (  # settings that a regression has no use for
     "train.class_weights",
@@ -110,11 +112,11 @@ def _auxiliary(competition: Competition, recipe: Recipe, names: list[str], train
     settings, column = recipe.target, str(recipe.target.column)
     if competition.task not in {"binary", "multiclass"}:
         raise UserError(f"target.column={column}: auxiliary targets are for binary and multiclass competitions")
-    if competition.train.table is None:
+    if not competition.train.sources:
         raise UserError(f"target.column={column}: {competition.file} has no train table to read it from")
     path, labels = _auxiliary_labels(competition, column, bool(trained))
-    learnt = list(trained) if labels is None else index.by_number(labels.dropna().unique())
-    if recipe.train.loss == "ordinal" and not all(map(index.is_number, learnt)):
+    learnt = list(trained) if labels is None else by_number(labels.dropna().unique())
+    if recipe.train.loss == "ordinal" and not all(map(is_number, learnt)):
         raise UserError(
             f"target.column={column}: train.loss=ordinal needs classes in an order, and '{learnt[-1]}' is "
             "no number; choose another loss"
@@ -138,13 +140,12 @@ def _auxiliary(competition: Competition, recipe: Recipe, names: list[str], train
 def _auxiliary_labels(competition: Competition, column: str, dispensable: bool) -> tuple[str, pd.Series | None]:
     """The training table's name and its column by id; None where it is not there and dispensable."""
     try:
-        path = competition.raw_of(competition.train) / str(competition.train.table)
-        frame = index.read_table(path, [competition.id, column])
+        path, frame = table_of(competition, competition.train, (column,))
         if column not in frame:
             raise UserError(f"target.column={column}: not in {path}{nearest(column, frame.columns)}")
     except UserError:
         if dispensable:
-            return str(competition.train.table), None
+            return competition.train.sources[0].table, None
         raise
     return str(path), frame.set_index(competition.id)[column].replace("", np.nan)
 

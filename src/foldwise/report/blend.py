@@ -38,6 +38,8 @@ def draw_page(competition: Competition, name: str, runs: RunSet, blend: Blend, m
         sheet.lead += page.text(f"{meta['note'][:1].upper()}{meta['note'][1:]}.", soft=True)
     if meta["automatic"]:
         sheet.lead += page.text(f"The automatic blend: {_automatic(meta)}.")
+    if meta["cuts"]:
+        sheet.lead += page.text(f"Cuts: {_cuts(meta)}.")
     sheet.warnings = list(meta["warnings"])
     _tiles(sheet, meta)
     sheet.add("What to do", _to_do(competition, name, meta))
@@ -155,6 +157,13 @@ def _automatic(meta: Meta) -> str:
     )
 
 
+def _cuts(meta: Meta) -> str:
+    named = list(meta["cuts"].items())
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in named[:12])
+    rest = f", and {len(named) - 12} more in the JSON" if len(named) > 12 else ""
+    return f"{shown}{rest}; tuned inside the folds, and so are those of the single runs it is compared with"
+
+
 def _picked(meta: Meta) -> str:
     flatters = f", picked of {len(meta['runs'])}: flatters by {_number(meta['best_of_many'])}"
     return meta["best_single"] + (flatters if len(meta["runs"]) > 1 else "")
@@ -185,6 +194,8 @@ def print_summary(meta: Meta, path: Path) -> None:
         f"{_named(meta)}: nested {_number(meta['nested_score'])} "
         f"[{_number(low)}, {_number(high)}], in-sample {_number(meta['in_sample_score'])}"
     )
+    if meta["cuts"]:
+        say(f"cuts: {_cuts(meta)}")
     expected = meta["expected"]
     if None not in expected.values() and len(meta["runs"]) > 1:
         say(

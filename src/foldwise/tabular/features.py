@@ -21,6 +21,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import folds, index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Rows, is_number, numbers
+from foldwise.data.rows import table_of
 from foldwise.data.runs import check_folds, load_run
 
 DRIFTS = 0.6  # lower end of the adversarial AUC above which drift is worth a line
@@ -194,11 +195,10 @@ def _usable(competition: Competition, frame: pd.DataFrame, training: int) -> tup
 
 def _absent_in_test(competition: Competition) -> dict[str, str]:
     """{metadata column: the test table} of columns that the host's test table does not have."""
-    if competition.test is None or not competition.test.table:
+    if competition.test is None or not competition.test.sources:
         return {}
     try:
-        path = competition.raw_of(competition.test) / str(competition.test.table)
-        there = set(index.read_table(path).columns)
+        path, there = table_of(competition, competition.test)
     except UserError:
         return {}  # the raw folder need not be at hand any more
     return {name: path.name for name, column in competition.metadata.columns.items() if column not in there}

@@ -15,6 +15,7 @@ from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
 from foldwise.data.recipe import Recipe, Train
 from foldwise.data.runs import check_folds, load_run
+from foldwise.data.tables import read_table
 from foldwise.model import targets
 from foldwise.model.targets import Targets
 
@@ -151,7 +152,7 @@ def _pseudo(
     source = str(t.pseudo)
     if source.endswith(".csv"):
         note(f"warning: train.pseudo={source}: its models saw this fold's validation rows; the OOF score is optimistic")
-        frame = index.read_table(Path(source), [competition.id])
+        frame = read_table(Path(source), [competition.id])
     else:
         check_folds(competition, source, fold_table)
         frame = oof.read_table(competition.runs() / source / f"fold{fold}_test.csv")
