@@ -20,7 +20,7 @@ from foldwise import UserError, __version__
 from foldwise.core import cli
 from foldwise.core.files import is_locked, locked, write_json
 from foldwise.core.schema import nearest
-from foldwise.data import folds, index
+from foldwise.data import decisions, folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
 from foldwise.data.recipe import Recipe, differences, of_today, recipe_from, refuse_idle
@@ -44,6 +44,7 @@ class RunInfo(BaseModel):
     weights_of: str | None = None
     command: str = ""
     folds_hash: str | None = None
+    labels_hash: str | None = None
     image: dict[str, Any] | None = None
     folds_done: list[int] = []
     folds_wanted: list[int] = []
@@ -220,6 +221,8 @@ def _changed(info: RunInfo, competition: Competition, config: dict[str, Any], re
     changed = differences(info.config, config) if "config" in info.model_fields_set else []
     if info.folds_hash not in {None, rests_on["folds_hash"]}:
         changed.append(f"folds: {info.folds_hash} -> {rests_on['folds_hash']}")
+    if info.folds_hash is not None and info.labels_hash != rests_on.get("labels_hash"):
+        changed.append(f"labels.csv: {info.labels_hash or 'none'} -> {rests_on.get('labels_hash', 'none')}")
     return changed + (_other_pixels(info, competition) if "image" in rests_on else [])
 
 
@@ -252,6 +255,7 @@ def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.D
     looks = "image_size" in config or "embed" in config
     return {
         "folds_hash": folds.digest(fold_table),
+        **decisions.digest(competition),
         **({"image": competition.image.model_dump(mode="json", exclude_defaults=True)} if looks else {}),
     }
 

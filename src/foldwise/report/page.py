@@ -65,6 +65,9 @@ footer { color: var(--soft); font-size: 13px; margin: 48px 0 32px; border-top: 1
 """
 
 
+NOTHING = "No warnings."
+
+
 @dataclass
 class Page:
     """Collects a page in reading order; `html` renders it."""
@@ -73,6 +76,7 @@ class Page:
     lead: str = ""
     tiles: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    fine: str = NOTHING  # good news
     sections: list[tuple[str, str, str]] = field(default_factory=list)  # anchor, heading, body
     footer: str = ""
     _figures: int = 0
@@ -96,7 +100,8 @@ class Page:
         """The whole page: no script, nothing from outside."""
         links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in self.sections)
         first = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
-        notes = f'<ul class="warnings">{first}</ul>' if first else '<p class="fine">No warnings.</p>'
+        notes = f'<ul class="warnings">{first}</ul>' if first else ""
+        notes += f'<p class="fine">{escape(self.fine)}</p>' if self.fine and (not first or self.fine != NOTHING) else ""
         body = "".join(
             f'<section id="{anchor}"><h2>{escape(heading)}</h2>{text}</section>\n'
             for anchor, heading, text in self.sections

@@ -29,7 +29,7 @@ from foldwise.data import cache, oof
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.runs import RunInfo, read_run_info
-from foldwise.report import cases, curves, figures, page, results, run_figures
+from foldwise.report import cases, curves, figures, noise, page, results, run_figures
 from foldwise.report.cases import Answers, Sheet
 from foldwise.report.page import Page
 from foldwise.report.results import Result
@@ -67,7 +67,7 @@ def write_run_report(competition: Competition, run: str) -> Path:
         sheets = _regression(sheet, place, answers)
     else:
         sheets = _classes(sheet, place, competition.as_classes(), answers)
-    _examples(sheet, competition, sheets, _images(competition, info))
+    _examples(sheet, competition, sheets, cache.to_show(competition, info.config.get("image_size")))
     _curves(sheet, competition, folder)
     _importance(sheet, folder)
     _settings(sheet, info, result)
@@ -107,6 +107,7 @@ def report_run(competition: Competition, info: RunInfo) -> None:
     spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
     score = "undefined" if info.score is None else f"{info.score:.4f}"
     say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
+    noise.announce(competition)
     say(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
@@ -418,16 +419,6 @@ def _both(sheet: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     figures.save(figure, place / f"{name}.png")
     figure.set_layout_engine("none")  # laid out; not once more for the page
     return sheet.figure(figure, alt)
-
-
-def _images(competition: Competition, info: RunInfo) -> Cache | None:
-    """The cached images, in the run's size where there is one, else the smallest of 128 pixels on, else any."""
-    sizes = cache.sizes(competition)
-    if not sizes:
-        return None
-    own = info.config.get("image_size")
-    size = own if own in sizes else next((size for size in sizes if size >= 128), sizes[-1])
-    return cache.open_size(competition.derived(), size)
 
 
 def _examples(report: Page, competition: Competition, sheets: Sequence[Sheet], images: Cache | None) -> None:
