@@ -87,8 +87,8 @@ def main() -> None:
     by_hand = hand_weights(args.weights)
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
-    how = {"seed": args.seed, "task": competition.task, "cut": not args.no_cuts}
-    fit = partial(fit_runs, metric=competition.scorer(), **how)
+    metric, task = runs.judged_by(competition)
+    fit = partial(fit_runs, metric=metric, task=task, seed=args.seed, cut=not args.no_cuts)
     automatic, left_out = None, list[dict[str, Any]]()
     if by_hand:
         weights = [by_hand.get(name, 0.0) for name in runs.names]
@@ -96,7 +96,7 @@ def main() -> None:
     else:
         blend = fit(runs, args.method, space=args.space)
         while not (names or args.foreign or args.all) and len(runs.names) > 2:
-            one = dominated(runs, blend, competition.scorer(), competition.task, args.seed)
+            one = dominated(runs, blend, metric, task, args.seed)
             if one is None:
                 break
             left_out.append(one)
