@@ -274,6 +274,7 @@ def test_blends_and_the_leaderboard_s_scores_are_rows(about: Competition, found:
     meta = {"method": "mean", "space": "prob", "metric": "roc_auc", "runs": [{"run": "quick"}, {"run": "lightgbm"}]}
     meta |= {"nested_score": 0.91, "interval_95": [0.88, 0.94], "in_sample_score": 0.92, "rows": 59}
     try:
+        about.submissions().mkdir(parents=True)
         write_json(about.submissions() / "mix.json", {**meta, "gains": {"over_best_single": gain}})
         submission.log_submission(about, "mix", meta)
         submission.log_leaderboard(about, "mix", [0.9123])
