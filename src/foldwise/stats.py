@@ -177,6 +177,8 @@ def strata(target: ArrayLike, task: str) -> Array:
     values = np.asarray(target)
     if task == "multilabel":
         return np.nan_to_num(values.astype(np.float64))
+    if values.ndim == 2 and task == "soft":
+        values = values.argmax(axis=1)
     if task == "regression":
         order = pd.Series(values.reshape(len(values), -1)[:, 0]).rank(method="first")
         values = pd.qcut(order, min(10, len(order)), labels=False).to_numpy()

@@ -116,7 +116,7 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     about = described(tmp_path, monkeypatch)
     page = checked(written(about))
     for words in (
-        "different labels: 1 pairs, the first tr0000 and tr0011; the same pixels",
+        "different labels: 1 pair, the first tr0000 and tr0011; the same pixels",
         "copies across train and test: 1 pairs",
         "1 test file can't be read",
         "the mean of the others",

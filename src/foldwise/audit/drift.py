@@ -191,7 +191,7 @@ def _questions(competition: Competition, rows: pd.DataFrame) -> dict[str, pd.Ser
     if competition.task == "multilabel":
         truth = index.known(rows[competition.truth[:CLASSES]])
         asked = dict(zip(competition.targets, (truth[column] for column in truth), strict=False))
-    elif competition.task == "multiclass":
+    elif competition.as_classes().task == "multiclass":
         known = rows["target"].notna()
         largest = rows.loc[known, "target"].value_counts().index[:CLASSES]
         asked = {name: (rows["target"] == name).astype("float64").where(known) for name in largest}

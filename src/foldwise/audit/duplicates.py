@@ -371,7 +371,7 @@ def _merged_away(table: pd.DataFrame, merged: pd.Series) -> int:
 
 def _named(competition: Competition, pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     a, b = (table.iloc[pairs[side].to_numpy()].reset_index(drop=True) for side in ("a", "b"))
-    targets = competition.truth
+    targets = competition.alike
     same = (a[targets].eq(b[targets]) | a[targets].isna() | b[targets].isna()).all(axis=1).astype("boolean")
     labelled = (a["split"] != "test") & (b["split"] != "test")
     named = pd.DataFrame(

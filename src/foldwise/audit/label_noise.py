@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError
-from foldwise.data import index
+from foldwise.data import index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.runs import Run, load_run
 
@@ -50,7 +50,9 @@ def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | 
     runs = [run for name in names if (run := _load(competition, name)) is not None]
     if not runs:
         return None
-    each = pd.concat([_of_table(competition, table, run.oof).assign(runs=run.name) for run in runs])
+    each = pd.concat(
+        [_of_table(competition, table, oof.with_class(competition, run.oof)).assign(runs=run.name) for run in runs]
+    )
     each["score"] = each["p_suggested"] - each["p_given"]
     whole = each.groupby(["id", "given", "suggested"], as_index=False).agg({"score": "sum", "runs": " ".join})
     count = whole["runs"].str.count(" ") + 1

@@ -162,7 +162,8 @@ def _problem(
     judged = first if low >= 0 and low + width <= 1 else (first - low) / width
     metrics.score(metric, truth, judged)  # refuses labels and truth on which the metric does not exist
     if task is None:
-        task = "regression" if "regression" in metric.tasks else metrics.task_of(truth, first)
+        only = next(iter(metric.tasks & {"regression", "soft"}), None)
+        task = only or metrics.task_of(truth, first)
     rows = truth.shape[0]
     if folds is None:
         fold_of = make_folds(truth, task, None if groups is None else np.asarray(groups), seed)
@@ -200,6 +201,8 @@ def _choices(method: str, space: str | None, problem: Problem, preds: Array, cut
         raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
     if method == "auto":
         return _auto_choices(problem, preds, cut)
+    if problem.task == "soft" and method not in OF_SHARES:
+        raise UserError(f"method '{method}': of shares that sum to one there are auto, {', '.join(OF_SHARES)}")
     if method not in ALL or (method.startswith("given") and not problem.given):
         raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
     base, plus, kind = method.partition("+")
@@ -219,6 +222,7 @@ def _spaces(problem: Problem) -> list[str]:
     return ["rank", "prob", "logit"] if problem.metric.order_only else ["prob", "logit"]
 
 
+OF_SHARES = ("mean", "logit", "geometric", "best", "hierarchical", "gradient", "weights", "caruana", "hill", "given")
 CUT_BY_AUTO = ("mean", "best", "gradient", "weights", "stack")  # methods that auto tries with a cut
 
 
@@ -239,6 +243,8 @@ def _auto_choices(problem: Problem, preds: Array, cut: bool) -> list[Choice]:
 
 def _applies(method: str, problem: Problem, preds: Array) -> bool:
     metric, task = problem.metric, problem.task
+    if task == "soft" and method not in OF_SHARES:
+        return False
     if preds.shape[0] == 1 and method != "mean":
         return False
     if task == "regression" and ALL[method].uniform and method != "mean":

@@ -286,7 +286,8 @@ def _line_up(
     if competition.aggregates:
         codes, first = _rows_of(used["row_id"])
         preds = np.stack([_aggregate(run, codes, competition.submission.aggregate) for run in preds])
-        target = _aggregate(target.reshape(len(used), -1), codes, "max").reshape(-1, *target.shape[1:])
+        how = "mean" if competition.task == "soft" else "max"
+        target = _aggregate(target.reshape(len(used), -1), codes, how).reshape(-1, *target.shape[1:])
         fold, group, total = fold[first], group[first], rows["row_id"].nunique()
         single, _ = join_tests(competition, single, test_ids, table)
         tests, test_ids = join_tests(competition, tests, test_ids, table)

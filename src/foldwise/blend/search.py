@@ -92,12 +92,23 @@ def objective(z: Array, problem: Problem, space: str) -> Objective:
         return _ranking(z, problem)
     if problem.task == "regression":
         return _values(z, problem)
+    if problem.task == "soft":
+        return _shares(z, problem, space)
     smooth_z = _true_class(z, problem, space)
     smooth = _margin_loss(smooth_z) if space == "logit" else _mixture_loss(smooth_z)
     if problem.metric.name == "log_loss" and _reducible(problem, space):
         return Objective(smooth_z, _cells_loss(space), smooth)
     flat = z.reshape(z.shape[0], -1)
     shape = z.shape[1:]
+    return Objective(flat, lambda mix: problem.loss(from_space(space, mix.reshape(shape), problem.task)), smooth)
+
+
+def _shares(z: Array, problem: Problem, space: str) -> Objective:
+    """Cross-entropy, whose slope is that of the KL divergence, on the cells that have a share."""
+    held = problem.target.reshape(-1) > 0
+    cells = z.reshape(z.shape[0], -1)[:, held].astype(np.float64)
+    smooth = _mixture_loss(np.exp(cells) if space in {"log", "logit"} else cells, problem.target.reshape(-1)[held])
+    flat, shape = z.reshape(z.shape[0], -1), z.shape[1:]
     return Objective(flat, lambda mix: problem.loss(from_space(space, mix.reshape(shape), problem.task)), smooth)
 
 
@@ -127,10 +138,12 @@ def _cells_loss(space: str) -> Callable[[Array], float]:
     return lambda mix: float(-np.log(np.clip(mix, 1e-15, 1)).mean())
 
 
-def _mixture_loss(z: Array) -> Smooth:
+def _mixture_loss(z: Array, shares: Array | None = None) -> Smooth:
+    each = np.full(z.shape[1], 1 / z.shape[1]) if shares is None else shares / shares.sum()
+
     def value(weights: Array) -> tuple[float, Array]:
         mix = np.maximum(weights @ z, 1e-9)  # the logarithm's slope stays finite where every run gave 0
-        return float(-np.log(mix).mean()), -(z @ (1 / mix)) / z.shape[1]
+        return float(-np.log(mix) @ each), -(z @ (each / mix))
 
     return value
 

@@ -20,6 +20,7 @@ from foldwise.metrics import known_rows
 Array = NDArray[Any]
 SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
 RANKED = {"rank", "fold_rank"}
+EXCLUSIVE = {"multiclass", "soft"}  # tasks whose rows sum to one
 EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
 KNOTS = 2000  # of the ranks that a blend remembers, a run: interpolated, a rank is right to 1/4000
 SLOPES = (float(np.exp(-2)), float(np.exp(2)))  # of logits: never 0, so that the order of a run's rows stays
@@ -76,7 +77,7 @@ def to_space(space: str, preds: Array, task: str, folds: Array | None = None) ->
         return ranks(preds)
     if space == "fold_rank":
         return ranks(preds, folds)
-    if space == "log" or (space == "logit" and task == "multiclass"):
+    if space == "log" or (space == "logit" and task in EXCLUSIVE):
         return np.log(np.clip(preds, EPS, None))
     if space == "logit":
         return logit(np.clip(preds, EPS, 1 - EPS))
@@ -85,7 +86,7 @@ def to_space(space: str, preds: Array, task: str, folds: Array | None = None) ->
 
 def from_space(space: str, mix: Array, task: str) -> Array:
     """A blend, (N,) or (N, C), back to what the metric takes. Logarithms of classes are scaled to sum to one."""
-    if task == "multiclass" and space in {"log", "logit"}:
+    if task in EXCLUSIVE and space in {"log", "logit"}:
         power = np.exp(mix - mix.max(axis=1, keepdims=True))
         return power / power.sum(axis=1, keepdims=True)
     if space == "logit":

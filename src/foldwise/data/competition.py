@@ -20,7 +20,7 @@ from foldwise.data.columns import by_number
 from foldwise.data.image import ImageOptions
 from foldwise.data.template import template_columns
 
-Task = Literal["binary", "multiclass", "multilabel", "regression"]
+Task = Literal["binary", "multiclass", "multilabel", "soft", "regression"]
 
 
 _PLAIN = (
@@ -263,7 +263,10 @@ class Competition(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names its folders under oof/ and so on")
     slug: str | None = Field(None, description="the host's name for the raw folder, where it is not `name`")
     root: str | None = Field(None, description="raw folder, relative to the repository; default: found by name")
-    task: Task = Field(description="multilabel: several columns of 0 and 1; multiclass: one column of names")
+    task: Task = Field(
+        description="multilabel: several columns of 0 and 1; multiclass: one column of names; soft: columns of votes, "
+        "or shares, for classes that exclude each other"
+    )
     host_metric: HostMetric = Field(
         alias="metric",
         description="a name (also map@K), module:function, or {function: module:function, greater_is_better: false}",
@@ -329,8 +332,10 @@ class Competition(Strict):
 
     @model_validator(mode="after")
     def _targets_fit_task(self) -> Competition:
-        if isinstance(self.target, list) and self.task not in {"multilabel", "multiclass"}:
-            raise ValueError("`target` is one column, unless the task is multilabel or multiclass")
+        if isinstance(self.target, list) and self.task not in {"multilabel", "multiclass", "soft"}:
+            raise ValueError("`target` is one column, unless the task is multilabel, multiclass or soft")
+        if self.task == "soft" and (isinstance(self.target, str) or self.train.folders or self.labels.uncertain):
+            raise ValueError("task: soft needs a table, and `target` as a list of its columns of votes")
         if isinstance(self.target, list) and len(self.target) == 1 and tables.expand(self.target, []) == self.target:
             raise ValueError("`target` as a list names two columns or more")
         if self.submission.melted and self.task != "multilabel":
@@ -367,24 +372,6 @@ class Competition(Strict):
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if not split.sources and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_fit_task(self) -> Competition:
-        weights = self.host_metric.weights
-        if weights is None:
-            return self
-        if self.task == "multiclass" and self.classes is None:
-            raise ValueError("`metric.weights` of classes need `classes`, in their order")
-        named = (
-            self.targets if self.task == "multilabel" else ["0", "1"] if self.task == "binary" else self.classes or []
-        )
-        for name in sorted(set(weights) ^ set(named)):
-            raise ValueError(
-                f"`metric.weights` of {', '.join(named)}: '{name}' is {'too much' if name in weights else 'missing'}"
-            )
-        if self.task != "multilabel" and any(isinstance(each, tuple) for each in weights.values()):
-            raise ValueError("`metric.weights`: pairs (of 0, of 1) belong to task: multilabel; give a number a class")
         return self
 
     @model_validator(mode="after")
@@ -432,7 +419,19 @@ class Competition(Strict):
     @property
     def truth(self) -> list[str]:
         """The index's and prediction tables' columns that hold the truth: 'target', or 'target_<column>' for each."""
-        return [f"target_{name}" for name in self.targets] if self.task == "multilabel" else ["target"]
+        return [f"target_{name}" for name in self.targets] if self.task in {"multilabel", "soft"} else ["target"]
+
+    @property
+    def alike(self) -> list[str]:
+        """The index's columns that are equal where labels are: the truth, or of votes the likeliest class."""
+        return ["target"] if self.task == "soft" else self.truth
+
+    def as_classes(self) -> Competition:
+        """Of votes, the competition that asks for the likeliest class, which reports count by; else the same."""
+        if self.task != "soft":
+            return self
+        one = {"task": "multiclass", "target": "target", "classes": self.targets}
+        return self.model_copy(update={**one, "host_metric": HostMetric(function="log_loss")})
 
     @property
     def group_column(self) -> str | None:
@@ -539,12 +538,29 @@ def _spell_out(competition: Competition) -> None:
     for name in patterns if columns else []:
         if not tables.expand([name], columns):
             raise UserError(f"{competition.file}: no column fits '{name}'{nearest(name, columns)}")
-    spelled = [tables.expand(names, columns or names) for names in lists]
+    known = columns or patterns
+    spelled = [tables.expand(names, known) for names in lists]
     competition.metadata = Metadata(numeric=spelled[0], categorical=spelled[1], dates=spelled[2])
     if given:
-        competition.target = tables.expand(given, columns or given)
+        competition.target = tables.expand(given, known)
     if competition.delimited:
         competition._labels = _labels_in_cells(competition, str(competition.target))
+    _check_weights(competition)
+
+
+def _check_weights(competition: Competition) -> None:
+    """UserError where the metric's weights are not those of the target's columns or classes."""
+    weights, task = competition.host_metric.weights, competition.task
+    if weights is None:
+        return
+    if task == "multiclass" and competition.classes is None:
+        raise UserError(f"{competition.file}: `metric.weights` of classes need `classes`, in their order")
+    named = {"multilabel": competition.targets, "binary": ["0", "1"]}.get(task, list(competition.classes or []))
+    for name in sorted(set(weights) ^ set(named)):
+        odd = f"'{name}' is {'too much' if name in weights else 'missing'}"
+        raise UserError(f"{competition.file}: `metric.weights` of {', '.join(named)}: {odd}")
+    if task != "multilabel" and any(isinstance(each, tuple) for each in weights.values()):
+        raise UserError(f"{competition.file}: `metric.weights`: [of 0, of 1] are for multilabel; give a number a class")
 
 
 def _columns(competition: Competition) -> list[str]:

@@ -209,9 +209,9 @@ def check(competition: Competition, folds: pd.DataFrame, train: pd.DataFrame) ->
     uneven = _uneven(folds)
     if competition.task == "regression":
         return uneven
-    joined = folds.merge(train[["id", *competition.truth]], on="id", validate="one_to_one")
+    joined = folds.merge(train[["id", *competition.alike]], on="id", validate="one_to_one")
     warnings = []
-    for name in competition.truth:
+    for name in competition.alike:
         counts = pd.crosstab(joined["fold"], joined[name])
         lacking = counts.columns[(counts == 0).any()]
         for value in lacking[:3]:

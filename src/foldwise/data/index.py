@@ -171,7 +171,7 @@ def left_out(competition: Competition) -> str:
 
 def classes(competition: Competition, index: pd.DataFrame) -> list[str]:
     """The names behind pred_<name>: classes in their order, or the target columns; [] for binary and regression."""
-    if competition.task == "multilabel":
+    if competition.task in {"multilabel", "soft"}:
         return competition.targets
     if competition.task != "multiclass":
         return []
@@ -205,7 +205,10 @@ def check_order(competition: Competition, names: list[str], what: str) -> None:
 
 
 def target_array(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel, NaN: ignored."""
+    """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) of labels, NaN: ignored, or of
+    shares that sum to one."""
+    if competition.task == "soft":
+        return rows[[f"target_{name}" for name in names]].to_numpy(dtype=np.float32, copy=True)
     if competition.task == "multilabel":
         return known(rows[[f"target_{name}" for name in names]]).to_numpy(dtype=np.float32, copy=True)
     if competition.task == "multiclass":

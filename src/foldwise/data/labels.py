@@ -25,6 +25,8 @@ def read_targets(competition: Competition, table: pd.DataFrame, path: Path) -> p
         return _in_cells(competition, table[str(competition.target)])
     if competition.task == "multiclass" and len(competition.targets) > 1:
         return _one_of(competition, table, path)
+    if competition.task == "soft":
+        return _shares(competition, table, path)
     columns = zip(competition.truth, competition.targets, strict=True)
     return pd.DataFrame({name: _column(competition, table, column, path) for name, column in columns})
 
@@ -56,6 +58,25 @@ def _one_of(competition: Competition, table: pd.DataFrame, path: Path) -> pd.Dat
         where = f"{path}: row {row + 2} (id {table[competition.id][row]}): of {', '.join(competition.targets[:6])}"
         raise UserError(f"{where} one must be 1, {what}; for labels that come together set `task: multilabel`")
     return pd.DataFrame({"target": cells.idxmax(axis=1).where(held == 1)})
+
+
+def _shares(competition: Competition, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Votes over a row's sum, and in 'target' the class with most (of as many, the first)."""
+    votes = table[competition.targets].apply(pd.to_numeric, errors="coerce").astype("float64")
+    if competition.labels.blank == "0":
+        votes = votes.mask(table[competition.targets].isna(), 0.0)
+    total = votes.sum(axis=1)
+    odd = votes.isna().any(axis=1) | (votes < 0).any(axis=1) | (total <= 0) | ~np.isfinite(total)
+    if competition.labels.blank == "ignore":
+        odd &= table[competition.targets].notna().any(axis=1)
+    if odd.any():
+        row = odd.idxmax()
+        cells = ", ".join(map(str, table.loc[row, competition.targets]))
+        where = f"{path}: row {row + 2} (id {table[competition.id][row]})"
+        raise UserError(f"{where}: votes are numbers of 0 or more with a sum above 0, not {cells}")
+    shares = votes.div(total, axis=0).set_axis(competition.truth, axis=1)
+    most = votes.where(~votes.isna().any(axis=1), 0.0).idxmax(axis=1)
+    return shares.assign(target=most.where(shares.notna().all(axis=1)))
 
 
 def _column(competition: Competition, table: pd.DataFrame, column: str, path: Path) -> pd.Series:

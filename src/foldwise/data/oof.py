@@ -47,6 +47,14 @@ def prediction_table(
     return pd.DataFrame({**table, **dict(zip(columns, values.T, strict=True))})
 
 
+def with_class(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the likeliest class as its target, where `competition` asks for one and it holds shares."""
+    if competition.task != "multiclass" or "target" in table:
+        return table
+    names = np.array([column.removeprefix("pred_") for column in pred_columns(table)])
+    return table.assign(target=names[table[[f"target_{name}" for name in names]].to_numpy().argmax(axis=1)])
+
+
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """A CSV, written whole: under a temporary name, then renamed. 0/1 targets as integers, no NaN."""
     preds = frame[pred_columns(frame)]
@@ -101,7 +109,7 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
     if competition.aggregates and table_index is not None:
         row_ids = table_index.loc[table_index["split"] == "train"].set_index("id")["row_id"]
         how: dict[str, Any] = {c: competition.submission.aggregate for c in pred_columns(oof)}
-        how |= {c: "max" for c in oof if c.startswith("target")}
+        how |= {c: "mean" if competition.task == "soft" else "max" for c in oof if c.startswith("target")}
         oof = oof.groupby(row_ids.reindex(oof["id"]).to_numpy(), sort=False).agg(how).reset_index()
     pred = oof[["pred"] if names == ["pred"] else [f"pred_{name}" for name in names]].to_numpy()
     target = index.target_array(competition, oof, names)

@@ -182,7 +182,7 @@ def _melted(competition: Competition, rows: pd.DataFrame, keys: pd.Series, ids: 
 
 
 def _sums_to_one(competition: Competition) -> bool:
-    return competition.task == "multiclass" and competition.scorer().probability
+    return competition.task == "soft" or (competition.task == "multiclass" and competition.scorer().probability)
 
 
 def _within(competition: Competition, values: np.ndarray) -> np.ndarray:

@@ -76,10 +76,10 @@ def join(first: pd.DataFrame, second: pd.DataFrame, on: tuple[str, str], where: 
 
 
 def expand(names: Iterable[str], columns: Sequence[str]) -> list[str]:
-    """Column names with their patterns spelled out: 'shape1..64', and 'margin*' of the columns there are."""
+    """Column names with their patterns spelled out: 'shape1..64', 'C1..C7', and 'margin*' of the columns there are."""
     spelled: list[str] = []
     for name in names:
-        numbered = re.fullmatch(r"(.*?)(\d+)\.\.(\d+)", name)
+        numbered = re.fullmatch(r"(.*?)(\d+)\.\.(?:\1)?(\d+)", name)
         if numbered and name not in columns:
             first, last = int(numbered[2]), int(numbered[3])
             width = len(numbered[2]) if numbered[2].startswith("0") else 0

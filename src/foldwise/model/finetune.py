@@ -20,17 +20,17 @@ from foldwise.model import weights
 from foldwise.model.network import Network, PretrainedNetwork, classifier_names
 
 
-def start_at_base_rate(network: Network, target: np.ndarray, classes: int) -> None:
+def start_at_base_rate(network: Network, target: np.ndarray, classes: int, shares: bool = False) -> None:
     """Set the new head's bias to the training rows' log-odds, so that training does not begin by unlearning 0.5.
 
-    target: int64 class numbers (N,), or 0/1 (N,) or (N, C). The prior of Lin 2017 (focal loss, section 3.3). A
-    pretrained head used as it is stays as it is.
+    target: int64 class numbers (N,), 0/1 (N,) or (N, C), or `shares` (N, C) that sum to one. The prior of Lin 2017
+    (focal loss, section 3.3). A pretrained head used as it is stays as it is.
     """
     if isinstance(network, PretrainedNetwork):
         return
-    if target.dtype.kind == "i":
-        fraction = (np.bincount(target, minlength=classes) + 0.5) / (len(target) + 0.5 * classes)
-        bias = np.log(fraction)
+    if target.dtype.kind == "i" or shares:
+        counts = target.sum(axis=0) if shares else np.bincount(target, minlength=classes)
+        bias = np.log((counts + 0.5) / (len(target) + 0.5 * classes))
     else:
         cells = target.reshape(len(target), -1)
         fraction = (np.nansum(cells, axis=0) + 0.5) / (np.isfinite(cells).sum(axis=0) + 1)

@@ -60,7 +60,7 @@ class Targets:
         return max(1, len(self.learnt) - (self.activation == "ordinal"))
 
     def array(self, competition: Competition, rows: pd.DataFrame) -> np.ndarray:
-        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel.
+        """Targets of index rows: float32 (N,), int64 class numbers (N,), or float32 (N, C) for multilabel and soft.
 
         Of several labels, 0.5 is half a label, and NaN none: it has no part in the loss.
         """
@@ -81,7 +81,7 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: 
 
     learnt: what trained weights tell apart, which stands in for an auxiliary column where its table is not at hand.
     """
-    if recipe.model.mode == "as_is" and competition.task in {"multilabel", "regression"}:
+    if recipe.model.mode == "as_is" and competition.task not in {"binary", "multiclass"}:
         raise UserError(f"model.mode=as_is: a pretrained head tells classes apart; task {competition.task} needs other")
     names = index.classes(competition, table)
     kind = competition.task if recipe.target.column is None else "multiclass"
@@ -89,6 +89,7 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: 
     fitting = {
         "regression": {"default", "mse", "mae", "huber"},
         "multiclass": {"default", "ce", "bce", "focal", "asymmetric", "ordinal"},
+        "soft": {"default", "ce", "focal"},
     }.get(kind, {"default", "bce", "focal", "asymmetric"})
     if loss not in fitting:
         raise UserError(f"train.loss={loss}: does not go with task {kind}; choose from {', '.join(sorted(fitting))}")
@@ -105,7 +106,7 @@ def _activation(task: str, loss: str) -> Activation:
     if task == "multiclass":
         by_loss: dict[str, Activation] = {"ordinal": "ordinal", **dict.fromkeys(("bce", "asymmetric"), "normalised")}
         return by_loss.get(loss, "softmax")
-    return "identity" if task == "regression" else "sigmoid"
+    return {"regression": "identity", "soft": "softmax"}.get(task, "sigmoid")  # type: ignore[return-value]
 
 
 def _auxiliary(competition: Competition, recipe: Recipe, names: list[str], trained: Sequence[str]) -> Targets:

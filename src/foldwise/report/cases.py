@@ -115,6 +115,8 @@ class Answers:
 def answers(competition: Competition, table: pd.DataFrame) -> Answers:
     """The cases of an OOF table. Binary answers are 1 above the threshold that calls as many rows 1 as there are:
     at 8 % positives, 0.5 would call none."""
+    competition = competition.as_classes()
+    table = oof.with_class(competition, table)
     pred = table[oof.pred_columns(table)].to_numpy(dtype=float)
     names = [column.removeprefix("pred_") for column in oof.pred_columns(table)]
     rows = table[["id", "fold"]].reset_index(drop=True)

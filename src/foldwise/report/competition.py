@@ -36,7 +36,7 @@ def write_competition_report(
 
     What fails in one section is said in its place, and does not stop the others.
     """
-    survey = Survey(competition, table, fold_table, cache.load_cache(competition, sizes[0]), sizes, audit)
+    survey = Survey(competition.as_classes(), table, fold_table, cache.load_cache(competition, sizes[0]), sizes, audit)
     sheet = Page(f"{competition.name}: before training")
     for heading, make in sections.SECTIONS:
         try:
@@ -45,15 +45,15 @@ def write_competition_report(
             reason = f"{type(error).__name__}: {error}"
             sheet.add(heading, page.text(f"This part could not be made ({reason})."))
             note(f"warning: report.html: {heading}: could not be made ({reason})")
-    _headline(survey, sheet)
+    _headline(competition, survey, sheet)
     sheet.warnings = _warnings(survey)
     path = competition.derived() / "report.html"
     write_text(path, sheet.html())
     return path, sheet.warnings
 
 
-def _headline(survey: Survey, sheet: Page) -> None:
-    competition, table = survey.competition, survey.table
+def _headline(competition: Competition, survey: Survey, sheet: Page) -> None:
+    table = survey.table
     test = int((table["split"] == "test").sum())
     unread = table["error"].notna()
     sheet.lead = page.text(

@@ -66,7 +66,7 @@ def write_run_report(competition: Competition, run: str) -> Path:
     if competition.task == "regression":
         sheets = _regression(sheet, place, answers)
     else:
-        sheets = _classes(sheet, place, competition, answers)
+        sheets = _classes(sheet, place, competition.as_classes(), answers)
     _examples(sheet, competition, sheets, cache.to_show(competition, info.config.get("image_size")))
     _curves(sheet, competition, folder)
     _importance(sheet, folder)

@@ -20,7 +20,7 @@ from foldwise import UserError, metrics, stats
 from foldwise.core import parallel
 from foldwise.core.saved import read_saved, write_saved
 from foldwise.data import folds, index
-from foldwise.data.competition import Competition
+from foldwise.data.competition import Competition, Task
 from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 from foldwise.data.runs import RunInfo
 from foldwise.tabular import learners
@@ -127,6 +127,11 @@ class Problem:
         return cls(competition, inputs, names, y, ids, fold_of, groups)
 
     @property
+    def task(self) -> Task:
+        """The models': votes are learnt as classes, each row as many times as learners.VOTES."""
+        return "multiclass" if self.competition.task == "soft" else self.competition.task
+
+    @property
     def outputs(self) -> int:
         """Classes or labels; 1 for binary and regression."""
         return max(1, len(self.names))
@@ -134,7 +139,9 @@ class Problem:
     @property
     def wide(self) -> np.ndarray:
         """float64 (N, outputs): classes one-hot; a label that is not known as the mean of its column."""
-        if self.competition.task == "multiclass":
+        if self.competition.task == "soft":
+            return self.y.astype(float)
+        if self.task == "multiclass":
             return np.eye(self.outputs)[self.y]
         columns = self.columns.astype(float)
         return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
@@ -142,7 +149,8 @@ class Problem:
     @property
     def columns(self) -> np.ndarray:
         """(N, targets): a column for each model that a fold needs."""
-        return self.y.reshape(len(self.y), -1)
+        y = self.y.argmax(axis=1) if self.competition.task == "soft" else self.y
+        return y.reshape(len(y), -1)
 
 
 def fit(problem: Problem, plan: Plan, told: Callable[[str], None] = lambda line: None) -> list[Fold]:
@@ -175,7 +183,7 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
         seeds = [_fit(problem, plan, settings, data, None, rounds[seed][k], seed) for seed in range(len(rounds))]
         models.append(seeds)
         if isinstance(seeds[0], learners.Constant):
-            label = f" of {problem.names[k]}" if problem.competition.task == "multilabel" else ""
+            label = f" of {problem.names[k]}" if problem.task == "multilabel" else ""
             notes.append(f"its training rows hold one class{label} only, or no column that varies: predicts a constant")
     model = Model(encoder, models, problem.outputs)
     return Fold(
@@ -196,20 +204,23 @@ def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:
 def _known(problem: Problem, encoder: Encoder, x: np.ndarray, rows: np.ndarray, k: int) -> Data:
     """Those of `rows`, with features x, whose label k is known. What other runs say of it may only raise it: their
     models saw the labels of the fold that is predicted, and where nothing can be learnt err against them."""
+    if problem.competition.task == "soft":
+        row, y = learners.by_votes(problem.y[rows])
+        return Data(x[row], y, encoder.categorical)
     y = problem.columns[rows, k]
     known = metrics.known_rows(y)
     same: set[str] = set()
-    if problem.competition.task != "multiclass":
+    if problem.task != "multiclass":
         same = {str(stack.train.columns[k]) for stack in problem.inputs.stacks}
     rising = [i for i, source in enumerate(encoder.sources) if source in same]
     return Data(x[known], y[known], encoder.categorical, rising)
 
 
 def _unseen(problem: Problem, learn: np.ndarray) -> list[str]:
-    if problem.competition.task != "multiclass":
+    if problem.task != "multiclass":
         return []
     names = [name for name, count in zip(problem.names, problem.wide[learn].sum(axis=0), strict=True) if not count]
-    rate = learners.base_rates(problem.y[learn], problem.outputs).min()
+    rate = learners.base_rates(problem.columns[learn, 0], problem.outputs).min()
     return [f"no training row is of class {', '.join(names)}: predicted at the base rate, {rate:.2g}"] if names else []
 
 
@@ -227,7 +238,7 @@ def _encoded(
 
 
 def _stratified(problem: Problem, learn: np.ndarray, n: int, seed: int) -> np.ndarray:
-    task = "regression" if problem.competition.task == "regression" else "multilabel"
+    task = "regression" if problem.task == "regression" else "multilabel"
     return folds.stratify(stats.strata(problem.wide[learn], task), problem.groups[learn], n, seed)
 
 
@@ -235,7 +246,7 @@ def _fit(
     problem: Problem, plan: Plan, settings: Settings, data: Data, watch: Data | None, rounds: int, seed: int
 ) -> Fitted:
     seeded = {plan.learner.seed: plan.seed + seed} if plan.learner.seed else {}
-    task, outputs = problem.competition.task, problem.outputs
+    task, outputs = problem.task, problem.outputs
     return learners.fit(plan.learner, {**settings, **seeded}, task, outputs, data, watch, rounds)
 
 
@@ -267,7 +278,7 @@ def _rounds(
 
 
 def _tells(problem: Problem, data: Data, watch: Data) -> bool:
-    if problem.competition.task == "regression":
+    if problem.task == "regression":
         return len(watch.y) > 1
     return min(len(np.unique(data.y)), len(np.unique(watch.y[np.isin(watch.y, data.y)]))) > 1
 
@@ -282,7 +293,7 @@ def _watched(problem: Problem, learn: np.ndarray, fold: int, seed: int) -> np.nd
     if len(others) > 1:
         held = fold_of == ([other for other in others if other > fold] or others)[0]
         known = problem.wide[learn] > 0
-        whole = problem.competition.task == "regression" or not (known.any(axis=0) & ~known[held].any(axis=0)).any()
+        whole = problem.task == "regression" or not (known.any(axis=0) & ~known[held].any(axis=0)).any()
         if held.mean() >= FEWEST and whole:
             return held
     return _stratified(problem, learn, 5, seed) == 0

@@ -36,6 +36,7 @@ from foldwise.model.network import Network, create_network
 from foldwise.model.predict import embed_rows, pick_device, say_unreadable, with_fallback
 from foldwise.tabular.heads import KINDS, FittedHead, Heads, available_memory, check
 from foldwise.tabular.kernel import Scale, Setting
+from foldwise.tabular.learners import by_votes
 
 FORMAT = 1  # raise it when the same model and images would give other embeddings
 CHUNK = 1024  # rows between two saves
@@ -217,13 +218,18 @@ def fit_heads(
         if heads is None or run is not None:
             groups = np.concatenate([fold_table["group"].to_numpy(str), np.full(len(stored) - rows.train, "")])
             held = stored if stored.nbytes > available_memory() / 8 else np.array(stored)
-            heads = Heads(head, competition.task, held, groups, max(1, len(names)), scale, recipe.seed)
+            task = competition.as_classes().task
+            heads = Heads(head, task, held, groups, max(1, len(names)), scale, recipe.seed)
             if run is None:
                 heads.share(np.flatnonzero(rows.where[: rows.train] >= 0))
         valid = np.flatnonzero(fold_of == fold)
         test = np.arange(rows.train, len(stored))
         fit = np.flatnonzero((fold_of != fold) & (rows.where[: rows.train] >= 0))
-        of_valid, chosen, fitted = heads.fit(fit, target[fit], valid)
+        learnt, y = fit, target[fit]
+        if competition.task == "soft":
+            row, y = by_votes(y)
+            learnt = fit[row]
+        of_valid, chosen, fitted = heads.fit(learnt, y, valid)
         of_test = fitted.predict(stored[rows.train :])
         prior = index.prior(competition, train.iloc[fit], names)
         say_unreadable("test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)

@@ -57,6 +57,8 @@ class FoldData:
         if sampling == "all":
             return None
         target = self.train_target
+        if self.targets.task == "soft":
+            target = target.argmax(axis=1)
         if target.ndim == 2:
             count = np.maximum(np.nansum(target, axis=0), 1)
             none = max(1, int((np.nansum(target, axis=1) == 0).sum()))
@@ -162,7 +164,7 @@ def _pseudo(
         raise UserError(f"train.pseudo={source}: none of its ids is a readable test image's")
     values = said.loc[test["id"]].to_numpy(np.float32)
     if data.targets.task != "regression":
-        sure = values.max(axis=1) if data.targets.task == "multiclass" else np.abs(values - 0.5).mean(axis=1)
+        sure = values.max(axis=1) if data.targets.task in {"multiclass", "soft"} else np.abs(values - 0.5).mean(axis=1)
         kept = np.sort(np.argsort(-sure, kind="stable")[: max(1, round(t.pseudo_keep * len(test)))])
         test, values = test.iloc[kept], values[kept]
         if t.pseudo_hard:
@@ -179,6 +181,8 @@ def _hard(task: str, values: np.ndarray) -> np.ndarray:
     """The likeliest labels, shaped as Targets.array gives them."""
     if task == "multiclass":
         return values.argmax(axis=1).astype(np.int64)
+    if task == "soft":
+        return np.eye(values.shape[1], dtype=np.float32)[values.argmax(axis=1)]
     if task == "regression":
         return values[:, 0]
     hard = (values > 0.5).astype(np.float32)

@@ -61,6 +61,8 @@ def class_weights(settings: Train, targets: Targets, target: np.ndarray) -> Tens
 
 
 def _frequencies(targets: Targets, target: np.ndarray) -> np.ndarray:
+    if targets.task == "soft":
+        return np.maximum(target.mean(axis=0), 1 / len(target))
     if targets.task == "multiclass":
         count = np.bincount(target, minlength=len(targets.learnt)).astype(float)
         return np.maximum(count, 1) / len(target)
@@ -74,6 +76,8 @@ def valid_loss(task: str, target: np.ndarray, pred: np.ndarray) -> float:
     if task == "multiclass":
         return float(-np.log(p[np.arange(len(p)), target]).mean())
     target = target.reshape(len(p), -1)
+    if task == "soft":
+        return float(-(target * np.log(p)).sum(axis=1).mean())
     if task == "regression":
         return float(((pred - target) ** 2).mean())
     return float(-np.nanmean(target * np.log(p) + (1 - target) * np.log(1 - p)))

@@ -119,7 +119,7 @@ def _set_units(network: Network, data: FoldData) -> None:
         network.shift.fill_(float(data.train_target.mean()))
         network.scale.fill_(max(float(data.train_target.std()), 1e-6))  # a constant target has no unit of its own
     elif data.targets.activation in {"softmax", "sigmoid"}:
-        start_at_base_rate(network, data.train_target, len(data.targets.learnt))
+        start_at_base_rate(network, data.train_target, len(data.targets.learnt), data.targets.task == "soft")
 
 
 def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:

@@ -102,7 +102,8 @@ class Stepper:
             soft = F.one_hot(target, classes).float() * (1 - smooth) + smooth / classes
         else:
             soft = target.reshape(len(rows), -1)
-            soft = soft if self.targets.task == "regression" else soft * (1 - smooth) + smooth / 2
+            if self.targets.task != "regression":
+                soft = soft * (1 - smooth) + smooth / (soft.shape[1] if self.targets.task == "soft" else 2)
         if self.teacher_target is None or self.teacher_weight is None:
             return soft
         weight = self.teacher_weight[rows, None]
