@@ -220,7 +220,7 @@ class Explanation:
 
     def write(self, sheets: Sequence[Sheet], folder: Path) -> None:
         """index.html and cases.csv, with all that they name, into an empty folder."""
-        sheet = Page(f"{self.run} on {self.competition.name}: what it looks at")
+        sheet = Page(f"Run {self.run} of {self.competition.name}: what it looks at")
         sheet.lead = self._lead()
         matters = self._deletion_section(sheet, folder)
         for each in sheets:

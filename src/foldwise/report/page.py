@@ -60,7 +60,8 @@ figure { margin: 0; } pre { background: var(--card); padding: 8px 12px; overflow
 details > summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
 footer { color: var(--soft); font-size: 13px; margin: 48px 0 32px; border-top: 1px solid var(--line);
   padding-top: 10px; }
-@media (max-width: 700px) { .class { display: block; } main, header { padding: 0 14px; } }
+@media (max-width: 700px) { .class { display: block; } main, header { padding: 0 14px; }
+  .scroll > svg { min-width: min(var(--wide), 640px); } .tiles { gap: 6px; } }
 @media print { .warnings li, .tile { break-inside: avoid; } }
 """
 
@@ -94,7 +95,7 @@ class Page:
     def figure(self, figure: Figure, alt: str) -> str:
         """A figure as inline SVG; `alt` says what it shows."""
         self._figures += 1
-        return figures.svg(figure, self._figures, escape(alt))
+        return f'<div class="scroll">{figures.svg(figure, self._figures, escape(alt))}</div>'
 
     def html(self) -> str:
         """The whole page: no script, nothing from outside."""
