@@ -190,7 +190,8 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
     network.head = heads.Head(width, outputs, settings.head, settings.fusion if settings.metadata else None)
     # small: a new head starts at the base rate (finetune.start_at_base_rate), whatever the features' scale
     nn.init.trunc_normal_(network.head.classifier.weight, std=0.01)
-    nn.init.zeros_(network.head.classifier.bias)
+    if network.head.classifier.bias is not None:
+        nn.init.zeros_(network.head.classifier.bias)
 
 
 def _pool(

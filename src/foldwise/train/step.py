@@ -51,6 +51,8 @@ class Stepper:
         )
         of_class = losses.class_weights(recipe.train, data.targets, data.train_target)
         self.loss = losses.make_loss(recipe.train, data.targets, of_class, float(state.network.scale))
+        if recipe.model.head.cosine is not None:
+            self.loss = losses.with_margin(self.loss, recipe.train.margin, recipe.model.head.cosine)
 
     def wrapped(self) -> nn.Module:
         """The network as steps call it: compiled, or averaging gradients over ranks."""
