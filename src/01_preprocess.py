@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 from foldwise import metrics
 from foldwise.core import cli, paths
@@ -49,6 +50,9 @@ def main() -> None:
     parser.add_argument("--dask", metavar="ADDRESS", help="spread the work over the Dask cluster of this scheduler")
     parser.add_argument(
         "--new-folds", action="store_true", help="make folds.csv anew; runs made with the old ones stop"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE.csv", help="take in the decisions of noise.html; none: forget them"
     )
     parser.add_argument("--inspect", metavar="DIR", help="only read every file below DIR and report on it")
     parser.add_argument("--report", metavar="FILE.csv", default="inspect.csv", help="where --inspect writes its rows")
@@ -81,7 +85,7 @@ def main() -> None:
         return
 
     competition = load_competition(args.competition)
-    prepare(competition, args.sizes, args.workers, args.dask, args.new_folds)
+    prepare(competition, args.sizes, args.workers, args.dask, args.new_folds, args.labels)
     own = (paths.RECIPES / f"{competition.name}.yaml").exists()
     cli.next_step(args.competition, "02_train.py", "--recipe", *([competition.name] if own else ["auto", "--hours", 1]))
 

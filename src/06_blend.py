@@ -20,19 +20,17 @@ examples
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from foldwise import metrics
-from foldwise.blend import Blend, fit_weights
-from foldwise.blend.assess import examine, test_table
+from foldwise.blend.by_hand import ByHand
 from foldwise.blend.dominated import dominated
 from foldwise.blend.methods import METHODS
-from foldwise.blend.run_set import RunSet, gather_runs, hand_weights, renames
+from foldwise.blend.run_set import gather_runs, hand_weights, renames
 from foldwise.core import cli
-from foldwise.data import submission
 from foldwise.data.competition import load_competition
-from foldwise.report.blend import note_scores, print_summary, write_blend_report
+from foldwise.report.blend import note_scores, print_summary, write_blend
 
 
 def arguments() -> argparse.Namespace:
@@ -87,32 +85,22 @@ def main() -> None:
     by_hand = hand_weights(args.weights)
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
-    how = {"seed": args.seed, "task": competition.task, "cut": not args.no_cuts}
-    fit = partial(fit_runs, metric=competition.scorer(), **how)
+    hand = ByHand(runs, *runs.judged_by(competition), args.seed, not args.no_cuts)
     automatic, left_out = None, list[dict[str, Any]]()
     if by_hand:
-        weights = [by_hand.get(name, 0.0) for name in runs.names]
-        blend, automatic = fit(runs, space=args.space, weights=weights), fit(runs)
+        blend, automatic = hand.blend(by_hand, args.space, draws=1000), hand.automatic
     else:
-        blend = fit(runs, args.method, space=args.space)
+        blend = hand.fit(method=args.method, space=args.space)
         while not (names or args.foreign or args.all) and len(runs.names) > 2:
-            one = dominated(runs, blend, competition.scorer(), competition.task, args.seed)
+            one = dominated(runs, blend, hand.metric, hand.task, args.seed)
             if one is None:
                 break
             left_out.append(one)
             runs = gather_runs(competition, [name for name in runs.names if name != one["run"]])
-            blend = fit(runs, args.method, space=args.space)
-    meta = {**examine(competition, runs, blend, args.seed, automatic), "left_out": left_out}
-    path = submission.write_submission(competition, test_table(runs, blend), args.name, meta)
-    write_blend_report(competition, args.name, runs, blend, meta)
+            blend = replace(hand, runs=runs).fit(method=args.method, space=args.space)
+    path, meta = write_blend(competition, args.name, runs, blend, args.seed, automatic, left_out)
     print_summary(meta, path)
     cli.next_step(args.competition, "06_blend.py", "--name", args.name, "--lb", "SCORE", "  # once it is handed in")
-
-
-def fit_runs(runs: RunSet, method: str = "auto", **settings: Any) -> Blend:
-    """fit_weights of runs lined up."""
-    lined: Any = {"folds": runs.folds, "groups": runs.groups, "families": runs.families, "names": runs.names}
-    return fit_weights(runs.preds, runs.target, method=method, **lined, **settings)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main() -> None:
     parallel.tune_allocator()
     from foldwise.report.explain import write_explain_report  # torch
 
-    page = write_explain_report(
+    page, verdict = write_explain_report(
         competition,
         recipe,
         args.run,
@@ -57,6 +57,7 @@ def main() -> None:
         deletion=args.deletion,
     )
     cli.say(f"look at {page}")
+    cli.say(verdict)
     cli.next_step(args.competition, "10_report.py")
 
 

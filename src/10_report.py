@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from foldwise.core import cli
 from foldwise.data.competition import load_competition
-from foldwise.report import results, results_page, run
+from foldwise.report import noise, results, results_page, run
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     runs = results.gather(competition, args.runs)
     for one in runs:
         run.illustrate(competition, one)
+    noise.write_noise(competition)
     path = results_page.write_results(competition, runs)
     results_page.print_table(competition, runs)
     cli.say(f"wrote {path} and results.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import altair as alt
@@ -27,6 +28,20 @@ class Said:
         return np.argsort(-np.mean(list(self.means.values()), axis=0), kind="stable")[:top].tolist()
 
 
+def sentence(said: Said) -> str:
+    """The first source's answer in words: 'target = 1: 42 %, folds 30 to 66 %'."""
+    name, mean = next(iter(said.means.items()))
+    k = int(mean.argmax())
+    values = [float(pred[k]) for pred in said.folds.get(name, {}).values()]
+    unit, scale = ("", 1) if said.task == "regression" else (" %", 100)
+
+    def shown(value: float) -> str:
+        return f"{scale * value:.4g}" if scale == 1 else f"{scale * value:.0f}"
+
+    spread = f", folds {shown(min(values))} to {shown(max(values))}{unit}" if len(values) > 1 else ""
+    return f"{said.outputs[k]}: {shown(float(mean[k]))}{unit}{spread}"
+
+
 def probabilities(said: Said, top: int) -> alt.LayerChart:
     """A bar of each source's mean and a tick of each fold's model, by class where there are several."""
     several = len(said.outputs) > 1
@@ -44,8 +59,8 @@ def probabilities(said: Said, top: int) -> alt.LayerChart:
         for fold, pred in by_fold.items()
         for k in said.best(top)
     ]
-    means = pd.DataFrame(rows, columns=["source", "class", "value"]).assign(what="mean of folds")
-    means.loc[means["source"].str.startswith("blend: "), "what"] = "blend"
+    means = pd.DataFrame(rows, columns=["source", "class", "value"])
+    means["what"] = np.where(means["source"].isin(list(said.folds)), "mean of folds", "blend")
     folds = pd.DataFrame(ticks, columns=["source", "class", "fold", "value"]).assign(what="one fold's model")
     scale = alt.Scale() if said.task == "regression" else alt.Scale(domain=[0, 1])
     x = alt.X("value:Q", title=label, scale=scale)
@@ -70,11 +85,9 @@ def numbers(said: Said, top: int) -> pd.DataFrame:
     for source, mean in said.means.items():
         for k in said.best(top):
             row = {"who": source} | ({"class": said.outputs[k]} if len(said.outputs) > 1 else {})
-            row |= {"mean or blend": float(mean[k])}
-            rows.append(row | {fold: float(pred[k]) for fold, pred in said.folds.get(source, {}).items()})
-    table = pd.DataFrame(rows)
-    shown = table.select_dtypes("number").columns
-    return table.assign(**{name: table[name].round(4) for name in shown})
+            row |= {"mean or blend": f"{mean[k]:.4f}"}
+            rows.append(row | {fold: f"{pred[k]:.4f}" for fold, pred in said.folds.get(source, {}).items()})
+    return pd.DataFrame(rows).fillna("")
 
 
 def enlarged(image: np.ndarray, side: int = 448) -> np.ndarray:
@@ -112,15 +125,29 @@ def forest(table: pd.DataFrame, metric: str) -> alt.LayerChart:
     return alt.layer(bar, dots, point).properties(height=80 + 34 * len(order))
 
 
+def thumbnail(image: np.ndarray, side: int = 96) -> str:
+    """uint8 (H, W, 3) as the data URL of a small JPEG."""
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
 def weights(table: pd.DataFrame) -> alt.Chart:
-    """A blend's weights by run."""
+    """Weights by run; of several blends side by side where column `whose` tells them apart."""
+    both = {"yOffset": "whose:N", "color": _whose(table)} if "whose" in table else {"color": alt.value(BLUE)}
     return (
         alt.Chart(table)
-        .mark_bar(color=BLUE)
+        .mark_bar()
         .encode(
             x=alt.X("weight:Q", title="weight in the blend"),
             tooltip=["run", "weight"],
             y=alt.Y("run:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
+            **both,
         )
         .properties(height=80 + 28 * len(table))
     )
+
+
+def _whose(table: pd.DataFrame) -> alt.Color:
+    scale = alt.Scale(domain=table["whose"].unique().tolist(), range=[BLUE, ORANGE])
+    return alt.Color("whose:N", scale=scale, title=None, legend=alt.Legend(orient="bottom"))

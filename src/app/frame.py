@@ -10,9 +10,26 @@ import streamlit as st
 
 from app import uploads
 from foldwise import UserError
-from foldwise.core import parallel
+from foldwise.core import parallel, paths
 from foldwise.core.files import digest
+from foldwise.data import cache
 from foldwise.data.competition import Competition, load_competition
+from foldwise.data.runs import recipe_of
+
+
+class NothingYet(UserError):
+    """Nothing is there to be shown: no fault; `command` makes it."""
+
+    def __init__(self, words: str, command: str) -> None:
+        super().__init__(words)
+        self.command = command
+
+
+def public(words: str) -> str:
+    """Words without the places of this machine's folders: they start at the competition's own."""
+    for place in (paths.output_root(), paths.REPOSITORY, paths.REPOSITORY.parent):
+        words = words.replace(f"{place}/", "")
+    return words
 
 
 def plain(words: str) -> str:
@@ -40,42 +57,53 @@ def _service(name: str, version: str) -> Any:
     return Service(load_competition(name))
 
 
-@st.cache_resource(show_spinner="Fitting the blend ...", max_entries=8)
-def _mixture(_service: Any, competition_name: str, name: str, version: str) -> Any:
-    return _service.mixture(name)
-
-
-def mixture(name: str) -> Any:
-    """A submission's blend, fitted once."""
+def size_of(run: str) -> tuple[int | None, bool]:
+    """The size that the run looks at, and whether at crops; for a run without images, the smallest cache there is."""
     shown = competition()
-    version = stamp(shown.submissions() / f"{name}.json", *shown.runs().glob("*/oof.csv"))
-    return _mixture(service(), str(shown.file), name, version)
+    try:
+        recipe = recipe_of(shown, run)
+        return recipe.image_size, recipe.crop
+    except UserError:
+        sizes = cache.sizes(shown)
+        return (sizes[0], False) if sizes else (None, False)
 
 
-def stamp(*paths: Any) -> str:
+def stamp(*files: Any) -> str:
     """Changes when one of the files does."""
-    return digest([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(paths) if p.exists()])
+    return digest([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(files) if p.exists()])
 
 
 def chosen_runs(key: str) -> list[str]:
     """The runs that a visitor asks, in the sidebar; UserError where none is trained or chosen."""
     runs = service().runs()
     if not runs:
-        raise UserError(f"no run of {competition().name} has its models here; train one with 02_train.py")
+        raise no_runs()
     picked = st.sidebar.multiselect("Runs to ask", runs, default=runs[:1], key=f"{key}-runs")
     if not picked:
         raise UserError("choose a run in the sidebar")
     return picked
 
 
-def chosen_blend(key: str, runs: list[str]) -> str | None:
-    """The submission whose blend is shown beside the runs; those that blend none of them are left out."""
-    names = [name for name, meta in service().submissions().items() if {r["run"] for r in meta["runs"]} & set(runs)]
+def no_runs() -> NothingYet:
+    """What to do where no run is trained."""
+    shown = competition()
+    command = f"python src/02_train.py --competition {shown.name} --recipe auto --hours 0.1"
+    return NothingYet(f"No run of {shown.name} has its models here yet. This makes one:", command)
+
+
+def chosen_blend(key: str) -> str | None:
+    """The submission whose blend is shown beside the runs."""
+    names = list(service().submissions())
     if not names:
         return None
     return st.sidebar.selectbox(
         "Blend of submission", [None, *names], index=1, key=f"{key}-blend", format_func=lambda name: name or "none"
     )
+
+
+def title(words: str) -> None:
+    """The page's title, with the competition's name."""
+    st.title(f"{competition().name}: {words}")
 
 
 def took(started: float) -> None:

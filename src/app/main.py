@@ -10,7 +10,7 @@ import streamlit as st
 from PIL import Image
 
 from app import frame
-from app.pages import batch, errors, one, results
+from app.pages import batch, errors, one, results, weights
 from foldwise import UserError
 
 
@@ -23,7 +23,9 @@ def show(name: str) -> None:
         st.Page(guarded(batch.show), title="Many images", icon=":material/photo_library:", url_path="many"),
         st.Page(guarded(results.show), title="Results", icon=":material/leaderboard:", url_path="results"),
         st.Page(guarded(errors.show), title="Errors", icon=":material/troubleshoot:", url_path="errors"),
+        st.Page(guarded(weights.show), title="Weights", icon=":material/tune:", url_path="weights"),
     ]
+    st.session_state["one-page"] = pages[0]
     st.navigation(pages).run()
 
 
@@ -42,7 +44,10 @@ def guarded(page: Callable[[], None]) -> Callable[[], None]:
     def shown() -> None:
         try:
             page()
+        except frame.NothingYet as error:
+            st.info(frame.plain(str(error)))
+            st.code(error.command, language="bash")
         except UserError as error:
-            st.error(frame.plain(str(error)))
+            st.error(frame.plain(frame.public(str(error))))
 
     return shown

@@ -10,29 +10,42 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from app.uploads import Uploads
+from app.uploads import Upload, Uploads
 from foldwise import UserError
-from foldwise.blend import Blend, fit_weights
-from foldwise.blend.run_set import RunSet, gather_runs
+from foldwise.blend.run_set import gather_runs
+from foldwise.blend.spaces import RANKED
+from foldwise.core import source
 from foldwise.core.files import digest, read_voucher, replacing, write_voucher
 from foldwise.data import cache, folds, index, oof
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import finished_folds, read_folds, read_run_info, recipe_of
+from foldwise.data.test_rows import with_known
+from foldwise.inference.budget import Choice
+from foldwise.inference.members import Source, members_of
+from foldwise.inference.pixels import Looks, Pixels, chunks
+from foldwise.inference.predict import Work
+from foldwise.inference.writer import Saved
 from foldwise.model import explain, fold_models
+from foldwise.model.crops import crop_again
 from foldwise.model.targets import OutputTarget
 from foldwise.report import cases
 
 MODELS = 16  # kept loaded; the one not used for longest makes room
-LIKE_ALL = 0.02  # weights fitted again may differ from the submission's by so much: they come from the same tables
+Told = Callable[[str], None]
+
+
+def silent(words: str) -> None:
+    """Says nothing of what is being done."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +84,30 @@ class Neighbours(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """A submission's blend, fitted again from the same out-of-fold tables, and the runs it is made of."""
+class Blended:
+    """A whole blend's predictions (N, outputs) of the images received.
+
+    above: share of the test images' blend that each value lies above, where the blend averages ranks; else None.
+    """
 
     name: str
-    meta: dict[str, Any]
-    runs: RunSet
-    blend: Blend
+    pred: np.ndarray
+    above: np.ndarray | None
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """By run, the mean over classes where these have their own."""
-        weights = self.blend.weights if self.blend.weights.ndim == 1 else self.blend.weights.mean(axis=1)
-        return dict(zip(self.runs.names, map(float, weights), strict=True))
 
-    def predict(self, answer: Answer) -> tuple[np.ndarray, list[str]]:
-        """(N, outputs), and the runs that could not be asked and count in the blend.
+@dataclass
+class Served(Looks):
+    """The networks behind a blend: those that the service keeps loaded."""
 
-        Each image is blended as one more row of the test set, so ranks mean what they meant there. The mean of the
-        runs asked stands in for one that keeps no models.
-        """
-        asked = [name for name in self.runs.names if name in answer.preds]
-        if not asked:
-            raise UserError(f"{self.name}: blends {', '.join(self.runs.names)}; choose some of these runs")
-        stand_in = np.mean([answer.mean(name) for name in asked], axis=0)
-        new = np.stack([answer.mean(name) if name in asked else stand_in for name in self.runs.names])
-        new = new.reshape(*new.shape[:2], *self.runs.tests.shape[2:])
-        pred = self.blend.predict(np.concatenate([self.runs.tests, new], axis=1))[-new.shape[1] :]
-        absent = [name for name, weight in self.weights.items() if name not in asked and abs(weight) > 1e-3]
-        return pred.reshape(len(answer.ids), -1), absent
+    service: Service | None = None
+    told: Told = silent
+
+    def fold(self, source: Source) -> fold_models.FoldModel:
+        """The fold's model, and a word on it."""
+        assert self.service is not None
+        run, fold = str(source.run), int(source.fold or 0)
+        self.told(f"{run}: fold {fold + 1} of {len(self.service.folds(run))}")
+        return self.service.model(run, fold)
 
 
 class Service:
@@ -109,6 +117,9 @@ class Service:
         self.competition = competition
         self.table = index.load_index(competition)
         self.names = index.classes(competition, self.table)
+        self._recipes: dict[str, Any] = {}  # networks as they were pretrained
+        self._test_blends: dict[tuple[str, str], np.ndarray] = {}
+        self._usual: dict[str, float] = {}
         self._models: OrderedDict[tuple[str, int, str], fold_models.FoldModel] = OrderedDict()
         self._loading, self._embedding, self._explaining = threading.Lock(), threading.Lock(), threading.Lock()
 
@@ -166,9 +177,16 @@ class Service:
 
     # --- metadata -----------------------------------------------------------------------------------------
 
-    def fuses(self, runs: Sequence[str]) -> bool:
-        """Whether one of them looks at metadata too."""
-        return any(self.recipe(run).model.metadata for run in runs)
+    def fuses(self, runs: Sequence[str], blend: str | None = None) -> bool:
+        """Whether one of them, or a run of the blend, looks at metadata too."""
+        meta = self.submissions().get(blend or "", {"runs": []})
+        return any(self._looks_at_metadata(run) for run in {*runs, *(row["run"] for row in meta["runs"])})
+
+    def _looks_at_metadata(self, run: str) -> bool:
+        config = read_run_info(self.competition.runs() / run).config
+        return "target_encode" in config or bool(
+            isinstance(config.get("model"), dict) and config["model"].get("metadata")
+        )
 
     def metadata(self) -> dict[str, list[str] | tuple[float, float, float]]:
         """What a visitor can say of an image, by column: categories, or (lowest, median, highest) of numbers."""
@@ -202,6 +220,7 @@ class Service:
         metadata: dict[str, Any] | None = None,
         options: ImageOptions | None = None,
         keep: int = 1,
+        told: Told = silent,
     ) -> Answer:
         """Every chosen run's fold models on the images received; images are kept where there are at most `keep`.
 
@@ -211,12 +230,11 @@ class Service:
         errors = dict(received.refused)
         if not len(received.rows):
             raise UserError(_first(errors) or "nothing was sent")
-        for run, recipe in zip(runs, map(self.recipe, runs), strict=True):
-            if recipe.crop:
-                raise UserError(f"run {run} was trained on crops (08_crop.py), and a new image has no box")
+        told("decoding")
+        for recipe in map(self.recipe, runs):
             kind = (recipe.image_size, recipe.crop)
             if kind not in seen:
-                images, where, reasons = received.cached(recipe.image_size, options or self.competition.image)
+                images, where, reasons = self._cached(received, recipe, options)
                 seen[kind] = images, where
                 errors |= reasons
         good = np.logical_and.reduce([where >= 0 for _, where in seen.values()])
@@ -228,11 +246,19 @@ class Service:
             recipe = self.recipe(run)
             images, where = seen[recipe.image_size, recipe.crop]
             preds[run] = {}
-            for fold in self.folds(run):
+            for k, fold in enumerate(self.folds(run), 1):
+                told(f"{run}: fold {k} of {len(self.folds(run))}")
                 trained = self.model(run, fold)
                 preds[run][fold] = trained.predict(images, where[good], rows, f"{run} fold {fold}")
         kept = {kind: images.read(where[good]) for kind, (images, where) in seen.items() if int(good.sum()) <= keep}
         return Answer(rows["id"].tolist(), self.columns, preds, kept, errors)
+
+    def _cached(
+        self, received: Uploads, recipe: Recipe, options: ImageOptions | None
+    ) -> tuple[cache.Cache, np.ndarray, dict[str, str]]:
+        """The images as this recipe's models see them, cropped by the competition's detector where they are."""
+        crops = crop_again(self.competition, received.folder, received.rows) if recipe.crop else None
+        return received.cached(recipe.image_size, options or self.competition.image, crops)
 
     def map(
         self, answer: Answer, run: str, fold: int, output: int, metadata: dict[str, Any] | None = None
@@ -262,32 +288,56 @@ class Service:
                 blends[path.stem] = meta
         return blends
 
-    def mixture(self, name: str) -> Mixture:
-        """A submission's blend; UserError where its runs are gone or have changed since."""
-        meta = self.submissions().get(name)
-        if meta is None:
-            raise UserError(f"{self.competition.submissions() / name}.json: not there")
-        said = {row["run"]: float(row["weight"]) for row in meta["runs"]}
-        runs = gather_runs(self.competition, list(said))
-        blend = fit_weights(
-            runs.preds,
-            runs.target,
-            self.competition.scorer(),
-            meta["method"],
-            folds=runs.folds,
-            groups=runs.groups,
-            families=runs.families,
-            names=runs.names,
-            space=meta["space"],
-            task=self.competition.task,
-            nested=False,
+    def blend(
+        self,
+        received: Uploads,
+        name: str,
+        metadata: dict[str, Any] | None = None,
+        options: ImageOptions | None = None,
+        told: Told = silent,
+    ) -> Blended:
+        """A submission's whole blend of the images received, as 05 predicts hidden test rows: every run and fold.
+
+        UserError where a run of it has no models here.
+        """
+        saved = Saved.load(self.competition, name)
+        members = members_of(self.competition, saved.mixture.needed)
+        choice = Choice.everything(members, saved.mixture.needed, saved.worth)
+        rows = self._as_test(received.rows, metadata)
+        table = with_known(self.table, rows)
+        work = Work(self.competition, saved, received.folder / f"{name}.csv", table, rows, [], members)
+        pixels = None
+        if choice.sources:
+            seen = self.competition.model_copy(update={"image": received.bounded(options or self.competition.image)})
+            grid = chunks(len(rows), sorted({source.images for source in choice.sources.values()}))
+            looks = Served(self.competition, table, _recipes=self._recipes, service=self, told=told)
+            folder = received.folder / f"{name}.chunks"
+            folder.mkdir(exist_ok=True)
+            pixels = Pixels(seen, rows, received.folder, folder, looks, grid)
+            told("decoding")
+            for _ in pixels.run(lambda: choice.sources, grid):
+                pass
+        tests = work.predict(choice, pixels, np.ones(len(rows), bool))
+        pred = work.blend(tests)[work.columns].to_numpy(dtype=float)
+        return Blended(name, pred, self._above(saved, pred))
+
+    def _as_test(self, received: pd.DataFrame, metadata: dict[str, Any] | None) -> pd.DataFrame:
+        """Uploads as test rows of the index, with what is known of them."""
+        own = {name: received["id"] for name in ("row_id", "group", "host_group") if name in self.table}
+        rows = self.described(received, metadata).assign(split="test", **own)
+        return rows.reindex(columns=self.table.columns).astype(
+            {name: kind for name, kind in self.table.dtypes.items() if kind.kind == "f"}
         )
-        mixture = Mixture(name, meta, runs, blend)
-        if any(abs(mixture.weights[run] - weight) > LIKE_ALL for run, weight in said.items()):
-            raise UserError(
-                f"submission {name}: its runs have changed since it was made; make it again with 06_blend.py"
-            )
-        return mixture
+
+    def _above(self, saved: Saved, pred: np.ndarray) -> np.ndarray | None:
+        if saved.mixture.prepare.space not in RANKED:
+            return None
+        key = saved.name, str(saved.mixture)
+        if key not in self._test_blends:
+            runs = gather_runs(self.competition, saved.mixture.names)
+            self._test_blends[key] = saved.mixture.predict(runs.tests).reshape(len(runs.test_ids), -1)
+        tests = self._test_blends[key]
+        return np.stack([(tests < one).mean(axis=0) for one in pred])
 
     # --- neighbours ---------------------------------------------------------------------------------------
 
@@ -332,7 +382,7 @@ class Service:
         """The training images most like the first image received: id, fold, similarity (cosine), target columns."""
         known = self.neighbours(run, fold)
         recipe = self.recipe(run)
-        images, where, errors = received.cached(recipe.image_size, options or self.competition.image)
+        images, where, errors = self._cached(received, recipe, options)
         if where[0] < 0:
             raise UserError(_first(errors))
         rows = self.described(received.rows[:1], metadata)
@@ -342,17 +392,43 @@ class Service:
         nearest = pd.DataFrame(
             {"id": [known.ids[k] for k in best], "fold": known.fold[best], "similarity": likeness[best]}
         )
-        return nearest.merge(self.truth(), on="id", how="left")
+        nearest = nearest.merge(self.truth(), on="id", how="left")
+        nearest.attrs["strange"] = bool(likeness.max() < self._usual_likeness(known, f"{run} {fold} {len(known.ids)}"))
+        return nearest
+
+    def _usual_likeness(self, known: Neighbours, key: str) -> float:
+        """The first percentile of how like a training image is to its nearest one of another group."""
+        if key not in self._usual:
+            group = self.table[self.table["split"] == "train"].set_index("id")["group"].reindex(known.ids).to_numpy()
+            some = np.random.default_rng(0).permutation(len(known.ids))[:2000]
+            likeness = known.vectors[some] @ known.vectors.T
+            likeness[group[some][:, None] == group[None]] = -1
+            self._usual[key] = float(np.percentile(likeness.max(axis=1), 1))
+        return self._usual[key]
+
+    # --- examples -----------------------------------------------------------------------------------------
+
+    def examples(self, count: int = 6) -> pd.DataFrame:
+        """Some test images (training images where there are none), spread over the table: index rows."""
+        rows = self.table[self.table["error"].isna()]
+        test = rows[rows["split"] == "test"]
+        rows = test if len(test) else rows[rows["split"] == "train"]
+        return rows.iloc[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+
+    def file(self, split: str, row_id: str) -> Upload:
+        """A competition's own file, as if it had been uploaded."""
+        row = self.table[(self.table["split"] == split) & (self.table["id"] == row_id)].iloc[0]
+        return Upload(PurePosixPath(row["path"]).name, source.read(self.competition.raw() / row["path"]))
 
     def truth(self) -> pd.DataFrame:
         """id and target columns of the training rows."""
         train = self.table[self.table["split"] == "train"]
         return train[["id", *self.competition.truth]]
 
-    def pictures(self, ids: Sequence[str], size: int, crop: bool = False) -> np.ndarray:
-        """Training images as the models of that size see them, uint8 (N, size, size, 3); black where unreadable."""
+    def pictures(self, ids: Sequence[str], size: int, crop: bool = False, split: str = "train") -> np.ndarray:
+        """A split's images as the models of that size see them, uint8 (N, size, size, 3); black where unreadable."""
         images = cache.load_cache(self.competition, size, crop)
-        where = images.rows("train", list(ids))
+        where = images.rows(split, list(ids))
         pictures = np.zeros((len(where), size, size, 3), np.uint8)
         pictures[where >= 0] = images.pictures(where[where >= 0])
         return pictures

@@ -27,6 +27,7 @@ from foldwise.core import paths
 from foldwise.core.files import temporary_folder
 from foldwise.core.parallel import parallel_map
 from foldwise.data import cache, image
+from foldwise.data.boxes import Crops
 from foldwise.data.cache import Cache
 from foldwise.data.image import ImageOptions
 
@@ -69,10 +70,10 @@ class Uploads:
         """Where a received file lies."""
         return self.folder / str(self.rows["path"].iloc[row])
 
-    def cached(self, size: int, options: ImageOptions, workers: int | None = None) -> tuple[Cache, np.ndarray, dict]:
+    def cached(self, size: int, options: ImageOptions, crops: Crops | None = None) -> tuple[Cache, np.ndarray, dict]:
         """The files as the models see them: a cache, its rows (-1: unreadable), and {id: reason} of the unreadable."""
         tmp_dir = self.folder / f"made.{len(list(self.folder.glob('made.*')))}"
-        return cache.temporary(self.folder, tmp_dir, self.rows, size, self.bounded(options), workers)
+        return cache.temporary(self.folder, tmp_dir, self.rows, size, self.bounded(options), crops=crops)
 
     def bounded(self, options: ImageOptions) -> ImageOptions:
         """The options under this visitor's limit of pixels."""
@@ -212,7 +213,10 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)` in a process of its own; UserError where it raises one, or crashes there."""
     ((_, result),) = parallel_map(partial(_each, function), [arguments], workers=1, label="look")
     if isinstance(result, Exception):
-        raise UserError(str(result))
+        words = str(result)
+        for place in (one for one in arguments if isinstance(one, Path)):  # a temporary place says nothing to a visitor
+            words = words.replace(f"{place}: ", "").replace(str(place), "the file")
+        raise UserError(words)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +27,6 @@ from app import uploads
 from app.service import Answer, Service
 from app.uploads import Upload
 from foldwise import UserError
-from foldwise.core.files import write_json
 from foldwise.data.competition import load_competition
 
 
@@ -102,24 +103,69 @@ def test_a_training_image_is_its_own_nearest_neighbour(service: Service, trained
     assert found["target"].notna().all() and len(service.neighbours("quick", 0).ids) == 59  # one is unreadable
 
 
-def test_a_blend_gives_an_uploaded_test_image_its_row_of_the_submission(service: Service, trained: Workplace) -> None:
-    answer = ask(service, upload(trained, "te0000"))
-    trained.submissions.mkdir(parents=True, exist_ok=True)
-    wanted = pd.read_csv(trained.runs / "quick" / "test.csv").set_index("id").loc["te0000", "pred"]
-    facts = {"metric": "roc_auc", "method": "mean", "space": "prob"}
-    for name, runs in (("alone", ["quick"]), ("both", ["lightgbm", "quick"])):  # as step 6 writes them
-        weights = [{"run": run, "weight": 1 / len(runs)} for run in runs]
-        write_json(trained.submissions / f"{name}.json", {**facts, "runs": weights})
-    pred, absent = service.mixture("alone").predict(answer)
-    assert not absent and pred[0, 0] == pytest.approx(wanted, abs=1e-5)
-    pred, absent = service.mixture("both").predict(answer)
-    assert absent == ["lightgbm"] and pred[0, 0] == pytest.approx(wanted, abs=1e-5)
-    stranger = {**facts, "runs": [{"run": "quick", "weight": 0.2}, {"run": "lightgbm", "weight": 0.8}]}
-    write_json(trained.submissions / "old.json", stranger)
-    with pytest.raises(UserError, match="have changed since"):
-        service.mixture("old")
-    for name in ("alone", "both", "old"):
-        (trained.submissions / f"{name}.json").unlink()
+@pytest.fixture(scope="module")
+def blended(trained: Workplace, service: Service) -> Iterator[None]:
+    """Blends of the trained runs: a mean, and one of ranks."""
+    trained.run("06_blend.py", "--name", "both", "--runs", "quick", "lightgbm", "--method", "mean")
+    trained.run("06_blend.py", "--name", "ranks", "--runs", "quick", "lightgbm", "--method", "rank")
+    yield
+    shutil.rmtree(trained.submissions.parent, ignore_errors=True)
+
+
+def metadata_of(trained: Workplace, row_id: str) -> dict[str, Any]:
+    row = pd.read_csv(trained.raw / "test.csv").set_index("image_id").loc[row_id]
+    return {name: row[name] for name in ("age", "site") if pd.notna(row[name])}
+
+
+def test_a_whole_blend_gives_an_uploaded_test_image_its_row_of_the_submission(
+    service: Service, trained: Workplace, blended: None
+) -> None:
+    told = list[str]()
+    for name in ("te0000", "te0005"):
+        with uploads.receiving([upload(trained, name)]) as received:
+            blend = service.blend(received, "both", metadata_of(trained, name), told=told.append)
+        wanted = pd.read_csv(trained.submissions / "both.csv").set_index("image_id").loc[name, "sick"]
+        assert blend.pred[0, 0] == pytest.approx(wanted, abs=1e-5) and blend.above is None
+    assert told[0] == "decoding" and "quick: fold 1 of 3" in told
+    assert service.fuses(["quick"], "both") and not service.fuses(["quick"])  # LightGBM looks at metadata
+
+
+def test_a_blend_of_ranks_says_which_share_of_the_test_images_it_ranks_above(
+    service: Service, trained: Workplace, blended: None
+) -> None:
+    table = pd.read_csv(trained.submissions / "ranks.csv").set_index("image_id")["sick"]
+    for name in ("te0000", "te0001"):
+        with uploads.receiving([upload(trained, name)]) as received:
+            blend = service.blend(received, "ranks", metadata_of(trained, name))
+        assert blend.above is not None
+        assert blend.above[0, 0] == pytest.approx((table < table[name] - 1e-9).mean(), abs=0.01)
+
+
+def test_a_blend_whose_run_is_gone_is_refused_in_words(service: Service, trained: Workplace, blended: None) -> None:
+    text = (trained.submissions / "both.json").read_text().replace("lightgbm", "absent")
+    (trained.submissions / "gone.json").write_text(text)
+    with (
+        uploads.receiving([upload(trained, "te0000")]) as received,
+        pytest.raises(UserError, match=r"absent: no run\.json"),
+    ):
+        service.blend(received, "gone")
+
+
+def test_noise_is_like_nothing_in_training(service: Service, trained: Workplace) -> None:
+    with uploads.receiving([upload(trained, "tr0010", "train")]) as received:
+        assert not service.nearest(received, "quick", 0, 3).attrs["strange"]
+    stripes = np.zeros((40, 48, 3), np.uint8)
+    stripes[::2] = (255, 0, 0)
+    with uploads.receiving([Upload("x.png", cv2.imencode(".png", stripes)[1].tobytes())]) as received:
+        nearest = service.nearest(received, "quick", 0, 3)
+    assert nearest.attrs["strange"], nearest
+
+
+def test_examples_are_readable_test_images_as_they_lie_there(service: Service, trained: Workplace) -> None:
+    rows = service.examples()
+    assert len(rows) == 6 and (rows["split"] == "test").all() and "te0003" not in rows["id"].tolist()
+    file = service.file("test", rows["id"].iloc[0])
+    assert file.data == (trained.raw / "test" / file.name).read_bytes()
 
 
 def test_errors_come_worst_first(service: Service) -> None:
@@ -155,8 +201,8 @@ def test_words_from_elsewhere_are_not_read_as_markdown() -> None:
     assert frame.plain("![x](http://y) <b>$a$\n`c`") == r"\!\[x\]\(http\://y\) \<b\>\$a\$ \`c\`"
 
 
-@pytest.mark.parametrize("page", ["one", "batch", "results", "errors"])
-def test_pages_show_without_an_exception(service: Service, trained: Workplace, page: str, tmp_path: Path) -> None:
+def page_of(competition: Path, page: str, tmp_path: Path, **state: object) -> Any:
+    """A page without a browser."""
     from streamlit.testing.v1 import AppTest
 
     script = tmp_path / "page.py"  # guarded: the processes that decode look at it, too
@@ -165,12 +211,80 @@ def test_pages_show_without_an_exception(service: Service, trained: Workplace, p
         "    import streamlit as st\n"
         "    from app.main import guarded\n"
         f"    from app.pages import {page}\n"
-        f"    st.session_state['competition'] = {str(trained.competition)!r}\n"
+        f"    st.session_state['competition'] = {str(competition)!r}\n"
         f"    guarded({page}.show)()\n"
     )
-    shown = AppTest.from_file(str(script), default_timeout=60).run()
+    shown = AppTest.from_file(str(script), default_timeout=60)
+    for name, value in state.items():
+        shown.session_state[name] = value
+    return shown.run()
+
+
+@pytest.mark.parametrize("page", ["one", "batch", "results", "errors", "weights"])
+def test_pages_show_without_an_exception(service: Service, trained: Workplace, page: str, tmp_path: Path) -> None:
+    shown = page_of(trained.competition, page, tmp_path)
     assert not shown.exception and not shown.error
-    assert shown.title[0].value
+    assert shown.title[0].value.startswith("tiny: ")
+
+
+def test_an_example_is_answered_in_one_large_sentence(
+    service: Service, trained: Workplace, blended: None, tmp_path: Path
+) -> None:
+    shown = page_of(trained.competition, "one", tmp_path, opened=("test", "te0000"))
+    assert not shown.exception and not shown.error
+    assert re.match(r"sick = 1\\?: \d+ %, folds \d+ to \d+ %", shown.header[0].value)
+    assert any("blend both, all its runs: " in line.value.replace("\\", "") for line in shown.markdown)
+
+
+def test_several_images_at_once_are_sent_to_the_other_page(
+    service: Service, trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a zip renamed .dcm: what it is shows in its bytes."""
+    with zipfile.ZipFile(tmp_path / "two.dcm", "w") as archive:
+        for name in ("te0000", "te0001"):
+            archive.write(trained.raw / "test" / f"{name}.png", f"{name}.png")
+    two = Upload("two.dcm", (tmp_path / "two.dcm").read_bytes())
+    monkeypatch.setattr(Service, "file", lambda *_: two)
+    shown = page_of(trained.competition, "one", tmp_path, opened=("test", "te0000"))
+    assert not shown.exception
+    assert "holds 2 images; open it on the page Many images" in shown.error[0].value.replace("\\", "")
+
+
+def test_an_image_cut_short_is_not_named_by_a_place_of_this_machine(
+    service: Service, trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))[1].tobytes()
+    monkeypatch.setattr(Service, "file", lambda *_: Upload("cut.jpg", data[:300]))
+    shown = page_of(trained.competition, "one", tmp_path, opened=("test", "te0000"))
+    words = " ".join(error.value.replace("\\", "") for error in shown.error)
+    assert not shown.exception and "upload." not in words and str(trained.root) not in words
+
+
+def test_without_runs_the_command_that_makes_one_is_shown(tiny: Workplace, tmp_path: Path) -> None:
+    tiny.run("01_preprocess.py", "--sizes", 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDWISE_ROOT", str(tiny.root))
+        for page in ("one", "errors", "weights"):
+            shown = page_of(tiny.competition, page, tmp_path)
+            assert not shown.error and not shown.exception and shown.info
+            assert shown.code[0].value.startswith("python src/02_train.py --competition tiny")
+
+
+def test_the_weights_page_writes_what_its_sliders_say(service: Service, trained: Workplace, tmp_path: Path) -> None:
+    shown = page_of(trained.competition, "weights", tmp_path)
+    shown.slider[0].set_value(0.25)
+    shown.slider[1].set_value(0.75)
+    shown.selectbox[0].set_value("prob")
+    shown.run()
+    try:
+        shown.button[0].click().run()
+        assert not shown.exception and not shown.error and str(trained.root) not in shown.success[0].value
+        meta = json.loads((trained.submissions / "hand.json").read_text())
+    finally:
+        for path in trained.submissions.glob("hand.*"):
+            path.unlink()
+    assert {row["run"]: row["weight"] for row in meta["runs"]} == {"lightgbm": 0.25, "quick": 0.75}
+    assert meta["space"] == "prob" and meta["automatic"]["method"]
 
 
 def test_a_wrong_competition_is_one_line(trained: Workplace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import cv2
@@ -380,6 +381,20 @@ def test_sheets_of_a_binary_run() -> None:
 
 
 @pytest.mark.smoke
+def test_of_copies_one_is_shown_and_pairs_do_not_repeat_the_worst() -> None:
+    rng = np.random.default_rng(0)
+    facts = {"id": [f"r{k:02d}" for k in range(40)], "fold": 0, "target": np.arange(40) % 2, "pred": rng.random(40)}
+    found = cases.answers(about("binary"), pd.DataFrame(facts))
+    order = found.table["id"].to_numpy()[np.argsort(found.of_truth, kind="stable")]
+    copies = {order[0]: "g", order[1]: "g"}
+    worst, _, *pairs = cases.sheets(found, cases.SHEETS, 3, copies)
+    assert ids(worst) == [order[0], order[2], order[3]]
+    assert pairs and not {*ids(worst)} & {name for sheet in pairs for name in ids(sheet)}
+    assert any("Without the worst errors above." in sheet.lead for sheet in pairs)
+    assert all("as many rows as are 1" in sheet.lead for sheet in pairs)
+
+
+@pytest.mark.smoke
 def test_sheets_of_other_tasks() -> None:
     rows = {"id": list("abc"), "fold": [0, 1, 2]}
     table = pd.DataFrame({**rows, "target": ["01", "x", "x"], "pred_01": [0.2, 0.4, 0.1], "pred_x": [0.8, 0.6, 0.9]})
@@ -422,7 +437,9 @@ def explained(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> W
     shutil.copytree(trained.root, root, dirs_exist_ok=True)
     place = Workplace(root, root / "tiny.yaml")
     done = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 4, "--maximise")
-    assert str(place.runs / "quick" / "explain" / "index.html") in done.stdout
+    assert "look at oof/tiny/quick/explain/index.html" in done.stdout
+    assert re.match(r"(maps matter|do not trust these maps): .* \([+-]0\.\d+, ", done.stdout.splitlines()[-1])
+    assert done.stdout.splitlines()[-1] in unescape((place.runs / "quick" / "explain" / "index.html").read_text())
     return place
 
 

@@ -116,8 +116,8 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     about = described(tmp_path, monkeypatch)
     page = checked(written(about))
     for words in (
-        "different labels: 1 pairs, the first tr0000 and tr0011; the same pixels",
-        "copies across train and test: 1 pairs",
+        "different labels: 1 pair, the first tr0000 and tr0011; the same pixels",
+        "copies across train and test: 1 pair",
         "1 test file can't be read",
         "the mean of the others",
         "tr0007",
@@ -196,7 +196,7 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     about = described(tmp_path, monkeypatch)
     written(about)
     table, fold_table = index.load_index(about), folds.load_folds(about)
-    assert label_noise.of_runs(about, table) is None
+    assert label_noise.candidates(about, table) is None
     frame = fold_table.merge(table.loc[table["split"] == "train", ["id", "target"]], on="id")
     frame["pred"] = np.where(frame["id"] == "tr0001", 0.99, frame["target"] * 0.9 + 0.05)
     (about.runs() / "a").mkdir(parents=True)
@@ -204,10 +204,10 @@ def test_label_noise_is_shown_once_a_run_is_there(tmp_path: Path, monkeypatch: p
     test = table.loc[table["split"] == "test", ["id"]].assign(pred=0.5)
     test.to_csv(about.runs() / "a" / "test.csv", index=False)
     assert list_runs(about) == ["a"]
-    found = label_noise.of_runs(about, table)
-    assert found is not None and found[0] == "a" and found[1].iloc[0]["id"] == "tr0001"
+    found = label_noise.candidates(about, table)
+    assert found is not None and found.iloc[0][["id", "runs"]].tolist() == ["tr0001", "a"]
     page = checked(write_competition_report(about, table, fold_table, [SIZE], load_audit(about, table))[0])
-    assert "given 0 (0.01), suggested 1 (0.99)" in page.text
+    assert "given 0, suggested 1" in page.text and "score 0.98, 100% of the runs" in page.text
 
 
 def test_real_photographs_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

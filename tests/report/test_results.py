@@ -17,6 +17,8 @@ from conftest import Workplace
 from sklearn.metrics import roc_auc_score
 
 from foldwise import UserError
+from foldwise.core.files import write_json
+from foldwise.data import submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.report import curves, results, results_page
 
@@ -196,7 +198,7 @@ def test_the_script_writes_page_table_and_curves(place: Workplace) -> None:
     page = (place.runs / "results.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert HOSTILE not in page and f"<td>{HOSTILE}" in unescape(page).replace(f'">{HOSTILE}</a>', f"<td>{HOSTILE}")
-    for link in re.findall(r'(?:href|src)="([^"#][^"]*)"', page):
+    for link in re.findall(r'(?:href|src)="(?!data:)([^"#][^"]*)"', page):
         assert (place.runs / unquote(link)).exists(), link
     assert 'src="quick/report/confusion.png"' in page and 'src="quick/report/calibration.png"' in page
     assert (place.runs / "quick" / "curves.png").exists() and not (place.runs / "lightgbm" / "curves.png").exists()
@@ -265,3 +267,21 @@ document.title = JSON.stringify(told);
     assert told["filter"] == ["lightgbm"] and told["shown"] == f"1 of {len(scored)} runs"
     assert set(told["without"]) == set(value) - {"lightgbm", HOSTILE}
     assert told["sorted"] == ["ascending"] and len(told["opened"]) == 1
+
+
+def test_blends_and_the_leaderboard_s_scores_are_rows(about: Competition, found: dict[str, results.Result]) -> None:
+    gain = {"gain": 0.02, "low": 0.01, "high": 0.03, "share_above_zero": 1.0}
+    meta = {"method": "mean", "space": "prob", "metric": "roc_auc", "runs": [{"run": "quick"}, {"run": "lightgbm"}]}
+    meta |= {"nested_score": 0.91, "interval_95": [0.88, 0.94], "in_sample_score": 0.92, "rows": 59}
+    try:
+        about.submissions().mkdir(parents=True)
+        write_json(about.submissions() / "mix.json", {**meta, "gains": {"over_best_single": gain}})
+        submission.log_submission(about, "mix", meta)
+        submission.log_leaderboard(about, "mix", [0.9123])
+        (one,) = results.blends(about)
+        assert (one.score, one.gain_low, one.public, one.model) == (0.91, 0.01, 0.9123, "mean of 2 runs")
+        html = results_page.draw_page(about, list(found.values())).html()
+    finally:
+        shutil.rmtree(about.submissions().parent)
+    assert ">mix</a> (blend)" in html and ">public</button>" in html and 'data-v="0.9123">0.9123<' in html
+    assert "<h2>How alike the runs are</h2>" in html

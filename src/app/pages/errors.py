@@ -8,21 +8,18 @@ import pandas as pd
 import streamlit as st
 
 from app import frame
-from foldwise import UserError
-from foldwise.data import cache
-from foldwise.data.runs import recipe_of
 
 PER_PAGE = 24
 
 
 def show() -> None:
     """The page."""
-    st.title("Errors")
+    frame.title("errors")
     competition = frame.competition()
     folder = competition.runs()
     runs = sorted({path.parent.name for path in folder.glob("*/oof.csv")} | set(frame.service().runs()))
     if not runs:
-        raise UserError(f"{folder}: no runs; make one with 02_train.py")
+        raise frame.no_runs()
     run = st.sidebar.selectbox("Run", runs)
     table = _errors(frame.service(), str(competition.file), run, frame.stamp(*(folder / run).glob("*.csv")))
     table = _filtered(table, competition.task)
@@ -53,7 +50,7 @@ def _filtered(table: pd.DataFrame, task: str) -> pd.DataFrame:
 
 def _gallery(run: str, rows: pd.DataFrame) -> None:
     service, competition = frame.service(), frame.competition()
-    size, crop = _size(run)
+    size, crop = frame.size_of(run)
     images = None if size is None else service.pictures(rows["id"].tolist(), size, crop)
     places = st.columns(6)
     for k, row in enumerate(rows.itertuples()):
@@ -62,16 +59,8 @@ def _gallery(run: str, rows: pd.DataFrame) -> None:
                 st.image(images[k], width="stretch")
             lines = [f"{row.wrong:.3f}, fold {row.fold}", f"truth: {row.truth}", f"said: {row.answer} ({row.sure:.2f})"]
             st.caption("  \n".join(map(frame.plain, [*lines, row.id])))
+            if st.button("Open", key=f"open-{k}-{row.id}", help="Open it in One image."):
+                st.session_state["opened"] = ("train", row.id)
+                st.switch_page(st.session_state["one-page"])
     words = f"Images as the models see them, {size} x {size}." if size else f"{competition.name}: no image cache."
     st.caption(frame.plain(words))
-
-
-def _size(run: str) -> tuple[int | None, bool]:
-    """The size that the run looks at; for a run without images, the smallest cache there is."""
-    competition = frame.competition()
-    try:
-        recipe = recipe_of(competition, run)
-        return recipe.image_size, recipe.crop
-    except UserError:
-        sizes = cache.sizes(competition)
-        return (sizes[0], False) if sizes else (None, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,63 @@ SHOWN = 512  # pixels, the longer side of the image as it was sent
 
 def show() -> None:
     """The page."""
-    st.title("One image")
+    frame.title("one image")
     runs = frame.chosen_runs("one")
-    blend = frame.chosen_blend("one", runs)
+    blend = frame.chosen_blend("one")
     upload = _upload()
     if upload is None:
-        st.info("Upload an image or draw one: JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM.")
+        _examples()
         return
     with uploads.receiving([upload]) as received:
         if not len(received.rows):
             raise UserError(": ".join(next(iter(received.refused.items()), ("", "nothing was sent"))))
+        if len(received.rows) > 1:
+            raise UserError(f"{upload.name} holds {len(received.rows)} images; open it on the page Many images")
         _examine(received, digest([upload.name, upload.data.hex()]), runs, blend)
 
 
 def _upload() -> Upload | None:
     way = st.radio("Where the image comes from", ["Upload", "Draw"], horizontal=True, label_visibility="collapsed")
-    if way == "Upload":
-        file = st.file_uploader("An image", label_visibility="collapsed", key="one-file")
-        return None if file is None else Upload(file.name, file.getvalue())
-    return _drawing()
+    if way == "Draw":
+        return _drawing()
+    file = st.file_uploader("An image", label_visibility="collapsed", key="one-file")
+    limits = uploads.Limits()
+    most = f"{limits.file_bytes >> 20} MiB and {limits.pixels / 1e6:.0f} million pixels"
+    st.caption(f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {most}.")
+    if file is not None:
+        return Upload(file.name, file.getvalue())
+    opened = st.session_state.get("opened")
+    if opened is None:
+        return None
+    if st.button("Back to the examples"):
+        del st.session_state["opened"]
+        return None
+    st.caption(frame.plain(f"{opened[0]} image {opened[1]}"))
+    return frame.service().file(*opened)
+
+
+def _examples() -> None:
+    """Some of the competition's own images to try."""
+    service = frame.service()
+    rows = service.examples()
+    size, crop = frame.size_of(service.runs()[0])
+    st.subheader("Or one of these")
+    places = st.columns(6)
+    for place, row, image in zip(places, rows.itertuples(), _thumbnails(service, rows, size, crop), strict=False):
+        with place:
+            st.image(image, width="stretch")
+            st.button(
+                f"Try {row.id}", key=f"example-{row.id}", on_click=_open, args=(row.split, row.id), width="stretch"
+            )
+
+
+def _thumbnails(service: Any, rows: pd.DataFrame, size: int | None, crop: bool) -> list[np.ndarray]:
+    pictures = [service.pictures([row.id], size, crop, row.split)[0] for row in rows.itertuples()]
+    return [charts.enlarged(image, 160) for image in pictures]
+
+
+def _open(split: str, row_id: str) -> None:
+    st.session_state["opened"] = (split, row_id)
 
 
 def _drawing() -> Upload | None:
@@ -68,17 +107,26 @@ def _drawing() -> Upload | None:
 
 def _examine(received: uploads.Uploads, image_key: str, runs: list[str], blend: str | None) -> None:
     service = frame.service()
+    top = st.container()
     left, right = st.columns([2, 3], gap="large")
     with left:
         options, looks = _window(received)
         st.image(uploads.apart(uploads.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
     with right:
-        metadata = _metadata(received, image_key) if service.fuses(runs) else None
-        started = time.perf_counter()
-        asked = digest([image_key, runs, metadata, None if options is None else options.model_dump(mode="json")])
-        answer = _remembered("answer", asked, lambda: service.predict(received, runs, metadata, options))
-        _probabilities(service, answer, runs, blend)
-        frame.took(started)
+        metadata = _metadata(received, image_key) if service.fuses(runs, blend) else None
+    started = time.perf_counter()
+    asked = digest([image_key, runs, metadata, None if options is None else options.model_dump(mode="json")])
+    with top, st.status("Working ...") as status:
+        told = partial(_told, status)
+        answer = _remembered("answer", asked, lambda: service.predict(received, runs, metadata, options, told=told))
+        blended = _blended(service, received, blend, asked, metadata, options, told)
+        status.update(label=f"done in {time.perf_counter() - started:.2f} s", state="complete")
+    shown = _said(service, answer, runs, blended)
+    with top:
+        st.header(frame.plain(charts.sentence(shown)))
+        _blend_line(service, blended, shown)
+    with right:
+        _probabilities(shown)
     with left:
         _looks_at(service, answer, asked, runs, metadata)
     tabs = st.tabs(["Similar training images", "DICOM header"])
@@ -86,6 +134,30 @@ def _examine(received: uploads.Uploads, image_key: str, runs: list[str], blend: 
         _neighbours(service, received, asked, runs, metadata, options)
     with tabs[1]:
         _header(received.path())
+
+
+def _told(status: Any, words: str) -> None:
+    status.update(label=f"{words} ...")
+
+
+def _blended(
+    service: Any,
+    received: uploads.Uploads,
+    blend: str | None,
+    asked: str,
+    metadata: dict[str, Any] | None,
+    options: ImageOptions | None,
+    told: Any,
+) -> Any:
+    """The whole blend's answer; a line instead where one of its runs can't be asked."""
+    if blend is None:
+        return None
+    key = digest([asked, blend, frame.stamp(frame.competition().submissions() / f"{blend}.json")])
+    try:
+        return _remembered("blend", key, lambda: service.blend(received, blend, metadata, options, told))
+    except UserError as error:
+        st.caption(frame.plain(f"No blend: {frame.public(str(error))}"))
+        return None
 
 
 def _remembered(what: str, key: str, make: Any) -> Any:
@@ -141,25 +213,29 @@ def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
     return said
 
 
-def _probabilities(service: Any, answer: Any, runs: list[str], blend: str | None) -> None:
+def _said(service: Any, answer: Any, runs: list[str], blended: Any) -> charts.Said:
     by_fold = {run: {f"fold {fold}": pred[0] for fold, pred in answer.preds[run].items()} for run in runs}
     means = {run: answer.mean(run)[0] for run in runs}
-    if blend is not None:
-        try:
-            mixture = frame.mixture(blend)
-            pred, absent = mixture.predict(answer)
-            means[f"blend: {blend}"] = pred[0]
-            if "rank" in mixture.blend.space:
-                st.caption(frame.plain(f"blend: {blend} averages ranks: its value is the rank among the test images."))
-            if absent:
-                names = ", ".join(absent)
-                st.caption(
-                    frame.plain(f"blend: {blend} also holds {names}, not asked here; the others' mean stands in.")
-                )
-        except UserError as error:
-            st.caption(frame.plain(f"No blend: {error}"))
-    shown = charts.Said(service.outputs, means, by_fold, service.competition.task)
-    most = len(service.outputs)
+    if blended is not None and blended.above is None:
+        means[f"blend {blended.name}"] = blended.pred[0]
+    return charts.Said(service.outputs, means, by_fold, service.competition.task)
+
+
+def _blend_line(service: Any, blended: Any, shown: charts.Said) -> None:
+    """The blend's answer on a line of its own: a value, or where it ranks."""
+    if blended is None:
+        return
+    k = int(next(iter(shown.means.values())).argmax())
+    if blended.above is None:
+        value = f"{blended.pred[0, k]:.4g}" if shown.task == "regression" else f"{blended.pred[0, k]:.0%}"
+        words = f"blend {blended.name}, all its runs: {value}"
+    else:
+        words = f"blend {blended.name}, all its runs: ranks above {blended.above[0, k]:.0%} of the test images"
+    st.markdown(frame.plain(words.replace("%", " %")))
+
+
+def _probabilities(shown: charts.Said) -> None:
+    most = len(shown.outputs)
     top = st.slider("Classes shown", 1, most, min(5, most)) if most > 2 else most
     st.altair_chart(charts.probabilities(shown, top), width="stretch")
     st.dataframe(charts.numbers(shown, top), hide_index=True, width="stretch")
@@ -181,7 +257,8 @@ def _looks_at(service: Any, answer: Any, asked: str, runs: list[str], metadata: 
     opacity = st.slider("Opacity of the map, %", 0, 100, 45)
     image = answer.image(service.recipe(run))[0]
     key = digest([asked, run, fold, output])
-    heat = _remembered("cam", key, lambda: service.map(answer, run, fold, output, metadata))
+    with st.spinner("Map ..."):
+        heat = _remembered("cam", key, lambda: service.map(answer, run, fold, output, metadata))
     shown = explain_figures.overlay(image, heat, opacity / 100)
     words = f"as {run} sees it; Grad-CAM of fold {fold}'s model, brighter: more evidence"
     st.image(charts.enlarged(shown), caption=words, width="stretch")
@@ -216,6 +293,10 @@ def _neighbours(
     with st.spinner("Embedding ..."):
         nearest = _remembered("near", key, lambda: service.nearest(received, run, fold, 8, metadata, options))
     recipe = service.recipe(run)
+    if nearest.attrs["strange"]:
+        st.warning(
+            "Nothing like this in training: 99 % of the training images have a nearer one. Don't trust the answer."
+        )
     _gallery(nearest, service.pictures(nearest["id"].tolist(), recipe.image_size, recipe.crop), fold)
 
 
@@ -227,10 +308,14 @@ def _gallery(nearest: pd.DataFrame, images: np.ndarray, fold: int) -> None:
             str(row.id),
             f"fold {row.fold}" + (" (not trained on)" if row.fold == fold else ""),
         ]
-        words += [f"{name} {getattr(row, name)}" for name in nearest if name.startswith("target")]
+        words += [f"{name} {_value(getattr(row, name))}" for name in nearest if name.startswith("target")]
         with places[k % 4]:
             st.image(images[k], width="stretch")
             st.caption("  \n".join(map(frame.plain, words)))
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _header(path: Path) -> None:

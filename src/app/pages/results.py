@@ -16,15 +16,15 @@ from foldwise.report import results
 def show() -> None:
     """The page."""
     competition = frame.competition()
-    st.title(f"Results of {competition.name}")
+    frame.title("results")
     what = f"{competition.task}, {competition.metric}"
     st.caption(frame.plain(f"{what}, out-of-fold: no row was predicted by a model that saw it."))
     runs, blends = st.tabs(["Runs and folds", "Blends"])
     with runs:
         try:
             _runs()
-        except UserError as error:
-            st.info(frame.plain(str(error)))
+        except UserError:
+            raise frame.no_runs() from None
     with blends:
         _blends()
 
@@ -74,7 +74,9 @@ def _megabytes(folder: Path) -> str:
 def _blends() -> None:
     blends = frame.service().submissions()
     if not blends:
-        st.info("No blend yet; make one with 06_blend.py.")
+        shown = frame.competition()
+        st.info("No blend yet. This makes one:")
+        st.code(f"python src/06_blend.py --competition {shown.name}", language="bash")
         return
     name = st.selectbox("Submission", list(blends))
     meta = blends[name]
@@ -92,7 +94,8 @@ def _blends() -> None:
         strict=True,
     ):
         place.metric(label, "–" if value is None else f"{value:.4f}")
-    st.caption(frame.plain(f"method {meta['method']}, averaged as {meta['space']}; {meta.get('rows', '?')} rows"))
+    averaged = "" if meta["method"] == meta["space"] else f", averaged as {meta['space']}"
+    st.caption(frame.plain(f"method {meta['method']}{averaged}; {meta.get('rows', '?')} rows"))
     st.altair_chart(charts.weights(pd.DataFrame(meta["runs"])), width="stretch")
     for line in meta.get("warnings", []):
         st.warning(frame.plain(line))

@@ -1,4 +1,4 @@
-"""Label noise candidates by confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068)."""
+"""Label noise candidates by confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068), over all runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError
-from foldwise.data import index, oof
+from foldwise.data import index, oof, top
 from foldwise.data.competition import Competition
-from foldwise.data.runs import Run, list_runs, load_run
+from foldwise.data.runs import Run, load_run
 
 
 def suspects(target: np.ndarray, pred: np.ndarray) -> pd.DataFrame:
@@ -37,27 +37,37 @@ def _confident(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.nda
     return rows, target[rows], above[rows].argmax(axis=1)
 
 
-def of_runs(competition: Competition, table: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
-    """The best finished run's name, and its suspects by id: id, given, suggested (names), p_given, p_suggested.
+def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | None:
+    """Training rows whose label at least half of the finished runs contradict with confidence, the worst first.
 
-    None for regression, and where no run with probabilities is finished. Multilabel: each label by itself, named
-    'label: yes' and 'label: no'.
+    id, given, suggested (names), score (how much likelier the suggestion is, mean over all runs, 0 where one does not
+    contradict), agree (share of the runs), runs (their names). None for regression, and where no run with
+    probabilities is finished. Multilabel: each label by itself, named 'label: yes' and 'label: no'.
     """
     if competition.task == "regression":
         return None
-    runs = [run for run in map(lambda name: _load(competition, name), list_runs(competition)) if run is not None]
+    names = sorted(path.parent.name for path in competition.runs().glob("*/oof.csv"))
+    runs = [run for name in names if (run := _load(competition, name)) is not None]
     if not runs:
         return None
-    sign = 1 if competition.scorer().greater_is_better else -1
-    tables = {run.name: oof.with_class(competition, run.oof) for run in runs}
-    best = max(tables, key=lambda name: np.nan_to_num(sign * oof.score(competition, tables[name], table), nan=-np.inf))
-    return best, _of_table(competition, table, tables[best])
+    each = pd.concat(
+        [_of_table(competition, table, oof.with_class(competition, run.oof)).assign(runs=run.name) for run in runs]
+    )
+    each["score"] = each["p_suggested"] - each["p_given"]
+    whole = each.groupby(["id", "given", "suggested"], as_index=False).agg({"score": "sum", "runs": " ".join})
+    count = whole["runs"].str.count(" ") + 1
+    whole = whole.assign(score=whole["score"] / len(runs), agree=count / len(runs))
+    whole = whole[2 * count >= len(runs)].sort_values(["score", "id"], ascending=[False, True], kind="stable")
+    return whole[["id", "given", "suggested", "score", "agree", "runs"]].reset_index(drop=True)
 
 
 def _load(competition: Competition, name: str) -> Run | None:
+    """The run; None of one that gives no probability of every class."""
     try:
-        run = load_run(competition, name)
+        run = load_run(competition, name, tests=False)
     except UserError:
+        return None
+    if top.is_top(run.oof):
         return None
     pred = run.oof[run.pred_columns].to_numpy(float)
     return run if pred.min() >= 0 and pred.max() <= 1 else None

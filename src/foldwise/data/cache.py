@@ -167,6 +167,15 @@ def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
     return Cache(path, size, ids)
 
 
+def to_show(competition: Competition, own: int | None = None) -> Cache | None:
+    """Images for a page: of size `own` where it is there, else the smallest of 128 pixels on, else any; None: none."""
+    known = sizes(competition)
+    if not known:
+        return None
+    size = own if own in known else next((size for size in known if size >= 128), known[-1])
+    return open_size(competition.derived(), size)
+
+
 def _stem(size: int | str, crop: bool) -> str:
     return f"images_{size}_crop" if crop else f"images_{size}"
 

@@ -20,7 +20,7 @@ from foldwise import UserError, __version__
 from foldwise.core import cli
 from foldwise.core.files import is_locked, locked, write_json
 from foldwise.core.schema import nearest
-from foldwise.data import folds, index
+from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
 from foldwise.data.recipe import Recipe, differences, of_today, recipe_from, refuse_idle
@@ -44,6 +44,7 @@ class RunInfo(BaseModel):
     weights_of: str | None = None
     command: str = ""
     folds_hash: str | None = None
+    labels_hash: str | None = None
     image: dict[str, Any] | None = None
     folds_done: list[int] = []
     folds_wanted: list[int] = []
@@ -220,6 +221,8 @@ def _changed(info: RunInfo, competition: Competition, config: dict[str, Any], re
     changed = differences(info.config, config) if "config" in info.model_fields_set else []
     if info.folds_hash not in {None, rests_on["folds_hash"]}:
         changed.append(f"folds: {info.folds_hash} -> {rests_on['folds_hash']}")
+    if info.folds_hash is not None and info.labels_hash != rests_on.get("labels_hash"):
+        changed.append(f"labels.csv: {info.labels_hash or 'none'} -> {rests_on.get('labels_hash', 'none')}")
     return changed + (_other_pixels(info, competition) if "image" in rests_on else [])
 
 
@@ -241,7 +244,7 @@ def _clear(folder: Path, restart: Sequence[int], everything: bool) -> None:
     """Remove what is made anew: the folds' files and the tables of all of them, or all that lies there."""
     patterns = [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
     patterns += [f"snapshots/fold{fold}_*" for fold in restart]
-    patterns += ["oof.csv", "test.csv"] if restart else []
+    patterns += ["oof.csv", "oof_top.parquet", "test.csv", "test_top.parquet"] if restart else []
     for path in [path for pattern in (["*"] if everything else patterns) for path in folder.glob(pattern)]:
         if path.is_file() and path.suffix != ".lock":
             path.unlink()
@@ -252,6 +255,7 @@ def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.D
     looks = "image_size" in config or "embed" in config
     return {
         "folds_hash": folds.digest(fold_table),
+        **decisions.digest(competition),
         **({"image": competition.image.model_dump(mode="json", exclude_defaults=True)} if looks else {}),
     }
 
@@ -338,7 +342,7 @@ def _gather(
         "command": cli.command(),
     }
     if done == wanted:
-        oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].reset_index()
+        oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].copy().reset_index()
         write_table(oof, folder / "oof.csv")
         test = mean_test(folder, done)
         if len(test):
@@ -373,6 +377,9 @@ def mean_test(folder: Path, done: Sequence[int]) -> pd.DataFrame:
                 f"{folder / f'fold{fold}_test.csv'}: other test rows than fold {done[0]}'s ({len(mismatched)} differ, "
                 f"such as id '{sorted(mismatched)[0]}'); predict again with 05_predict.py --run {folder.name}"
             )
+    if top.is_top(first):
+        values = top.mean([top.array(test.loc[first.index]) for test in tests.values()])
+        return pd.DataFrame(top.columns(values), index=first.index).reset_index()
     columns = pred_columns(first)
     values = np.mean([test.loc[first.index, columns].to_numpy(dtype=float) for test in tests.values()], axis=0)
     return pd.DataFrame(values, columns=columns, index=first.index).reset_index()

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from foldwise.blend import Blend
-from foldwise.blend.assess import Meta
+from foldwise.blend.assess import Meta, examine, test_table
 from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
 from foldwise.core.cli import counted, say
@@ -21,12 +21,24 @@ from foldwise.report.page import Page
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def write_blend_report(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: Meta) -> Path:
-    """submissions/<competition>/<name>.html, and the submission's line in submissions/log.csv."""
+def write_blend(
+    competition: Competition,
+    name: str,
+    runs: RunSet,
+    blend: Blend,
+    seed: int = 0,
+    automatic: Blend | None = None,
+    left_out: Sequence[Meta] = (),
+) -> tuple[Path, Meta]:
+    """submissions/<competition>/<name>.csv, .json and .html, and the line in log.csv; the CSV, and what the JSON says.
+
+    automatic: what weights by hand are compared with. left_out: runs that were not taken (blend/dominated.py).
+    """
+    meta = {**examine(competition, runs, blend, seed, automatic), "left_out": list(left_out)}
+    path = submission.write_submission(competition, test_table(runs, blend), name, meta)
     submission.log_submission(competition, name, meta)
-    path = competition.submissions() / f"{name}.html"
-    write_text(path, draw_page(competition, name, runs, blend, meta).html())
-    return path
+    write_text(path.with_suffix(".html"), draw_page(competition, name, runs, blend, meta).html())
+    return path, meta
 
 
 def draw_page(competition: Competition, name: str, runs: RunSet, blend: Blend, meta: Meta) -> Page:

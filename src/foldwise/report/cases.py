@@ -5,7 +5,7 @@ Binary rows count as two classes; a multilabel row as one such case per label; a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -155,12 +155,24 @@ def _threshold(pred: np.ndarray, truth: np.ndarray) -> float:
     return float(order[positive - 1] + order[positive]) / 2
 
 
-def sheets(answers: Answers, wanted: Sequence[str], count: int) -> list[Sheet]:
-    """The sheets asked for, of at most `count` cases each; one without cases is left out."""
+def sheets(answers: Answers, wanted: Sequence[str], count: int, copies: Mapping[str, str] | None = None) -> list[Sheet]:
+    """The sheets asked for, of at most `count` cases each; one without cases is left out.
+
+    copies: {id: the name of the group of copies that it belongs to}; of each group a sheet shows one row.
+    """
     makers = {"worst": _worst, "right": _right, "pairs": _pairs}
-    chosen = [sheet for name in SHEETS if name in wanted for sheet in makers[name](answers, count)]
-    worst = {case for sheet in chosen if sheet.key == "worst" for case in sheet.cases}
-    return [_without(sheet, worst, count) for sheet in chosen if sheet.cases]
+    more = 3 * count  # copies, and the worst errors among the pairs, make room
+    every = [sheet for name in SHEETS if name in wanted for sheet in makers[name](answers, more)]
+    chosen = [replace(sheet, cases=_one_of_each(sheet.cases, copies or {})) for sheet in every if sheet.cases]
+    worst = {case for sheet in chosen if sheet.key == "worst" for case in sheet.cases[:count]}
+    return [_without(sheet, worst, count) for sheet in chosen]
+
+
+def _one_of_each(cases: Sequence[Case], copies: Mapping[str, str]) -> list[Case]:
+    first = dict[tuple[str, int], Case]()
+    for case in cases:
+        first.setdefault((copies.get(case.id, case.id), case.targets[0].output), case)
+    return list(first.values())
 
 
 def _without(sheet: Sheet, worst: set[Case], count: int) -> Sheet:
@@ -207,7 +219,7 @@ def _pairs(answers: Answers, count: int) -> list[Sheet]:
     for number, ((label, truth, answer), rows) in enumerate(frequent.items(), 1):
         kind = (kinds["label"] == label) & (kinds["truth"] == truth) & (kinds["answer"] == answer)
         members = wrong[kind.to_numpy()]
-        order = members[np.argsort(-answers.sure[members], kind="stable")][: 2 * count]  # some are the worst errors
+        order = members[np.argsort(-answers.sure[members], kind="stable")][:count]
         title = f"{answers.name(order[0], truth)}, taken for {answers.name(order[0], answer)}"
         lead = (
             f"{rows} of {np.sum((answers.truth == truth) & (answers.label == label))}{answers.by(label)}; the surest "

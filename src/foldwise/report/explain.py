@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from foldwise import UserError, __version__
+from foldwise.audit.duplicates import connected, load_audit
 from foldwise.core.cli import counted, note
 from foldwise.core.files import write_csv, write_text
 from foldwise.core.schema import nearest
@@ -48,8 +49,10 @@ def write_explain_report(
     method: Method = "gradcam",
     maximise: bool = False,
     deletion: int = 24,
-) -> Path:
-    """Explain a run; returns the page's path. The folder is replaced whole, so that no picture of before stays.
+) -> tuple[Path, str]:
+    """Explain a run; returns the page's path, and whether its maps are to be trusted.
+
+    The folder is replaced whole, so that no picture of before stays.
 
     rows: ids instead of sheets. count: cases a sheet. deletion: images of the deletion check.
     """
@@ -66,7 +69,7 @@ def write_explain_report(
     explained.write(shown, part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
-    return folder / "index.html"
+    return folder / "index.html", explained.verdict
 
 
 class Explanation:
@@ -99,6 +102,9 @@ class Explanation:
         self.table = table[table["split"] == "train"].set_index("id", drop=False)
         self.images = cache.load_cache(competition, recipe.image_size, recipe.crop)
         self.answers = cases.answers(competition, preds)
+        audit = load_audit(competition, table)
+        self.copies = {} if audit is None else connected(audit.pairs[["id_a", "id_b"]].itertuples(index=False))
+        self.verdict = "no verdict on the maps: no image was tried (--deletion)"
         self.layers: dict[str, str] = {}
         self.features: list[str] = []
         self.heat: dict[tuple[Case, int], dict[str, np.ndarray]] = {}
@@ -114,7 +120,7 @@ class Explanation:
 
     def sheets(self, wanted: Sequence[str], count: int) -> list[Sheet]:
         """The sheets of these names, of at most `count` cases each."""
-        return cases.sheets(self.answers, wanted, count)
+        return cases.sheets(self.answers, wanted, count, self.copies)
 
     def asked_for(self, ids: Sequence[str]) -> list[Sheet]:
         """A sheet of rows by id; those that no model has seen are named, UserError for an id that is none."""
@@ -215,11 +221,12 @@ class Explanation:
 
     def write(self, sheets: Sequence[Sheet], folder: Path) -> None:
         """index.html and cases.csv, with all that they name, into an empty folder."""
-        sheet = Page(f"{self.run} on {self.competition.name}: what it looks at")
+        sheet = Page(f"Run {self.run} of {self.competition.name}: what it looks at")
         sheet.lead = self._lead()
+        matters = self._deletion_section(sheet, folder)
         for each in sheets:
             sheet.add(each.title, self._cards(each, folder))
-        sheet.add("Does the map matter?", self._deletion_section(sheet, folder))
+        sheet.add("Does the map matter?", matters)
         sheet.add("Completeness", self._completeness_section())
         sheet.add("Metadata", self._metadata_section(sheet, folder))
         sheet.add("Stage by stage", self._stages_section(sheet, folder))
@@ -277,6 +284,9 @@ class Explanation:
             for name, panel in panels
         )
         lines = [f'<a href="{file}">{escape(case.id)}</a>, fold {case.fold}', escape(_said(case))]
+        group = self.copies.get(case.id)
+        twins = [other for other, name in self.copies.items() if name == group and other != case.id]
+        lines += [escape(f"one of {len(twins) + 1} copies, such as {twins[0]}")] if group and twins else []
         beside = self.table.loc[case.id, index.metadata_columns(self.competition)]
         facts = [f"{name} {_value(value)}" for name, value in beside.items()]
         lines += [escape(", ".join(facts))] if facts else []
@@ -298,6 +308,14 @@ class Explanation:
             quantity = "minus the change of the predicted value"
         areas = {order: explain.area(values) for order, values in curves.items()}
         saved = {order: areas[order] - areas["map"] for order in ("random", "centre")}
+        gain, low, high = _ends(saved["random"])
+        trusted = low > 0
+        words = "maps matter: deleting what they mark lowers the answer faster than at random"
+        if not trusted:
+            words = "do not trust these maps: deleting what they mark lowers the answer no faster than at random"
+        self.verdict = f"{words} ({gain:+.3f}, {low:.3f} to {high:.3f})"
+        sheet.fine = self.verdict if trusted else ""
+        sheet.warnings += [] if trusted else [self.verdict]
         figure = pictures.deletion(curves, quantity, saved)
         figures.save(figure, folder / "deletion.png")
         pd.DataFrame(areas).to_csv(folder / "deletion.csv", index=False)
@@ -425,9 +443,15 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _spread(values: np.ndarray) -> str:
-    """'0.41 (0.35 to 0.47)': mean and its 95 % bootstrap interval over images."""
+def _ends(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and its 95 % bootstrap interval over images."""
     rng = np.random.default_rng(0)
     draws = values[rng.integers(0, len(values), (2000, len(values)))].mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+    return float(values.mean()), float(low), float(high)
+
+
+def _spread(values: np.ndarray) -> str:
+    """'0.41 (0.35 to 0.47)'."""
+    mean, low, high = _ends(values)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"

@@ -104,7 +104,9 @@ def svg(figure: Figure, number: int, alt: str) -> str:
     text = text.replace(' id="', f' id="f{number}-').replace("url(#", f"url(#f{number}-")
     text = text.replace('href="#', f'href="#f{number}-')
     wide = figure.get_size_inches()[0] * 100
-    return text.replace("<svg", f'<svg role="img" aria-label="{alt}" style="max-width:{wide:.0f}px"', 1)
+    return text.replace(
+        "<svg", f'<svg role="img" aria-label="{alt}" style="--wide:{wide:.0f}px;max-width:{wide:.0f}px"', 1
+    )
 
 
 # --- target -----------------------------------------------------------------------------------------------

@@ -61,9 +61,13 @@ figure { margin: 0; } pre { background: var(--card); padding: 8px 12px; overflow
 details > summary { cursor: pointer; color: var(--accent); margin: 8px 0; }
 footer { color: var(--soft); font-size: 13px; margin: 48px 0 32px; border-top: 1px solid var(--line);
   padding-top: 10px; }
-@media (max-width: 700px) { .class { display: block; } main, header { padding: 0 14px; } }
+@media (max-width: 700px) { .class { display: block; } main, header { padding: 0 14px; }
+  .scroll > svg { min-width: min(var(--wide), 640px); } .tiles { gap: 6px; } }
 @media print { .warnings li, .tile { break-inside: avoid; } }
 """
+
+
+NOTHING = "No warnings."
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Page:
     lead: str = ""
     tiles: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    fine: str = NOTHING  # good news
     sections: list[tuple[str, str, str]] = field(default_factory=list)  # anchor, heading, body
     footer: str = ""
     _figures: int = 0
@@ -91,13 +96,14 @@ class Page:
     def figure(self, figure: Figure, alt: str) -> str:
         """A figure as inline SVG; `alt` says what it shows."""
         self._figures += 1
-        return figures.svg(figure, self._figures, escape(alt))
+        return f'<div class="scroll">{figures.svg(figure, self._figures, escape(alt))}</div>'
 
     def html(self) -> str:
         """The whole page: no script, nothing from outside."""
         links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in self.sections)
         first = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
-        notes = f'<ul class="warnings">{first}</ul>' if first else '<p class="fine">No warnings.</p>'
+        notes = f'<ul class="warnings">{first}</ul>' if first else ""
+        notes += f'<p class="fine">{escape(self.fine)}</p>' if self.fine and (not first or self.fine != NOTHING) else ""
         body = "".join(
             f'<section id="{anchor}"><h2>{escape(heading)}</h2>{text}</section>\n'
             for anchor, heading, text in self.sections

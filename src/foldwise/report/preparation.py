@@ -10,7 +10,7 @@ from pandas import DataFrame
 from foldwise.audit import groups
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core.cli import note
-from foldwise.data import cache, folds, index, orientation, submission
+from foldwise.data import cache, decisions, folds, index, orientation, submission
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model.crops import warn_of_stale_crops
@@ -23,16 +23,23 @@ def prepare(
     workers: int | None = None,
     dask: str | None = None,
     new_folds: bool = False,
+    decided: Path | None = None,
 ) -> None:
     """Write input/derived/<competition>/ with caches of these sizes; what is there already and fits stays as it is."""
     with index.alone(competition):
-        _prepare(competition, sizes, workers, dask, new_folds)
+        table = index.build_index(competition, workers, dask)
+        decisions.put(competition, table, decided)
+        _prepare(competition, decisions.applied(competition, table), sizes, workers, dask, new_folds)
 
 
 def _prepare(
-    competition: Competition, sizes: Sequence[int], workers: int | None, dask: str | None, new_folds: bool
+    competition: Competition,
+    table: DataFrame,
+    sizes: Sequence[int],
+    workers: int | None,
+    dask: str | None,
+    new_folds: bool,
 ) -> None:
-    table = index.build_index(competition, workers, dask)
     index.learn_scaling(competition, table)
     if not new_folds:
         folds.check_saved(competition, table)

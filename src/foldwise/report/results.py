@@ -6,6 +6,7 @@ the list of those left out, with the reason.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from foldwise import UserError, metrics, stats
 from foldwise.blend.run_set import RunSet, family, look
+from foldwise.core.cli import counted
 from foldwise.core.schema import nearest
-from foldwise.data import folds
+from foldwise.data import folds, submission
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, differences, merge, recipe_settings
 from foldwise.data.runs import Run, RunInfo, finished_folds, read_run_info
@@ -32,8 +34,9 @@ class Result:
 
     reason: why the run has no score here, '' where it has one. note: what a reader should know about one that has.
     gain, gain_low, gain_high: against the best complete run, on the rows of both, positive is better.
-    seconds: of wall time that making it took, NaN where run.json does not say. differs: settings other than the
-    defaults, key=value.
+    seconds: of wall time that making it took, NaN where run.json does not say. public, private: the leaderboard's
+    score of the submission of that name. differs: settings other than the defaults, key=value. blend: a submission of
+    step 6, whose score is the nested one.
     """
 
     run: str
@@ -55,8 +58,11 @@ class Result:
     gain_low: float = NAN
     gain_high: float = NAN
     seconds: float = NAN
+    public: float = NAN
+    private: float = NAN
     differs: dict[str, str] = field(default_factory=dict)
     run_set: RunSet | None = None
+    blend: bool = False
 
     @property
     def complete(self) -> bool:
@@ -98,6 +104,37 @@ def _last(value: float) -> float:
 def _best(results: list[Result], sign: int) -> Result | None:
     scored = [one for one in results if one.complete and not np.isnan(one.score)]
     return max(scored, key=lambda one: sign * one.score, default=None)
+
+
+def blends(competition: Competition) -> list[Result]:
+    """The submissions of step 6, best nested score first, by their JSON."""
+    every = []
+    for path in sorted(competition.submissions().glob("*.json")):
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            low, high = (NAN if end is None else end for end in meta["interval_95"])
+            gain = {key: NAN if value is None else value for key, value in meta["gains"]["over_best_single"].items()}
+            facts = {
+                "score": meta["nested_score"],
+                "low": low,
+                "high": high,
+                "rows": meta["rows"],
+                "gain": gain["gain"],
+            }
+            facts |= {"gain_low": gain["low"], "gain_high": gain["high"]}
+            model = f"{meta['method']} of {counted(len(meta['runs']), 'run')}"
+            every.append(Result(path.stem, path.parent, model=model, blend=True, **facts))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # of another tool, or damaged: step 6 says so where it matters
+    sign = -1 if competition.scorer().greater_is_better else 1
+    return sorted(with_leaderboard(competition, every), key=lambda one: sign * one.score)
+
+
+def with_leaderboard(competition: Competition, every: list[Result]) -> list[Result]:
+    """Results with the leaderboard's scores of the submissions of their names, by submissions/log.csv."""
+    log = submission.scored(submission.read_log(competition), competition).drop_duplicates("name", keep="last")
+    known = log.set_index("name")[["public", "private"]].astype(float).T.to_dict()
+    return [replace(one, **known.get(one.run, {})) for one in every]
 
 
 # --- one run ------------------------------------------------------------------------------------------------
@@ -257,6 +294,8 @@ def table(results: list[Result]) -> pd.DataFrame:
         "folds_done",
         "folds_wanted",
         "seconds",
+        "public",
+        "private",
     ]
     numbers = sorted({fold for one in results for fold in one.by_fold})
     rows = [

@@ -11,14 +11,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foldwise import UserError, __version__
+from foldwise.blend import trust
+from foldwise.blend.spaces import ranks
 from foldwise.core.cli import counted, duration, say
 from foldwise.core.files import write_csv, write_text
 from foldwise.data.competition import Competition
-from foldwise.report import curves, figures, page, results
+from foldwise.report import blend_figures, curves, figures, page, results
 from foldwise.report.page import Page
 from foldwise.report.results import Result
 
-MOST = 40  # runs in the figure
+MOST = 40  # runs in a figure
+BOARDS = ("public", "private")  # columns of the leaderboard's scores
 
 STYLE = """<style>
 main, header { max-width: 1348px; }
@@ -69,7 +72,8 @@ addEventListener("hashchange", open); open();
 def write_results(competition: Competition, runs: list[Result]) -> Path:
     """results.html and results.csv in oof/<competition>/; returns the page's path."""
     folder = competition.runs()
-    write_csv(folder / "results.csv", results.table(runs), "%.6g")
+    every = [*results.with_leaderboard(competition, runs), *results.blends(competition)]
+    write_csv(folder / "results.csv", results.table(every), "%.6g")
     path = folder / "results.html"
     write_text(path, draw_page(competition, runs).html())
     return path
@@ -84,12 +88,16 @@ def draw_page(competition: Competition, runs: list[Result]) -> Page:
         f"{competition.task}, scored by {competition.metric} ({'higher' if up else 'lower'} is better) on rows that "
         "the model of their fold never saw. Made from the runs' own tables, logs and run.json."
     )
+    if (competition.runs() / "noise.html").exists():
+        sheet.lead += '<p>See also: <a href="noise.html">labels in doubt</a></p>'
     _tiles(sheet, competition, scored, broken)
     if scored:
         shown = scored[:MOST]
         alt = f"{competition.metric} of each run with its 95 % interval, and of its folds"
         sheet.add("Scores", _legend(len(scored)) + sheet.figure(forest(competition.metric, shown), alt))
-        sheet.add("Runs", _runs(competition.metric, scored, up))
+        blends = results.blends(competition)
+        sheet.add("Runs", _runs(competition.metric, [*blends, *results.with_leaderboard(competition, scored)], up))
+        sheet.add("How alike the runs are", _alike(sheet, scored))
         sheet.add("Each run", "".join(_one(sheet, competition, one) for one in scored) + SCRIPT)
     sheet.add("Left out", _left_out(broken))
     sheet.footer = escape(f"Made by 10_report.py, foldwise {__version__}. The same numbers are in results.csv.")
@@ -158,6 +166,7 @@ def _legend(count: int) -> str:
 def _runs(metric: str, runs: list[Result], up: bool) -> str:
     differ = results.varying(runs)
     better = "down" if up else ""
+    boards = [(name, better) for name in BOARDS if any(not np.isnan(getattr(one, name)) for one in runs)]
     heads = [
         ("run", ""),
         ("model", ""),
@@ -168,13 +177,14 @@ def _runs(metric: str, runs: list[Result], up: bool) -> str:
         ("mean of folds ± sd", better),
         ("folds", "down"),
         ("time", ""),
+        *boards,
         ("what differs", ""),
     ]
     top = "".join(
         f'<th scope="col"{" data-first=" + first if first else ""}><button type="button">{escape(name)}</button></th>'
         for name, first in heads
     )
-    rows = "".join(f"<tr>{''.join(_cells(one, differ))}</tr>" for one in runs)
+    rows = "".join(f"<tr>{''.join(_cells(one, differ, [name for name, _ in boards]))}</tr>" for one in runs)
     return (
         '<div class="filter"><label for="filter">Filter</label><input id="filter" type="search" '
         'placeholder="words that a run must hold; -word: must not"><span class="soft" id="shown" role="status">'
@@ -182,19 +192,23 @@ def _runs(metric: str, runs: list[Result], up: bool) -> str:
         f'<div class="scroll"><table class="runs"><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
         + page.text(
             "Click a heading to sort, again to turn round. Against the best: gain over the best complete run on the "
-            "rows of both, with its paired 95 % interval; where that holds 0 the two can't be told apart. The best of "
+            "rows of both, with its paired 95 % interval; where that holds 0 the two can't be told apart. A blend's "
+            "score is its nested one, and its gain that over its best run. The best of "
             "many is flattered by having been chosen. Time: what training took on the machine where it ran.",
             soft=True,
         )
     )
 
 
-def _cells(one: Result, differ: set[str]) -> list[str]:
-    link = f'<a href="#{quote(_anchor(one))}">{escape(one.run)}</a>'
+def _cells(one: Result, differ: set[str], boards: list[str]) -> list[str]:
+    page_of = quote(f"../../submissions/{one.folder.name}/{one.run}.html") if one.blend else f"#{quote(_anchor(one))}"
+    link = f'<a href="{page_of}">{escape(one.run)}</a>{" (blend)" if one.blend else ""}'
     told = one.gain_low > 0 or one.gain_high < 0
     gain = f"{one.gain:+.3f} ({one.gain_low:+.3f} to {one.gain_high:+.3f})" if not np.isnan(one.gain) else ""
-    folds = f"{one.folds_done} of {one.folds_wanted}"
-    spread = number(one.fold_mean, 3) + ("" if np.isnan(one.fold_std) else f" ± {one.fold_std:.3f}")
+    folds = "" if one.blend else f"{one.folds_done} of {one.folds_wanted}"
+    spread = (
+        "" if one.blend else number(one.fold_mean, 3) + ("" if np.isnan(one.fold_std) else f" ± {one.fold_std:.3f}")
+    )
     says = ", ".join(f"{key}={one.differs[key]}" for key in sorted(differ) if key in one.differs)
     return [
         f'<td class="run">{link}</td>',
@@ -205,9 +219,24 @@ def _cells(one: Result, differ: set[str]) -> list[str]:
         _value(gain, one.gain, bold=told),
         _value(spread, one.fold_mean),
         _value(folds, one.folds_done),
-        _value(duration(one.seconds), one.seconds),
+        _value("" if one.blend else duration(one.seconds), one.seconds),
+        *(_value("" if np.isnan(value) else f"{value:g}", value) for value in (getattr(one, name) for name in boards)),
         f'<td class="says">{escape(says)}</td>',
     ]
+
+
+def _alike(sheet: Page, runs: list[Result]) -> str:
+    """Rank correlation of the complete runs' predictions: what is pale adds to a blend."""
+    sets = [(figures.short(one.run), one.run_set) for one in runs if one.complete and one.run_set is not None][:MOST]
+    values = [
+        (name, ranks(one.preds.reshape(1, -1))[0]) for name, one in sets if len(one.preds[0]) == sets[0][1].rows_all
+    ]
+    if len(values) < 2:
+        return ""
+    matrix = trust.correlation(np.stack([pred for _, pred in values])).tolist()
+    figure = blend_figures.correlations([name for name, _ in values], matrix, "rank correlation")
+    words = "Rank correlation of out-of-fold predictions. Runs that agree on all rows count as one opinion in a blend."
+    return "" if figure is None else page.text(words, soft=True) + sheet.figure(figure, "correlation of the runs")
 
 
 def _value(shown: object, by: float | str, bold: bool = False) -> str:

@@ -25,11 +25,11 @@ from foldwise import UserError, stats
 from foldwise.core import cli
 from foldwise.core.cli import note, say
 from foldwise.core.files import write_csv, write_text
-from foldwise.data import cache, oof
+from foldwise.data import cache, oof, top
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.runs import RunInfo, read_run_info
-from foldwise.report import cases, curves, figures, page, results, run_figures
+from foldwise.report import cases, curves, figures, noise, page, results, run_figures
 from foldwise.report.cases import Answers, Sheet
 from foldwise.report.page import Page
 from foldwise.report.results import Result
@@ -60,14 +60,12 @@ def write_run_report(competition: Competition, run: str) -> Path:
     place = folder / "report"
     place.mkdir(parents=True, exist_ok=True)
     sheet = Page(f"Run {run} of {competition.name}", _lead(result) + _links(competition, run))
-    answers = cases.answers(competition, table)
+    if top.is_top(table):
+        sheet.lead += page.text(f"More than {top.MANY:,} classes: what single ones are taken for is not shown.")
     _tiles(sheet, competition, table, result)
     sheet.warnings = _warnings(competition, result)
-    if competition.task == "regression":
-        sheets = _regression(sheet, place, answers)
-    else:
-        sheets = _classes(sheet, place, competition.as_classes(), answers)
-    _examples(sheet, competition, sheets, _images(competition, info))
+    sheets = [] if top.is_top(table) else _sheets(sheet, competition, table, place)
+    _examples(sheet, competition, sheets, cache.to_show(competition, info.config.get("image_size")))
     _curves(sheet, competition, folder)
     _importance(sheet, folder)
     _settings(sheet, info, result)
@@ -75,6 +73,13 @@ def write_run_report(competition: Competition, run: str) -> Path:
     sheet.footer = "Every row was predicted by a model that had not seen it."
     write_text(place / "report.html", sheet.html())
     return place / "report.html"
+
+
+def _sheets(sheet: Page, competition: Competition, table: pd.DataFrame, place: Path) -> list[cases.Sheet]:
+    answers = cases.answers(competition, table)
+    if competition.task == "regression":
+        return _regression(sheet, place, answers)
+    return _classes(sheet, place, competition.as_classes(), answers)
 
 
 def illustrate(competition: Competition, result: Result) -> None:
@@ -107,6 +112,7 @@ def report_run(competition: Competition, info: RunInfo) -> None:
     spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
     score = "undefined" if info.score is None else f"{info.score:.4f}"
     say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
+    noise.announce(competition)
     say(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
@@ -418,16 +424,6 @@ def _both(sheet: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     figures.save(figure, place / f"{name}.png")
     figure.set_layout_engine("none")  # laid out; not once more for the page
     return sheet.figure(figure, alt)
-
-
-def _images(competition: Competition, info: RunInfo) -> Cache | None:
-    """The cached images, in the run's size where there is one, else the smallest of 128 pixels on, else any."""
-    sizes = cache.sizes(competition)
-    if not sizes:
-        return None
-    own = info.config.get("image_size")
-    size = own if own in sizes else next((size for size in sizes if size >= 128), sizes[-1])
-    return cache.open_size(competition.derived(), size)
 
 
 def _examples(report: Page, competition: Competition, sheets: Sequence[Sheet], images: Cache | None) -> None:

@@ -15,7 +15,7 @@ from foldwise.core.cli import counted
 from foldwise.data import cache, image, index
 from foldwise.data.boxes import contact_sheet, crops, load_boxes, load_crop_meta
 from foldwise.data.image import ImageOptions
-from foldwise.report import figures, page
+from foldwise.report import figures, noise, page
 from foldwise.report.page import Page
 from foldwise.report.survey import Survey
 
@@ -346,24 +346,17 @@ def _compared(compared: pd.DataFrame) -> str:
 
 
 def _noise(survey: Survey, sheet: Page) -> str:
-    suspects = label_noise.of_runs(survey.competition, survey.table)
-    if suspects is None:
+    frame = label_noise.candidates(survey.competition, survey.table)
+    if frame is None:
         return ""
-    name, frame = suspects
     frame = frame[frame["id"].isin(survey.train["id"])]
     lead = (
-        f"{counted(len(frame), 'training row')} whose out-of-fold prediction by run {name} contradicts the label "
-        "with confidence (Northcutt et al. 2021): mislabelled, or hard. The most contradicted first."
+        f"{counted(len(frame), 'training row')} whose out-of-fold predictions contradict the label with confidence "
+        "(Northcutt et al. 2021): mislabelled, or hard. The most contradicted first; to decide on them, open "
+        f"{survey.competition.runs() / 'noise.html'}."
     )
-    cards = []
-    for row in frame.head(PAIRS).itertuples():
-        pixels = survey.images.pictures(survey.images.rows("train", [row.id]))[0]
-        words = f"given {row.given} ({row.p_given:.2f}), suggested {row.suggested} ({row.p_suggested:.2f})"
-        cards.append(
-            f'<figure class="pair">{page.picture(pixels, row.id, 116)}{escape(row.id)}'
-            f"<figcaption>{escape(words)}</figcaption></figure>"
-        )
-    return page.text(lead, soft=True) + f'<div class="pairs singles">{"".join(cards)}</div>'
+    cards = "".join(noise.card(survey.competition, survey.images, row) for row in frame.head(PAIRS).itertuples())
+    return page.text(lead, soft=True) + f'<div class="pairs singles">{cards}</div>'
 
 
 def _unreadable(survey: Survey, sheet: Page) -> str:
