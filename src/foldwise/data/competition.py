@@ -15,7 +15,7 @@ from foldwise.core import paths
 from foldwise.core.cli import note
 from foldwise.core.schema import Strict, find_yaml, nearest, read_yaml, validate
 from foldwise.core.source import stamp
-from foldwise.data import tables
+from foldwise.data import arrays, tables
 from foldwise.data.columns import by_number
 from foldwise.data.image import ImageOptions
 from foldwise.data.template import template_columns
@@ -530,6 +530,8 @@ def load_competition(name_or_path: str) -> Competition:
     competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
     _spell_out(competition)
+    scaling = arrays.learnt(competition.derived(), competition.image.scaling)
+    competition.image = competition.image.model_copy(update={"scaling": scaling})
     return competition
 
 

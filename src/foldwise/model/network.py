@@ -24,8 +24,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Network(nn.Module):
     """One or two timm models behind their normalisation, and our head on their pooled features.
 
-    uint8 (B, S, S, 3) RGB in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32 (B, outputs)
-    out. NHWC bytes are what the cache holds; permuted, they are channels_last, so the conversion costs nothing.
+    uint8 (B, S, S, 3) RGB (or C channels) in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32
+    (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are channels_last, so converting is free.
     `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
     """
 
@@ -234,11 +234,12 @@ def _mean_std(settings: Backbone, backbone: nn.Module, key: str) -> list[list[fl
     mean_std = []
     for name, default in zip(("mean", "std"), IMAGENET, strict=True):
         values = list(getattr(settings, name) or defaults.get(name) or default)
-        if settings.kwargs.get("in_chans", 3) == 1:
+        channels = settings.kwargs.get("in_chans", 3)
+        if channels != 3 and len(values) != channels:
             values = [sum(values) / len(values)]
-        elif len(values) == 1:
-            values *= 3
-        elif len(values) != 3:
+        if len(values) == 1:
+            values *= channels
+        elif len(values) != channels:
             raise UserError(f"{key}.{name}: {len(values)} values; give one, or three for RGB")
         mean_std.append(values)
     return mean_std
@@ -250,8 +251,6 @@ def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str)
     With `init_from` the first backbone's weights come from that run, so none are looked for.
     """
     kwargs: dict[str, Any] = {**_input_size(settings, recipe), **settings.kwargs}
-    if kwargs.get("in_chans", 3) not in {1, 3}:
-        raise UserError(f"{key}.kwargs: in_chans={kwargs['in_chans']}: the images are RGB; 3, or 1 for grey")
     if outputs is not None:
         kwargs = {"num_classes": outputs, **kwargs}
     replaced = recipe.model.init_from is not None and key == "model"

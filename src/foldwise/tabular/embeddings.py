@@ -29,6 +29,7 @@ from foldwise.core.schema import nearest
 from foldwise.data import cache, folds, index, top
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Head, Recipe, load_recipe, recipe_settings, run_name
 from foldwise.data.runs import check_folds
 from foldwise.model import fold_models, weights
@@ -79,7 +80,7 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
         return competition.runs() / run
     name = run_name(source)
     own = _made_of(recipe)
-    changed = own != _made_of(load_recipe(source))
+    changed = own != _made_of(fitted(load_recipe(source), competition.orientation, competition.image.channels))
     return competition.runs() / (f"{name}-{digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 
