@@ -30,9 +30,8 @@ here = Path.cwd()
 root = next(folder for folder in (here, *here.parents) if (folder / "src" / "foldwise").is_dir())
 sys.path.insert(0, str(root / "src"))
 
-import ipywidgets
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import Image, display
 
 from foldwise.blend import trust
 from foldwise.blend.assess import examine
@@ -79,26 +78,31 @@ print(blend.note)
 # not worth making. The app's page *Weights* (`make app`) is the same.
 
 # %%
-space = ipywidgets.Dropdown(options=hand.spaces, description="averaged as")
-if blend.space in hand.spaces:
-    space.value = blend.space
-sliders = {name: ipywidgets.FloatSlider(value=value, min=0, max=1, step=0.01) for name, value in hand.start.items()}
+chosen = {"space": blend.space if blend.space in hand.spaces else hand.spaces[0], **hand.start}
 
 
 def by_hand(space: str, **weights: float) -> None:
-    """What these weights are worth, beside the automatic ones."""
+    """What these weights are worth, beside the automatic ones; they are kept for the last cell."""
     if not any(weights.values()):
         print("every weight is 0: there is nothing to average; move one up")
         return
+    chosen.update(weights, space=space)
     mine = hand.blend(weights, space)
     print(hand.says(mine))
-    both = {"by hand": mine.weights, f"automatic ({blend.method})": blend.weights}
+    both = {"by hand": mine.weights}
     if blend.weights.ndim == 1:
-        display(pd.DataFrame(both, index=runs.names).round(3))
+        both[f"automatic ({blend.method})"] = blend.weights
+    display(pd.DataFrame(both, index=runs.names).round(3))
 
 
-display(ipywidgets.interactive(by_hand, space=space, **sliders))
-by_hand(space.value, **{name: slider.value for name, slider in sliders.items()})
+try:
+    import ipywidgets
+except ImportError:  # the same without sliders: edit `chosen` and run this cell again
+    by_hand(**chosen)
+else:
+    sliders = {name: ipywidgets.FloatSlider(value=value, min=0, max=1, step=0.01) for name, value in hand.start.items()}
+    space = ipywidgets.Dropdown(options=hand.spaces, value=chosen["space"], description="averaged as")
+    display(ipywidgets.interactive(by_hand, space=space, **sliders))
 
 # %% [markdown]
 # ## What the automatic blend is worth
@@ -108,16 +112,17 @@ meta = examine(about, runs, blend)
 print(meta["verdict"])
 for line in meta["warnings"]:
     print("note:", line)
-for number, draw in enumerate((blend_figures.gains, blend_figures.weights, blend_figures.contributions)):
+for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contributions):
     figure = draw(meta)
     if figure is not None:
-        display(HTML(figures.svg(figure, number, draw.__name__)))
+        display(Image(figures.png(figure)))
 
 # %% [markdown]
 # ## Write this blend
 # What the sliders say now, through the same code as `python src/06_blend.py --weights`.
 
 # %%
-chosen = {name: slider.value for name, slider in sliders.items()}
-path, meta = write_blend(about, "notebook", runs, hand.blend(chosen, space.value, draws=1000), automatic=blend)
+weights = {name: chosen[name] for name in runs.names}
+mine = hand.blend(weights, chosen["space"], draws=1000)
+path, meta = write_blend(about, "notebook", runs, mine, automatic=blend)
 print_summary(meta, path)

@@ -64,13 +64,12 @@ def _examples() -> None:
     rows = service.examples()
     size, crop = frame.size_of(service.runs()[0])
     st.subheader("Or one of these")
-    places = st.columns(6)
-    for place, row, image in zip(places, rows.itertuples(), _thumbnails(service, rows, size, crop), strict=False):
-        with place:
-            st.image(image, width="stretch")
-            st.button(
-                f"Try {row.id}", key=f"example-{row.id}", on_click=_open, args=(row.split, row.id), width="stretch"
-            )
+    with st.container(horizontal=True):
+        for row, image in zip(rows.itertuples(), _thumbnails(service, rows, size, crop), strict=True):
+            with st.container(width=frame.CARD):
+                st.image(image, width="stretch")
+                key = f"example-{row.id}"
+                st.button(f"Try {row.id}", key=key, on_click=_open, args=(row.split, row.id), width="stretch")
 
 
 def _thumbnails(service: Any, rows: pd.DataFrame, size: int | None, crop: bool) -> list[np.ndarray]:
