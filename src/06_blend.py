@@ -85,7 +85,7 @@ def main() -> None:
     by_hand = hand_weights(args.weights)
     names = [name for name in by_hand if name not in {foreign[0] for foreign in args.foreign}] or args.runs
     runs = gather_runs(competition, names, args.foreign, renames(args.columns))
-    hand = ByHand(runs, competition.scorer(), competition.task, args.seed, not args.no_cuts)
+    hand = ByHand(runs, *runs.judged_by(competition), args.seed, not args.no_cuts)
     automatic, left_out = None, list[dict[str, Any]]()
     if by_hand:
         blend, automatic = hand.blend(by_hand, args.space, draws=1000), hand.automatic

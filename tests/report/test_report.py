@@ -117,7 +117,7 @@ def test_a_binary_report_with_copies_and_unreadable_files(tmp_path: Path, monkey
     page = checked(written(about))
     for words in (
         "different labels: 1 pair, the first tr0000 and tr0011; the same pixels",
-        "copies across train and test: 1 pairs",
+        "copies across train and test: 1 pair",
         "1 test file can't be read",
         "the mean of the others",
         "tr0007",

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError
-from foldwise.data import index, oof
+from foldwise.data import index, oof, top
 from foldwise.data.competition import Competition
 from foldwise.data.runs import Run, load_run
 
@@ -62,9 +62,12 @@ def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | 
 
 
 def _load(competition: Competition, name: str) -> Run | None:
+    """The run; None of one that gives no probability of every class."""
     try:
         run = load_run(competition, name, tests=False)
     except UserError:
+        return None
+    if top.is_top(run.oof):
         return None
     pred = run.oof[run.pred_columns].to_numpy(float)
     return run if pred.min() >= 0 and pred.max() <= 1 else None

@@ -15,6 +15,7 @@ from foldwise.blend.fit import Blend, fit_weights
 from foldwise.blend.methods import ALL
 from foldwise.blend.run_set import RunSet
 from foldwise.blend.spaces import RANKED, Scaling, ranks, to_space
+from foldwise.data import top
 from foldwise.data.competition import Competition
 
 Array = NDArray[Any]
@@ -23,6 +24,9 @@ Meta = dict[str, Any]  # what stands in the submission's JSON
 
 def test_table(runs: RunSet, blend: Blend) -> pd.DataFrame:
     """The blend of the test predictions: id, pred..."""
+    if runs.slots is not None:
+        kept = top.of_slots_kept(runs.slots, blend.predict(runs.tests)[:, :-1])
+        return pd.DataFrame({"id": runs.test_ids, **top.columns(kept)})
     pred = blend.predict(runs.tests).reshape(len(runs.test_ids), -1)
     return pd.DataFrame({"id": runs.test_ids, **dict(zip(runs.columns, pred.T, strict=True))})
 
@@ -34,8 +38,8 @@ def examine(
 
     automatic: what a blend by hand is compared with.
     """
-    metric = competition.scorer()
-    preds = Scaling.of(runs.preds, competition.task)(runs.preds)
+    metric, task = runs.judged_by(competition)
+    preds = Scaling.of(runs.preds, task)(runs.preds)
     judged, mean = _cut_alike(runs, blend, preds, metric, seed)
     singles = [float(metric.function(runs.target, run, None)) for run in judged]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
@@ -49,7 +53,7 @@ def examine(
         name: stats.gain(draws[:, [0, at]], scores[0], scores[at], metric.greater_is_better)
         for at, name in enumerate(over, 1)
     }
-    matrix = trust.correlation(trust.errors(preds, runs.target, competition.task))
+    matrix = trust.correlation(trust.errors(preds, runs.target, task))
     meta = {
         "method": blend.method,
         "space": blend.space,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldwise.blend.search import Problem, sample_rows
+from foldwise.blend.spaces import PLACES
 from foldwise.blend.stacking import Combiner
 from foldwise.metrics import known_rows
 
@@ -79,6 +80,8 @@ class Tilted:
 def kinds(problem: Problem) -> list[str]:
     """What may follow a method: '+cut', one number; '+cuts', one a label or grade. None for metrics of scores."""
     metric, task = problem.metric, problem.task
+    if task == PLACES:
+        return []
     if not metric.decides:
         return ["+cut"] if metric.name == "pf1" else []
     several = task in {"multilabel", "regression"} or (task == "multiclass" and metric.ordered)

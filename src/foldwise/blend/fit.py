@@ -24,7 +24,7 @@ from foldwise.blend import cuts
 from foldwise.blend.methods import ALL, FIXED_SPACE, METHODS, mean
 from foldwise.blend.mixture import Mixture, Prepare
 from foldwise.blend.search import Problem
-from foldwise.blend.spaces import RANKED, SPACES, Calibration, Maps, Scaling, ranks, to_space
+from foldwise.blend.spaces import PLACES, RANKED, SPACES, Calibration, Maps, Scaling, ranks, to_space
 from foldwise.blend.stacking import Combiner
 from foldwise.core.schema import nearest
 from foldwise.data.folds import stratify
@@ -201,8 +201,10 @@ def _choices(method: str, space: str | None, problem: Problem, preds: Array, cut
         raise UserError(f"space '{space}' is not known{nearest(str(space), [*SPACES, 'auto'])}")
     if method == "auto":
         return _auto_choices(problem, preds, cut)
-    if problem.task == "soft" and method not in OF_SHARES:
-        raise UserError(f"method '{method}': of shares that sum to one there are auto, {', '.join(OF_SHARES)}")
+    for task, some in (("soft", OF_SHARES), (PLACES, (*OF_PLACES, "given"))):
+        if problem.task == task and method not in some:
+            what = "of shares that sum to one" if task == "soft" else "of many classes"
+            raise UserError(f"method '{method}': {what} there are auto, {', '.join(some)}")
     if method not in ALL or (method.startswith("given") and not problem.given):
         raise UserError(f"method '{method}' is not known{nearest(method, ['auto', *METHODS])}")
     base, plus, kind = method.partition("+")
@@ -222,11 +224,14 @@ def _spaces(problem: Problem) -> list[str]:
     return ["rank", "prob", "logit"] if problem.metric.order_only else ["prob", "logit"]
 
 
+OF_PLACES = ("best", "mean", "weights")  # what needs no column to mean the same class in every row
 OF_SHARES = ("mean", "logit", "geometric", "best", "hierarchical", "gradient", "weights", "caruana", "hill", "given")
 CUT_BY_AUTO = ("mean", "best", "gradient", "weights", "stack")  # methods that auto tries with a cut
 
 
 def _auto_choices(problem: Problem, preds: Array, cut: bool) -> list[Choice]:
+    if problem.task == PLACES:
+        return [(name, "prob") for name in OF_PLACES]
     large = preds.size > 50_000_000  # 1,000 classes: methods whose cost does not grow with the classes
     if large:
         methods = ["mean", "geometric", "best", "gradient", "weights", "caruana"]

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from foldwise import UserError
+from foldwise import UserError, metrics
 from foldwise.blend.fit import make_folds
-from foldwise.data import folds, index, oof
+from foldwise.blend.spaces import PLACES
+from foldwise.data import folds, index, oof, top
 from foldwise.data.competition import Competition
 from foldwise.data.runs import (
     Run,
@@ -48,6 +49,10 @@ class RunSet:
     `folds` are then parts of it, to be blended on. parents: the runs that a run of step 03 --oof was made of.
     Where several images make a submission row, N and T count submission rows: images are joined before they are
     blended, in OOF and test alike.
+
+    slots: of many classes (data.top), int64 (T, U): which class each column of a test row speaks of; the columns of
+    `preds` are a row's own likeliest classes likewise, `target` is the true one's place among them, and the last
+    column is what all other classes share.
     """
 
     names: tuple[str, ...]
@@ -65,6 +70,13 @@ class RunSet:
     unchecked: tuple[str, ...] = ()
     one_fold: int | None = None
     parents: dict[str, list[str]] = field(default_factory=dict)
+    slots: Array | None = None
+
+    def judged_by(self, competition: Competition) -> tuple[metrics.Metric, str]:
+        """The metric and the task of `target` and `preds`."""
+        if self.slots is None:
+            return competition.scorer(), competition.task
+        return top.of_slots(competition.scorer()), PLACES
 
 
 def gather_runs(
@@ -137,6 +149,11 @@ def _checked(competition: Competition, runs: list[Run], table: pd.DataFrame) -> 
     train = table.loc[table["split"] == "train", ["id", "row_id", *competition.truth]]
     rows = folds.load_folds(competition).merge(train, on="id")
     classes = index.classes(competition, table)
+    if competition.task == "multiclass" and len(classes) > top.MANY:
+        for run in runs:
+            _check_top(run, classes)
+            _check_rows(run, rows, competition)
+        return _line_up_many(competition, runs, rows, classes)
     columns = [f"pred_{name}" for name in classes] or ["pred"]
     for run in runs:
         _check_columns(run, columns)
@@ -212,6 +229,23 @@ def _check_columns(run: Run, columns: list[str]) -> None:
             if some
         )
         raise UserError(f"run '{run.name}': {where} columns are not the competition's: {what}")
+
+
+def _check_top(run: Run, classes: list[str]) -> None:
+    """UserError where a run's classes of many are numbered otherwise than the index's today."""
+    for where, frame in (("oof", run.oof), ("test", run.test)):
+        if not top.is_top(frame):
+            raise UserError(
+                f"run '{run.name}': its {where} table has no column class_top1, as {len(classes)} classes need"
+            )
+    named = np.array(classes, dtype=object)[run.oof["target_code"].to_numpy()]
+    other = np.flatnonzero(named != run.oof["target"].astype(str).to_numpy())
+    if len(other):
+        then, number = run.oof["target"].iloc[other[0]], run.oof["target_code"].iloc[other[0]]
+        raise UserError(
+            f"run '{run.name}': its class {number} is '{then}', here '{named[other[0]]}'; the classes have changed, "
+            "train it anew"
+        )
 
 
 def _check_rows(run: Run, rows: pd.DataFrame, competition: Competition) -> None:
@@ -311,6 +345,54 @@ def _line_up(
         one_fold,
         {run.name: [str(name) for name in run.info.config.get("oof") or []] for run in runs},
     )
+
+
+BLENDED = (20, 100_000)  # of many classes: so many of each run's, and so many training rows, are blended on
+
+
+def _line_up_many(competition: Competition, runs: list[Run], rows: pd.DataFrame, classes: list[str]) -> RunSet:
+    """Runs of many classes, in the places of each row's likeliest; on a sample of the training rows where they are
+    more than weights need."""
+    covered = np.logical_and.reduce([rows["id"].isin(run.oof["id"]).to_numpy() for run in runs])
+    used, (k, most) = rows[covered], BLENDED
+    if not len(used):
+        raise UserError(f"{', '.join(run.name for run in runs)}: no fold is covered by every run; --runs takes fewer")
+    used = used.sample(min(most, len(used)), random_state=0).sort_index().reset_index(drop=True)
+    truth = index.target_array(competition, used, classes)
+    ids = runs[0].test["id"]
+    _tests(runs, ["pred_rest"])
+    slots, preds = top.merge([_narrow(run.oof, used["id"], k) for run in runs], truth)
+    test_slots, tests = top.merge([_narrow(run.test, ids, k) for run in runs])
+    width = max(slots.shape[1], test_slots.shape[1])
+    fold = used["fold"].to_numpy()
+    return RunSet(
+        tuple(run.name for run in runs),
+        _shared(preds, width),
+        top.place(slots, truth),
+        fold,
+        used["group"].astype(str).to_numpy(),
+        _shared(tests, width),
+        ids.to_numpy(),
+        [f"pred_{number}" for number in range(1, width + 1)] + ["pred_others"],
+        [family(run) for run in runs],
+        {run.name: {str(k): int(n) for k, n in run.oof.groupby("fold").size().items()} for run in runs},
+        len(rows),
+        None,
+        (),
+        int(fold[0]) if len(np.unique(fold)) == 1 else None,
+        slots=np.pad(test_slots, ((0, 0), (0, width - test_slots.shape[1])), constant_values=-1),
+    )
+
+
+def _narrow(table: pd.DataFrame, ids: pd.Series, k: int) -> Array:
+    return top.narrowed(top.array(table.set_index("id").loc[ids]), k)
+
+
+def _shared(said: Array, width: int) -> Array:
+    """float64 (M, N, width + 1): the places filled up, and what all other classes share."""
+    padded = np.pad(said.astype(np.float64), ((0, 0), (0, 0), (0, width - said.shape[2])))
+    others = np.clip(1 - padded.sum(axis=2, keepdims=True), 0, 1)
+    return np.concatenate([padded, others], axis=2)
 
 
 def join_tests(competition: Competition, tests: Array, ids: Array, table: pd.DataFrame) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from foldwise import UserError
-from foldwise.blend.spaces import from_space, truth_columns
+from foldwise.blend.spaces import PLACES, from_space, truth_columns
 from foldwise.metrics import Metric, auc_many, auc_of, known_rows
 
 Array = NDArray[Any]
@@ -119,7 +119,7 @@ def _reducible(problem: Problem, space: str) -> bool:
 
 def _true_class(z: Array, problem: Problem, space: str) -> Array:
     """(M, K): the probability given to what came true, or in logit space the signed margin."""
-    if problem.task == "multiclass":
+    if problem.task in {"multiclass", PLACES}:
         rows = np.arange(z.shape[1])
         chosen = z[:, rows, problem.target.astype(np.int64)].astype(np.float64)
         return np.exp(chosen) if space in {"log", "logit"} else chosen / np.maximum(z.sum(axis=2), 1e-12)

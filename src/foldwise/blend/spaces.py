@@ -20,7 +20,8 @@ from foldwise.metrics import known_rows
 Array = NDArray[Any]
 SPACES = ("prob", "logit", "log", "rank", "fold_rank", "calibrated")
 RANKED = {"rank", "fold_rank"}
-EXCLUSIVE = {"multiclass", "soft"}  # tasks whose rows sum to one
+PLACES = "places"  # columns are each row's own likeliest classes of many
+EXCLUSIVE = {"multiclass", "soft", PLACES}  # tasks whose rows sum to one
 EPS = 1e-6  # a probability of 0 or 1 in a file is a rounded one; farther out, one run would outvote all others
 KNOTS = 2000  # of the ranks that a blend remembers, a run: interpolated, a rank is right to 1/4000
 SLOPES = (float(np.exp(-2)), float(np.exp(2)))  # of logits: never 0, so that the order of a run's rows stays

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldwise import stats
-from foldwise.blend.spaces import ranks
+from foldwise.blend.spaces import PLACES, ranks
 from foldwise.metrics import Metric, auc_of, known_rows
 
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 def errors(preds: Array, target: Array, task: str) -> Array:
     """(M, N) or (M, N * C) truth minus prediction, at most 2 million cells a run."""
-    if task == "multiclass":
+    if task in {"multiclass", PLACES}:
         rows = np.arange(preds.shape[1])
         return 1.0 - preds[:, rows, target.astype(np.int64)]
     known = known_rows(target.reshape(-1))

@@ -228,7 +228,7 @@ def prior(competition: Competition, rows: pd.DataFrame, names: list[str]) -> np.
     """float32 (C,): the mean target of rows, shares of classes: what is predicted of a row that nothing is known of."""
     target = target_array(competition, rows, names)
     if competition.task == "multiclass":
-        target = np.eye(len(names))[target]
+        return (np.bincount(target, minlength=len(names)) / len(rows)).astype(np.float32)
     return np.nanmean(target.reshape(len(rows), -1), axis=0).astype(np.float32)
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from foldwise import UserError, metrics
 from foldwise.core.cli import note
-from foldwise.core.files import write_csv
-from foldwise.data import index, tables
+from foldwise.core.files import replacing, write_csv
+from foldwise.data import index, tables, top
 from foldwise.data.competition import Competition
 
 DIGITS = "%.9g"  # a float32 comes back to the bit
@@ -35,13 +35,17 @@ def prediction_table(
 ) -> pd.DataFrame:
     """A prediction table for index rows: with fold and target where `fold` is given, else a test table.
 
-    pred: (N,) or (N, C) with its columns in the order of `names` (index.classes).
+    pred: (N,) or (N, C) with its columns in the order of `names` (index.classes), or data.top's array of many.
     """
     table = {"id": rows["id"].to_numpy()}
     if fold is not None:
         table["fold"] = np.full(len(rows), fold)
         for column in competition.truth:
             table[column] = rows[column].to_numpy()
+    if competition.task == "multiclass" and len(names) > top.MANY:
+        if fold is not None:
+            table["target_code"] = index.target_array(competition, rows, list(names))
+        return pd.DataFrame(table | top.columns(top.keep(pred) if pred.shape[1] == len(names) else pred))
     columns = [f"pred_{name}" for name in names] or ["pred"]
     values = pred.reshape(len(rows), len(columns))
     return pd.DataFrame({**table, **dict(zip(columns, values.T, strict=True))})
@@ -56,11 +60,18 @@ def with_class(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """A CSV, written whole: under a temporary name, then renamed. 0/1 targets as integers, no NaN."""
+    """A CSV, written whole: under a temporary name, then renamed. 0/1 targets as integers, no NaN.
+
+    Of many classes the CSV has the likeliest, and <name>_top.parquet beside it all that are kept.
+    """
     preds = frame[pred_columns(frame)]
     if not np.isfinite(preds.to_numpy(dtype=float)).all():
         row = int(np.flatnonzero(~np.isfinite(preds.to_numpy(dtype=float)).all(axis=1))[0])
         raise UserError(f"{path}: the prediction of id {frame['id'].iloc[row]} is not a finite number; not written")
+    if top.is_top(frame):
+        with replacing(_beside(path)) as part:
+            frame.to_parquet(part, index=False, write_page_checksum=True)
+        frame = frame[[*(c for c in frame if not c.startswith(("class_top", "pred_"))), "class_top1", "pred_top1"]]
     whole = {c: "int64" for c in frame if c.startswith("target") and _is_whole(frame[c])}
     write_csv(path, frame.astype(whole), DIGITS)
 
@@ -68,6 +79,8 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite."""
     frame = tables.read_table(path, ["id", *_class_names(path)])
+    if top.is_top(frame):
+        frame = _read_top(path, frame)
     preds = pred_columns(frame)
     if "id" not in frame or not preds:
         raise UserError(f"{path}: needs columns id and pred (or pred_<class>...), has {', '.join(frame.columns)}")
@@ -88,6 +101,17 @@ def read_table(path: Path) -> pd.DataFrame:
     return frame
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_top.parquet")
+
+
+def _read_top(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    whole = tables.read_table(_beside(path))
+    if not top.is_top(whole) or whole["id"].astype(str).tolist() != frame["id"].tolist():
+        raise UserError(f"{_beside(path)}: its rows are not those of {path.name}; make both again")
+    return whole.astype({"id": str})
+
+
 def _class_names(path: Path) -> list[str]:
     """['target'] where it holds class names, which stay text: '01', 'NA' and '1' are names."""
     try:
@@ -103,6 +127,8 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
     Where several images make a submission row, predictions are aggregated first, as they will be in the submission
     (the truth of such a row is the largest of its images' targets).
     """
+    if top.is_top(oof):
+        return top.score(competition.scorer(), oof["target_code"].to_numpy(), top.array(oof))
     names = [column.removeprefix("pred_") for column in pred_columns(oof)]
     if competition.task == "multiclass":
         names = index.order(competition, names)

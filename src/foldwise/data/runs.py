@@ -20,7 +20,7 @@ from foldwise import UserError, __version__
 from foldwise.core import cli
 from foldwise.core.files import is_locked, locked, write_json
 from foldwise.core.schema import nearest
-from foldwise.data import decisions, folds, index
+from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
 from foldwise.data.oof import pred_columns, prediction_table, read_table, score, write_table
 from foldwise.data.recipe import Recipe, differences, of_today, recipe_from, refuse_idle
@@ -244,7 +244,7 @@ def _clear(folder: Path, restart: Sequence[int], everything: bool) -> None:
     """Remove what is made anew: the folds' files and the tables of all of them, or all that lies there."""
     patterns = [f"fold{fold}{end}" for fold in restart for end in (".*", "_*")]
     patterns += [f"snapshots/fold{fold}_*" for fold in restart]
-    patterns += ["oof.csv", "test.csv"] if restart else []
+    patterns += ["oof.csv", "oof_top.parquet", "test.csv", "test_top.parquet"] if restart else []
     for path in [path for pattern in (["*"] if everything else patterns) for path in folder.glob(pattern)]:
         if path.is_file() and path.suffix != ".lock":
             path.unlink()
@@ -342,7 +342,7 @@ def _gather(
         "command": cli.command(),
     }
     if done == wanted:
-        oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].reset_index()
+        oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].copy().reset_index()
         write_table(oof, folder / "oof.csv")
         test = mean_test(folder, done)
         if len(test):
@@ -377,6 +377,9 @@ def mean_test(folder: Path, done: Sequence[int]) -> pd.DataFrame:
                 f"{folder / f'fold{fold}_test.csv'}: other test rows than fold {done[0]}'s ({len(mismatched)} differ, "
                 f"such as id '{sorted(mismatched)[0]}'); predict again with 05_predict.py --run {folder.name}"
             )
+    if top.is_top(first):
+        values = top.mean([top.array(test.loc[first.index]) for test in tests.values()])
+        return pd.DataFrame(top.columns(values), index=first.index).reset_index()
     columns = pred_columns(first)
     values = np.mean([test.loc[first.index, columns].to_numpy(dtype=float) for test in tests.values()], axis=0)
     return pd.DataFrame(values, columns=columns, index=first.index).reset_index()

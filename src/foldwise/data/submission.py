@@ -17,7 +17,7 @@ from foldwise import UserError
 from foldwise.core import cli
 from foldwise.core.files import locked, replacing, write_csv, write_json
 from foldwise.core.schema import nearest
-from foldwise.data import index, oof, tables
+from foldwise.data import index, oof, tables, top
 from foldwise.data.competition import Competition
 from foldwise.data.rows import binary_labels, numbered
 
@@ -140,7 +140,7 @@ def to_rows(competition: Competition, pred: pd.DataFrame, table_index: pd.DataFr
     _once("the test predictions: id", pred["id"])
     _same_ids("the test predictions", pred["id"], "the test images", test["id"])
     row_ids = test.set_index("id")["row_id"].reindex(pred["id"]).to_numpy()
-    columns = oof.pred_columns(pred)
+    columns = [column for column in pred if column != "id"] if top.is_top(pred) else oof.pred_columns(pred)
     if not competition.aggregates:
         return pred.set_index(row_ids)[columns]
     return pred[columns].groupby(row_ids, sort=False).agg(competition.submission.aggregate)
@@ -275,6 +275,9 @@ def _validate_values(competition: Competition, values: pd.Series, ids: pd.Series
 
 def _labels(competition: Competition, rows: pd.DataFrame, table_index: pd.DataFrame, shown: pd.DataFrame) -> np.ndarray:
     """object (N, columns of the sample): classes in the sample's spelling."""
+    if top.is_top(rows):
+        names = np.array(index.classes(competition, table_index), dtype=object)[top.split(top.array(rows))[0]]
+        return _in_one_cell(names[:, : max(1, _top(competition))])
     values = rows.to_numpy()
     if competition.task == "binary":
         return _binary_labels(competition, shown.iloc[:, 0])[(values >= 0.5).astype(int)]
@@ -318,17 +321,20 @@ def _check_vocabulary(competition: Competition, shown: pd.Series, known: set[str
 
 def _listed(competition: Competition, values: np.ndarray, names: np.ndarray) -> np.ndarray:
     """object (N,): one class a row; of MAP@k the likeliest, of several labels those that hold, in one cell."""
-    top, separator = _top(competition), competition.labels.separator
-    if competition.task == "multilabel" and not top:
+    first, separator = _top(competition), competition.labels.separator
+    if competition.task == "multilabel" and not first:
         return np.array([separator.join(names[row >= 0.5]) for row in values], dtype=object)
-    order = np.argsort(-values, axis=1, kind="stable")[:, : max(1, top)]
-    return np.array([" ".join(names[row]) for row in order], dtype=object)
+    order = np.argsort(-values, axis=1, kind="stable")[:, : max(1, first)]
+    return _in_one_cell(names[order])[:, 0]
+
+
+def _in_one_cell(names: np.ndarray) -> np.ndarray:
+    return np.array([[" ".join(row)] for row in names], dtype=object)
 
 
 def _top(competition: Competition) -> int:
-    """How many names a cell holds, likeliest first, as MAP@k or the competition says; 0 where neither does."""
-    top = competition.metric.lower().partition("map@")[2]
-    return competition.submission.top or (int(top) if top.isdigit() else 0)
+    """How many names a cell holds, likeliest first, as the metric or the competition says; 0 where neither does."""
+    return competition.submission.top or competition.scorer().top or 0
 
 
 def _matching(competition: Competition, preds: list[str], columns: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from foldwise.core import parallel
 from foldwise.core.cli import note_once
 from foldwise.core.ranks import current_ranks
+from foldwise.data import top
 from foldwise.data.batches import Batches
 from foldwise.data.cache import Cache
 from foldwise.data.recipe import Predict, Recipe
@@ -72,15 +73,21 @@ def predict_rows(
     how: Precision | None = None,
     prior: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32 (N, C) probabilities for the cache rows `cache_rows` (int64 (N,), -1: the file could not be read).
+    """float32 (N, C) probabilities (of many classes data.top's array) for the cache rows `cache_rows`, int64 (N,), -1:
+    the file could not be read.
 
     metadata: float32 (N, F) of a fusion network. Several networks (snapshots): their mean. A row without an image
     gets the mean prediction of the rows that have one: it moves nobody else's rank much, and never is another
     image's prediction. Where no row has one, all get `prior`, (C,).
     """
+    if prior is not None and len(prior) > top.MANY:
+        prior = top.keep(prior[None])[0]
     if prior is not None and not (cache_rows >= 0).any():
         return np.tile(prior, (len(cache_rows), 1))
     made = predict_readable(network, cache, cache_rows, targets, recipe, label, metadata, how)
+    if targets.many:
+        made[cache_rows < 0] = prior
+        return made
     return with_fallback(made, cache_rows >= 0, prior)
 
 
@@ -95,14 +102,15 @@ def predict_readable(
     how: Precision | None = None,
 ) -> np.ndarray:
     """As `predict_rows`; what stands in rows without an image means nothing."""
-    logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"}
+    logits = recipe.predict.average == "logit" and targets.activation in {"softmax", "sigmoid"} and not targets.many
     networks = network if isinstance(network, Sequence) else [network]
 
     def output(one: Network) -> Function:
         return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
-    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how) for one in networks]
-    made = np.mean(each, axis=0)
+    kept = top.keep if targets.many else np.asarray
+    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how, kept) for one in networks]
+    made = top.mean(each) if targets.many else np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
     return made
@@ -149,8 +157,9 @@ def _over_rows(
     label: str,
     metadata: np.ndarray | None = None,
     how: Precision | None = None,
+    kept: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> np.ndarray:
-    """Rows of `function`'s outputs; under torchrun each rank makes its part, and every rank gets all of them."""
+    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all."""
     network.eval()
     device = next(network.parameters()).device
     how = how or precision.of_device(recipe, device)
@@ -170,7 +179,7 @@ def _over_rows(
                 out = _in_pieces(function, images, beside).float()
             total = out if total is None else total + out
         assert total is not None
-        parts.append((total / len(views)).cpu().numpy())
+        parts.append(kept((total / len(views)).cpu().numpy()))
     values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     by_rank: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
     if ranks.size > 1:
@@ -235,8 +244,8 @@ def turned(images: np.ndarray, symmetry: int) -> np.ndarray:
 def _places(fraction: float) -> Iterator[tuple[float, float, float]]:
     """Top, left and side of each crop, as fractions of the side."""
     rest = 1 - fraction
-    for top, left in ((0.0, 0.0), (0.0, rest), (rest, 0.0), (rest, rest), (rest / 2, rest / 2)):
-        yield top, left, fraction
+    for y, x in ((0.0, 0.0), (0.0, rest), (rest, 0.0), (rest, rest), (rest / 2, rest / 2)):
+        yield y, x, fraction
 
 
 def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_size: int | None) -> View:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
-from foldwise.data import index
+from foldwise.data import index, top
 from foldwise.data.columns import by_number, is_number
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe, refuse
@@ -55,6 +55,11 @@ class Targets:
     labels: pd.Series | None = None  # of `column`, by id
 
     @property
+    def many(self) -> bool:
+        """Whether only the likeliest classes of a row are kept (see data.top)."""
+        return self.task == "multiclass" and len(self.names) > top.MANY
+
+    @property
     def outputs(self) -> int:
         """Logits the network has."""
         return max(1, len(self.learnt) - (self.activation == "ordinal"))
@@ -95,6 +100,10 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: 
         raise UserError(f"train.loss={loss}: does not go with task {kind}; choose from {', '.join(sorted(fitting))}")
     if kind == "regression":
         refuse(recipe, OF_CLASSES, "a task with classes", competition.name)
+    if len(names) > top.MANY and kind == "multiclass":
+        top.of_slots(competition.scorer())
+        if competition.aggregates or recipe.target.column is not None:
+            raise UserError(f"{competition.file}: {len(names):,} classes: a row an image, and no target.column")
     if recipe.target.column is not None:
         return _auxiliary(competition, recipe, names, learnt)
     if loss == "ordinal":

@@ -25,7 +25,7 @@ from foldwise import UserError, stats
 from foldwise.core import cli
 from foldwise.core.cli import note, say
 from foldwise.core.files import write_csv, write_text
-from foldwise.data import cache, oof
+from foldwise.data import cache, oof, top
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.runs import RunInfo, read_run_info
@@ -60,13 +60,11 @@ def write_run_report(competition: Competition, run: str) -> Path:
     place = folder / "report"
     place.mkdir(parents=True, exist_ok=True)
     sheet = Page(f"Run {run} of {competition.name}", _lead(result) + _links(competition, run))
-    answers = cases.answers(competition, table)
+    if top.is_top(table):
+        sheet.lead += page.text(f"More than {top.MANY:,} classes: what single ones are taken for is not shown.")
     _tiles(sheet, competition, table, result)
     sheet.warnings = _warnings(competition, result)
-    if competition.task == "regression":
-        sheets = _regression(sheet, place, answers)
-    else:
-        sheets = _classes(sheet, place, competition.as_classes(), answers)
+    sheets = [] if top.is_top(table) else _sheets(sheet, competition, table, place)
     _examples(sheet, competition, sheets, cache.to_show(competition, info.config.get("image_size")))
     _curves(sheet, competition, folder)
     _importance(sheet, folder)
@@ -75,6 +73,13 @@ def write_run_report(competition: Competition, run: str) -> Path:
     sheet.footer = "Every row was predicted by a model that had not seen it."
     write_text(place / "report.html", sheet.html())
     return place / "report.html"
+
+
+def _sheets(sheet: Page, competition: Competition, table: pd.DataFrame, place: Path) -> list[cases.Sheet]:
+    answers = cases.answers(competition, table)
+    if competition.task == "regression":
+        return _regression(sheet, place, answers)
+    return _classes(sheet, place, competition.as_classes(), answers)
 
 
 def illustrate(competition: Competition, result: Result) -> None:

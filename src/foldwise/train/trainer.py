@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from foldwise import augment
+from foldwise import augment, metrics
 from foldwise.core.cli import note, terminated
 from foldwise.core.files import write_csv, write_json
 from foldwise.core.ranks import current_ranks
-from foldwise.data import cache, oof
+from foldwise.data import cache, oof, top
 from foldwise.data.batches import Batches
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
@@ -220,7 +220,7 @@ class Trainer:
             "epoch": epoch + 1,
             "lr": self.state.optimizer.param_groups[-1]["lr"],
             "train_loss": self.progress.loss / max(1, self.progress.rows),
-            "valid_loss": losses.valid_loss(self.competition.task, self.data.valid_target, pred),
+            "valid_loss": self._valid_loss(pred),
             self.competition.metric: score,
             "best": float(better),
         }
@@ -237,6 +237,11 @@ class Trainer:
             self.stepper.precision,
             self.data.prior,
         )
+
+    def _valid_loss(self, pred: np.ndarray) -> float:
+        if self.data.targets.many:
+            return top.score(metrics.resolve("log_loss"), self.data.valid_target, pred)
+        return losses.valid_loss(self.competition.task, self.data.valid_target, pred)
 
     def _valid_table(self, pred: np.ndarray) -> pd.DataFrame:
         return oof.prediction_table(self.competition, self.data.targets.names, self.data.valid, pred, self.fold)
@@ -351,7 +356,8 @@ class Trainer:
         for one in chosen:
             network.load_state_dict(one)
             each.append((self._predict("valid", network), self._predict("test", network)))
-        valid, test = (np.mean(part, axis=0) for part in zip(*each, strict=True))
+        parts = [list(part) for part in zip(*each, strict=True)]
+        valid, test = (top.mean(part) if self.data.targets.many else np.mean(part, axis=0) for part in parts)
         mean, last = (oof.score(self.competition, self._valid_table(p), self.data.valid) for p in (valid, each[-1][0]))
         if last > mean if self.competition.scorer().greater_is_better else last < mean:
             self._say(
