@@ -58,7 +58,8 @@ def _usual(hand: ByHand) -> int:
 def _score(hand: ByHand, blend: Any) -> None:
     gain, metric = hand.gain(blend), hand.metric
     mine, other = st.columns(2)
-    mine.metric(f"{metric.name}, by hand", f"{blend.nested_score:.4f}", f"{gain['gain']:+.4f}")
+    told = f"{gain['gain']:+.4f}" if abs(gain["gain"]) >= 5e-5 else None
+    mine.metric(f"{metric.name}, by hand", f"{blend.nested_score:.4f}", told)
     other.metric(f"nested {metric.name}, automatic", f"{hand.automatic.nested_score:.4f}")
     ends = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
     verdict = "can't be told apart" if gain["low"] <= 0 <= gain["high"] else "differ by more than chance"
