@@ -101,6 +101,7 @@ class Train(Strict):
     loss: Literal["default", "ce", "bce", "focal", "asymmetric", "ordinal", "mse", "mae", "huber"] = Field(
         "default", description="default: ce, bce or mse by task; see foldwise.losses"
     )
+    auxiliary: bool = Field(True, description="learn the competition's `auxiliary` targets beside the main one")
     focal_gamma: float = Field(2.0, ge=0, description="loss focal: how much easy rows are discounted (Lin 2017)")
     class_weights: Literal["none", "balanced", "sqrt"] | list[float] = Field(
         "none", description="weights of the classes in the loss: balanced = 1/frequency, its root, or a list"
