@@ -20,7 +20,6 @@
 
 # %%
 # ruff: noqa: E402
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ root = next(folder for folder in (here, *here.parents) if (folder / "src" / "fol
 sys.path.insert(0, str(root / "src"))
 
 import numpy as np
-from IPython.display import HTML, display
+from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
 from foldwise.audit import drift
@@ -60,10 +59,9 @@ def show(rows: np.ndarray, height: int = 96) -> None:
 
 def draw(figure: Figure) -> None:
     """A figure as the report shows it."""
-    display(HTML(figures.svg(figure, next(numbers), "")))
+    display(Image(figures.png(figure)))
 
 
-numbers = itertools.count(1)
 if about.task == "regression":
     draw(figures.target_histogram(survey.train["target"], str(about.target)))
 else:

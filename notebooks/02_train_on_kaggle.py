@@ -123,7 +123,7 @@ status = step("02_train.py", *RECIPE, f"image_size={SIZE}", "--name", "first", "
 # Its learning curves: is it still getting better at the end, or has it begun to learn the training rows by heart?
 
 # %%
-from IPython.display import HTML, display
+from IPython.display import Image, display
 
 from foldwise.data import oof
 from foldwise.data.runs import load_run
@@ -133,7 +133,7 @@ about = load_competition(COMPETITION)
 folder = about.runs() / "first"
 logs = curves.read(folder)
 if logs:
-    display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves")))
+    display(Image(figures.png(curves.figure(logs, about.metric))))
 
 # %% [markdown]
 # ## All folds

@@ -14,15 +14,14 @@
 # %% [markdown]
 # # Blending by hand, and by nested cross-validation
 #
-# Load the runs of a competition, move their weights, and see what the move is worth: the score on rows that did not
-# choose the weights, and the interval of the gain. The last cell writes the submission through the same code as
-# `python src/06_blend.py`.
+# Load the runs of a competition, move their weights, and see what the move is worth: the score, and the interval of the
+# gain over the automatic blend. The last cell writes what the sliders say, through the same code as
+# `python src/06_blend.py --weights`.
 #
 # It needs runs: `make demo` makes the demo's; another competition is chosen with `FOLDWISE_COMPETITION=name`.
 
 # %%
 # ruff: noqa: E402
-import base64
 import os
 import sys
 from pathlib import Path
@@ -31,18 +30,16 @@ here = Path.cwd()
 root = next(folder for folder in (here, *here.parents) if (folder / "src" / "foldwise").is_dir())
 sys.path.insert(0, str(root / "src"))
 
-import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from foldwise import metrics, stats
-from foldwise.blend import fit_weights, trust
-from foldwise.blend.assess import examine, test_table
+from foldwise.blend import trust
+from foldwise.blend.assess import examine
+from foldwise.blend.by_hand import ByHand
 from foldwise.blend.run_set import gather_runs
-from foldwise.data import submission
 from foldwise.data.competition import load_competition
-from foldwise.report import blend_figures
-from foldwise.report.blend import print_summary, write_blend_report
+from foldwise.report import blend_figures, figures
+from foldwise.report.blend import print_summary, write_blend
 
 about = load_competition(os.environ.get("FOLDWISE_COMPETITION", "demo"))
 runs = gather_runs(about)
@@ -58,56 +55,13 @@ table = pd.DataFrame(trust.fold_ranks(metric, runs.target, runs.preds, runs.fold
 display(table.round(4))
 
 # %% [markdown]
-# ## Move the weights
-# Weights that you choose while looking at the score have seen these rows, as fitted ones have. So the function below
-# shows the gain over equal weights with its interval: if that holds zero, the move is not worth making.
-
-
-# %%
-def try_weights(**weights: float) -> None:
-    """The score of hand-set weights, and the gain over equal ones with its paired bootstrap interval."""
-    chosen = np.array([weights.get(name, 0.0) for name in runs.names])
-    if not chosen.any():
-        print("every weight is 0: there is nothing to average; move one up")
-        return
-    chosen = chosen / chosen.sum()
-    mix, equal = np.tensordot(chosen, runs.preds, 1), runs.preds.mean(axis=0)
-    draws = stats.bootstrap(metric, runs.target, [mix, equal], runs.groups, draws=300)
-    scores = [metrics.score(metric, runs.target, pred) for pred in (mix, equal)]
-    gain = stats.gain(draws, scores[0], scores[1], metric.greater_is_better)
-    interval = f"({gain['low']:+.4f} to {gain['high']:+.4f})"
-    print(f"{metric.name} {scores[0]:.4f}; over equal weights {gain['gain']:+.4f} {interval}")
-
-
-try:
-    import ipywidgets
-
-    sliders = {name: ipywidgets.FloatSlider(value=1, min=0, max=3, step=0.1) for name in runs.names}
-    display(ipywidgets.interactive(try_weights, **sliders))
-except ImportError:  # plain cells do the same: edit and run again
-    print("equal weights:    ", end="")
-    try_weights(**dict.fromkeys(runs.names, 1.0))
-    for name in runs.names:
-        print(f"{name} doubled: ", end="")
-        try_weights(**{**dict.fromkeys(runs.names, 1.0), name: 2.0})
-
-# %% [markdown]
 # ## Let nested cross-validation choose
 # Every method is fitted without a fold and judged on it. The simplest within half a standard error of the best is
 # taken.
 
 # %%
-blend = fit_weights(
-    runs.preds,
-    runs.target,
-    metric,
-    "auto",
-    folds=runs.folds,
-    groups=runs.groups,
-    families=runs.families,
-    names=runs.names,
-    task=about.task,
-)
+hand = ByHand(runs, metric, about.task)
+blend = hand.automatic
 columns = ["method", "space", "nested_score", "behind_best", "standard_error", "within"]
 if blend.table:
     display(pd.DataFrame(blend.table)[columns].sort_values("behind_best").round(4).reset_index(drop=True))
@@ -118,7 +72,40 @@ print(
 print(blend.note)
 
 # %% [markdown]
-# ## What it is worth
+# ## Move the weights
+# A slider a run, and the space that they act in. Weights that you choose while looking at the score have seen these
+# rows, so the line below shows the gain over the automatic blend with its interval: if that holds zero, the move is
+# not worth making. The app's page *Weights* (`make app`) is the same.
+
+# %%
+chosen = {"space": blend.space if blend.space in hand.spaces else hand.spaces[0], **hand.start}
+
+
+def by_hand(space: str, **weights: float) -> None:
+    """What these weights are worth, beside the automatic ones; they are kept for the last cell."""
+    if not any(weights.values()):
+        print("every weight is 0: there is nothing to average; move one up")
+        return
+    chosen.update(weights, space=space)
+    mine = hand.blend(weights, space)
+    print(hand.says(mine))
+    both = {"by hand": mine.weights}
+    if blend.weights.ndim == 1:
+        both[f"automatic ({blend.method})"] = blend.weights
+    display(pd.DataFrame(both, index=runs.names).round(3))
+
+
+try:
+    import ipywidgets
+except ImportError:  # the same without sliders: edit `chosen` and run this cell again
+    by_hand(**chosen)
+else:
+    sliders = {name: ipywidgets.FloatSlider(value=value, min=0, max=1, step=0.01) for name, value in hand.start.items()}
+    space = ipywidgets.Dropdown(options=hand.spaces, value=chosen["space"], description="averaged as")
+    display(ipywidgets.interactive(by_hand, space=space, **sliders))
+
+# %% [markdown]
+# ## What the automatic blend is worth
 
 # %%
 meta = examine(about, runs, blend)
@@ -128,12 +115,14 @@ for line in meta["warnings"]:
 for draw in (blend_figures.gains, blend_figures.weights, blend_figures.contributions):
     figure = draw(meta)
     if figure is not None:
-        display(Image(data=base64.b64decode(blend_figures.encode(figure)), width=640))
+        display(Image(figures.png(figure)))
 
 # %% [markdown]
-# ## Write the submission
+# ## Write this blend
+# What the sliders say now, through the same code as `python src/06_blend.py --weights`.
 
 # %%
-path = submission.write_submission(about, test_table(runs, blend), "notebook", meta)
-write_blend_report(about, "notebook", runs, blend, meta)
+weights = {name: chosen[name] for name in runs.names}
+mine = hand.blend(weights, chosen["space"], draws=1000)
+path, meta = write_blend(about, "notebook", runs, mine, automatic=blend)
 print_summary(meta, path)

@@ -44,7 +44,7 @@ root = next(folder for folder in (here, *here.parents) if (folder / "src" / "fol
 sys.path.insert(0, str(root / "src"))
 
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import Image, display
 
 from foldwise.core import parallel
 from foldwise.data import index
@@ -122,7 +122,7 @@ for way, settings in WAYS.items():
 # %%
 about = load_competition(COMPETITION)
 logs = {way: curves.read(about.runs() / f"transfer_{way}")[0] for way in WAYS}
-display(HTML(figures.svg(curves.figure(logs, about.metric), 1, "learning curves of the four ways")))
+display(Image(figures.png(curves.figure(logs, about.metric))))
 
 # %% [markdown]
 # ## What each costs and brings

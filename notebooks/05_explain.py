@@ -22,7 +22,6 @@
 
 # %%
 # ruff: noqa: E402
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ root = next(folder for folder in (here, *here.parents) if (folder / "src" / "fol
 sys.path.insert(0, str(root / "src"))
 
 import numpy as np
-from IPython.display import HTML, display
+from IPython.display import HTML, Image, display
 
 from foldwise.data import cache, index
 from foldwise.data.competition import load_competition
@@ -90,7 +89,7 @@ def heat(case: cases.Case) -> list[np.ndarray]:
     return list(np.mean(list(made.maps.values()), axis=0))
 
 
-models, numbers = {}, itertools.count(1)
+models = {}
 for sheet in sheets:
     readable = [case for case in sheet.cases if images.rows("train", [case.id])[0] >= 0]
     cards = []
@@ -117,7 +116,7 @@ for case in cases.sample(found, 8):
 orders = {order: np.concatenate([one[order] for one in curves]) for order in curves[0]}
 areas = {order: explain.area(values) for order, values in orders.items()}
 saved = {order: areas[order] - areas["map"] for order in orders if order != "map"}
-display(HTML(figures.svg(pictures.deletion(orders, "probability of the answer", saved), next(numbers), "deletion")))
+display(Image(figures.png(pictures.deletion(orders, "probability of the answer", saved))))
 for order, values in saved.items():
     spread = values.std(ddof=1)
     print(f"area saved by the map against {order}: {values.mean():+.3f} (sd {spread:.3f}, {len(values)} images)")

@@ -16,6 +16,8 @@ from foldwise.data import cache
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.runs import recipe_of
 
+CARD = 150  # pixels that a picture with its words is wide: two stand beside each other on a phone
+
 
 class NothingYet(UserError):
     """Nothing is there to be shown: no fault; `command` makes it."""

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -353,7 +353,7 @@ class Service:
         rows, fold_of = folds.rows(self.table, fold_table), fold_table["fold"].to_numpy()
         where = images.rows("train", rows["id"].tolist())
         rows, fold_of, where = rows[where >= 0], fold_of[where >= 0], where[where >= 0]
-        path = self.competition.derived() / "neighbours" / f"{run}_fold{fold}.npy"
+        path = self.neighbours_file(run, fold)
         key = self._neighbours_key(run, fold, images, rows)
         with self._embedding:
             if read_voucher(path.with_suffix(".json")) != {"key": key}:
@@ -363,6 +363,10 @@ class Service:
                     np.save(stream, _unit(vectors))
                 write_voucher(path.with_suffix(".json"), {"key": key}, path)
         return Neighbours(np.load(path), rows["id"].tolist(), fold_of)
+
+    def neighbours_file(self, run: str, fold: int) -> Path:
+        """Where they are kept."""
+        return self.competition.derived() / "neighbours" / f"{run}_fold{fold}.npy"
 
     def _neighbours_key(self, run: str, fold: int, images: cache.Cache, rows: pd.DataFrame) -> str:
         weights = (self.competition.runs() / self.weights_of(run) / f"fold{fold}.safetensors").stat()
@@ -415,9 +419,16 @@ class Service:
         rows = test if len(test) else rows[rows["split"] == "train"]
         return rows.iloc[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
+    def _row(self, split: str, row_id: str) -> pd.Series:
+        return self.table[(self.table["split"] == split) & (self.table["id"] == row_id)].iloc[0]
+
+    def known(self, split: str, row_id: str) -> dict[str, Any]:
+        """The metadata of one of the competition's own images, where there are some."""
+        return self._row(split, row_id)[index.metadata_columns(self.competition)].dropna().to_dict()
+
     def file(self, split: str, row_id: str) -> Upload:
         """A competition's own file, as if it had been uploaded."""
-        row = self.table[(self.table["split"] == split) & (self.table["id"] == row_id)].iloc[0]
+        row = self._row(split, row_id)
         return Upload(PurePosixPath(row["path"]).name, source.read(self.competition.raw() / row["path"]))
 
     def truth(self) -> pd.DataFrame:

@@ -233,7 +233,7 @@ def test_an_example_is_answered_in_one_large_sentence(
     shown = page_of(trained.competition, "one", tmp_path, opened=("test", "te0000"))
     assert not shown.exception and not shown.error
     assert re.match(r"sick = 1\\?: \d+ %, folds \d+ to \d+ %", shown.header[0].value)
-    assert any("blend both, all its runs: " in line.value.replace("\\", "") for line in shown.markdown)
+    assert any("Submission both, all its runs: " in line.value.replace("\\", "") for line in shown.markdown)
 
 
 def test_several_images_at_once_are_sent_to_the_other_page(

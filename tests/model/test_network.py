@@ -312,6 +312,17 @@ def test_heads_survive_autocast(half: torch.dtype, extra: list[str]) -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
+def test_cosine_heads_look_for_the_nearest_centre() -> None:
+    network = made("model.head={cosine: 30, centers: 3}")
+    features = network.embed(images())
+    weight = network.head.classifier.weight
+    every = torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(weight).T
+    expected = 30 * every.reshape(len(features), 3, 3).amax(dim=2)  # three classes, three centres each
+    torch.testing.assert_close(network.head.classifier(features), expected)
+    with pytest.raises(UserError, match=r"model\.head\.cosine"):
+        made("train.margin=0.3")
+
+
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head={pool: gem, dropout: 0.1, samples: 2}"]])
 def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) -> None:
     network = made(*extra)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import frame
+from app import charts, frame
 
 PER_PAGE = 24
 
@@ -52,15 +53,19 @@ def _gallery(run: str, rows: pd.DataFrame) -> None:
     service, competition = frame.service(), frame.competition()
     size, crop = frame.size_of(run)
     images = None if size is None else service.pictures(rows["id"].tolist(), size, crop)
-    places = st.columns(6)
-    for k, row in enumerate(rows.itertuples()):
-        with places[k % 6]:
-            if images is not None:
-                st.image(images[k], width="stretch")
-            lines = [f"{row.wrong:.3f}, fold {row.fold}", f"truth: {row.truth}", f"said: {row.answer} ({row.sure:.2f})"]
-            st.caption("  \n".join(map(frame.plain, [*lines, row.id])))
-            if st.button("Open", key=f"open-{k}-{row.id}", help="Open it in One image."):
-                st.session_state["opened"] = ("train", row.id)
-                st.switch_page(st.session_state["one-page"])
+    with st.container(horizontal=True):
+        for k, row in enumerate(rows.itertuples()):
+            with st.container(width=frame.CARD):
+                _card(row, None if images is None else images[k])
     words = f"Images as the models see them, {size} x {size}." if size else f"{competition.name}: no image cache."
     st.caption(frame.plain(words))
+
+
+def _card(row: Any, image: np.ndarray | None) -> None:
+    if image is not None:
+        st.image(charts.enlarged(image, frame.CARD), width="stretch")
+    lines = [f"{row.wrong:.3f}, fold {row.fold}", f"truth: {row.truth}", f"said: {row.answer} ({row.sure:.2f})"]
+    st.caption("  \n".join(map(frame.plain, [*lines, row.id])))
+    if st.button("Open", key=f"open-{row.Index}-{row.id}", help="Open it in One image."):
+        st.session_state["opened"] = ("train", row.id)
+        st.switch_page(st.session_state["one-page"])

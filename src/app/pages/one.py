@@ -42,10 +42,10 @@ def _upload() -> Upload | None:
     way = st.radio("Where the image comes from", ["Upload", "Draw"], horizontal=True, label_visibility="collapsed")
     if way == "Draw":
         return _drawing()
-    file = st.file_uploader("An image", label_visibility="collapsed", key="one-file")
     limits = uploads.Limits()
-    most = f"{limits.file_bytes >> 20} MiB and {limits.pixels / 1e6:.0f} million pixels"
-    st.caption(f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {most}.")
+    most = limits.file_bytes >> 20
+    file = st.file_uploader("An image", label_visibility="collapsed", key="one-file", max_upload_size=most)
+    st.caption(f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {limits.pixels / 1e6:.0f} million pixels.")
     if file is not None:
         return Upload(file.name, file.getvalue())
     opened = st.session_state.get("opened")
@@ -64,13 +64,12 @@ def _examples() -> None:
     rows = service.examples()
     size, crop = frame.size_of(service.runs()[0])
     st.subheader("Or one of these")
-    places = st.columns(6)
-    for place, row, image in zip(places, rows.itertuples(), _thumbnails(service, rows, size, crop), strict=False):
-        with place:
-            st.image(image, width="stretch")
-            st.button(
-                f"Try {row.id}", key=f"example-{row.id}", on_click=_open, args=(row.split, row.id), width="stretch"
-            )
+    with st.container(horizontal=True):
+        for row, image in zip(rows.itertuples(), _thumbnails(service, rows, size, crop), strict=True):
+            with st.container(width=frame.CARD):
+                st.image(image, width="stretch")
+                key = f"example-{row.id}"
+                st.button(f"Try {row.id}", key=key, on_click=_open, args=(row.split, row.id), width="stretch")
 
 
 def _thumbnails(service: Any, rows: pd.DataFrame, size: int | None, crop: bool) -> list[np.ndarray]:
@@ -198,6 +197,7 @@ def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
     """What the visitor says of the image; header fields of a DICOM file are filled in."""
     service = frame.service()
     known = uploads.fields(received.path(), frame.competition().dicom_tags)
+    known |= service.known(*st.session_state["opened"]) if st.session_state.get("opened") else {}
     said: dict[str, Any] = {}
     with st.expander("Metadata: a chosen run looks at them too", expanded=True):
         places = st.columns(2)
@@ -228,9 +228,9 @@ def _blend_line(service: Any, blended: Any, shown: charts.Said) -> None:
     k = int(next(iter(shown.means.values())).argmax())
     if blended.above is None:
         value = f"{blended.pred[0, k]:.4g}" if shown.task == "regression" else f"{blended.pred[0, k]:.0%}"
-        words = f"blend {blended.name}, all its runs: {value}"
+        words = f"Submission {blended.name}, all its runs: {value}"
     else:
-        words = f"blend {blended.name}, all its runs: ranks above {blended.above[0, k]:.0%} of the test images"
+        words = f"Submission {blended.name}, all its runs: ranks above {blended.above[0, k]:.0%} of the test images"
     st.markdown(frame.plain(words.replace("%", " %")))
 
 
@@ -288,7 +288,7 @@ def _neighbours(
     run, fold = _model("near", service, runs)
     key = digest([asked, run, fold])
     wanted = st.button("Find them", help="The first time, all training images are embedded, and kept on disk.")
-    if not wanted and st.session_state.get("near", ("",))[0] != key:
+    if not wanted and not service.neighbours_file(run, fold).exists() and st.session_state.get("near", ("",))[0] != key:
         return
     with st.spinner("Embedding ..."):
         nearest = _remembered("near", key, lambda: service.nearest(received, run, fold, 8, metadata, options))

@@ -45,7 +45,8 @@ def show() -> None:
 @st.cache_resource(show_spinner="Lining up the runs, and choosing the automatic blend ...", max_entries=4)
 def _by_hand(competition_file: str, runs: tuple[str, ...], version: str) -> ByHand:
     competition = frame.competition()
-    hand = ByHand(gather_runs(competition, list(runs)), competition.scorer(), competition.task)
+    lined = gather_runs(competition, list(runs))
+    hand = ByHand(lined, *lined.judged_by(competition))
     assert hand.automatic
     return hand
 
@@ -57,7 +58,8 @@ def _usual(hand: ByHand) -> int:
 def _score(hand: ByHand, blend: Any) -> None:
     gain, metric = hand.gain(blend), hand.metric
     mine, other = st.columns(2)
-    mine.metric(f"{metric.name}, by hand", f"{blend.nested_score:.4f}", f"{gain['gain']:+.4f}")
+    told = f"{gain['gain']:+.4f}" if abs(gain["gain"]) >= 5e-5 else None
+    mine.metric(f"{metric.name}, by hand", f"{blend.nested_score:.4f}", told)
     other.metric(f"nested {metric.name}, automatic", f"{hand.automatic.nested_score:.4f}")
     ends = f"{gain['low']:+.4f} to {gain['high']:+.4f}"
     verdict = "can't be told apart" if gain["low"] <= 0 <= gain["high"] else "differ by more than chance"

@@ -305,6 +305,9 @@ class Competition(Strict):
     )
     where: str | None = Field(None, description="train.where for all labelled rows, `train` and `extra`")
     labels: Labels = Labels()
+    unknown: str | None = Field(
+        None, description="multiclass: the class of what belongs to none of the others, new_whale (04 --head nearest)"
+    )
     group: str | None = Field(
         None,
         description="rows that share it share a fold (patient, lesion, scene): a column, or a DICOM keyword; none: "
@@ -379,6 +382,8 @@ class Competition(Strict):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Competition:
+        if self.unknown is not None and self.task != "multiclass":
+            raise ValueError("`unknown` belongs to task: multiclass")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         if self.group is not None and self.group_pattern is not None:

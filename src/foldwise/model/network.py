@@ -87,7 +87,7 @@ class Network(nn.Module):
 
     def learn_beside(self, outputs: int) -> None:
         """Give the network logits of auxiliary targets; they are in no file of weights."""
-        self.beside = heads.Classifier(self.head.classifier.in_features, outputs)
+        self.beside = heads.Classifier(self.head.classifier.weight.shape[1], outputs)
         self.learns |= {"beside.weight", "beside.bias"}
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
@@ -203,7 +203,8 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
     network.head = heads.Head(width, outputs, settings.head, settings.fusion if settings.metadata else None)
     # small: a new head starts at the base rate (finetune.start_at_base_rate), whatever the features' scale
     nn.init.trunc_normal_(network.head.classifier.weight, std=0.01)
-    nn.init.zeros_(network.head.classifier.bias)
+    if network.head.classifier.bias is not None:
+        nn.init.zeros_(network.head.classifier.bias)
 
 
 def _pool(

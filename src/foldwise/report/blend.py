@@ -75,8 +75,8 @@ def _tiles(sheet: Page, meta: Meta) -> None:
 
 def _to_do(competition: Competition, name: str, meta: Meta) -> str:
     """Which file to hand in, which run to drop, what to note afterwards."""
-    file = competition.submissions() / f"{name}.csv"
-    lines = [f'Hand in <a href="{quote(file.name)}">{escape(str(file))}</a>.']
+    file = f"{name}.csv"
+    lines = [f'Hand in <a href="{quote(file)}">{escape(f"submissions/{competition.name}/{file}")}</a>.']
     adds = sorted((row["adds"] or 0.0, row["run"]) for row in meta["leave_one_out"])
     if adds and adds[0][0] < 0 and len(adds) > 2 and meta["method"] != "best":
         kept = " ".join(row["run"] for row in meta["runs"] if row["run"] != adds[0][1])

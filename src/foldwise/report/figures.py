@@ -91,6 +91,14 @@ def save(figure: Figure, path: Path, dpi: int = 110, tight: bool = False) -> Non
         figure.savefig(part, format=path.suffix[1:], dpi=dpi, facecolor="white", bbox_inches=box)
 
 
+def png(figure: Figure, dpi: int = 80) -> bytes:
+    """A small PNG on white, for a notebook."""
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    return stream.getvalue()
+
+
 def svg(figure: Figure, number: int, alt: str) -> str:
     """Inline SVG for an HTML page: text in the page's colour, ids made unique by `number`, nothing fetched."""
     stream = io.StringIO()

@@ -53,6 +53,8 @@ class Stepper:
         self.beside = None if beside is None else torch.from_numpy(beside).to(device)
         of_class = losses.class_weights(recipe.train, data.targets, data.train_target)
         self.loss = losses.make_loss(recipe.train, data.targets, of_class, float(state.network.scale))
+        if recipe.model.head.cosine is not None:
+            self.loss = losses.with_margin(self.loss, recipe.train.margin, recipe.model.head.cosine)
 
     def wrapped(self) -> nn.Module:
         """The network as steps call it: compiled, or averaging gradients over ranks."""
@@ -126,9 +128,8 @@ class Stepper:
             with sync:
                 with self.precision.autocast(self.device):
                     logits = network(images[part], None if metadata is None else metadata[part])
-                loss = self.total_loss(
-                    logits.float(), target[part]
-                )  # in fp32: logarithms of half-precision numbers tie
+                # in fp32: logarithms of half-precision numbers tie
+                loss = self.total_loss(logits.float(), target[part])
                 total += float(loss.detach()) * len(rows)
                 # ranks average their gradients: a rank with fewer rows of this batch counts for less
                 fraction = len(rows) * self.ranks.size / of / self.recipe.train.accumulate
