@@ -254,6 +254,13 @@ class HostMetric(Strict):
         return metrics.resolve(self.function, **{k: v for k, v in options.items() if v is not None}, **weights)
 
 
+class AuxiliaryTarget(Strict):
+    """A column that a network learns beside the target."""
+
+    task: Literal["binary", "multiclass", "regression"]
+    weight: float = Field(gt=0)
+
+
 NO_GROUP = "none"
 
 
@@ -277,6 +284,11 @@ class Competition(Strict):
         "target",
         description="a column; a list of columns (label_*, C1..C7) for multilabel, and for multiclass columns of 0 and "
         "1 of which one holds; multilabel with one column: its cells hold names, `labels.separator` between them",
+    )
+    auxiliary: dict[str, AuxiliaryTarget] = Field(
+        {},
+        description="columns of the train table that networks learn beside the target, each with a loss of its own: "
+        "{age: {task: regression, weight: 0.1}, site: {task: multiclass, weight: 0.2}}; gaps are ignored",
     )
     derive: dict[str, tuple[str, str]] = Field(
         {},
@@ -341,6 +353,8 @@ class Competition(Strict):
             raise ValueError("task: soft needs a table, and `target` as a list of its columns of votes")
         if isinstance(self.target, list) and len(self.target) == 1 and tables.expand(self.target, []) == self.target:
             raise ValueError("`target` as a list names two columns or more")
+        for name in set(self.auxiliary) & {*self.targets}:
+            raise ValueError(f"`auxiliary: {name}` is the target itself")
         if self.submission.melted and self.task != "multilabel":
             raise ValueError("`submission: row_id` with {target} belongs to task: multilabel")
         return self

@@ -107,6 +107,7 @@ class Train(Strict):
     loss: Literal["default", "ce", "bce", "focal", "asymmetric", "ordinal", "mse", "mae", "huber"] = Field(
         "default", description="default: ce, bce or mse by task; see foldwise.losses"
     )
+    auxiliary: bool = Field(True, description="learn the competition's `auxiliary` targets beside the main one")
     margin: float = Field(
         0.0, ge=0, lt=1.6, description="ArcFace: radians by which a row has to be nearer to its class (0.3 to 0.5)"
     )

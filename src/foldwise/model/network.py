@@ -44,6 +44,7 @@ class Network(nn.Module):
         self.pool: heads.Pool | None = None
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
+        self.beside: heads.Classifier | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
@@ -74,8 +75,20 @@ class Network(nn.Module):
         return torch.cat([pooled, more], dim=1)
 
     def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch."""
-        return self._units(self.head(self._joined(features, metadata)))
+        """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch.
+
+        In training those of auxiliary targets follow.
+        """
+        joined = self._joined(features, metadata)
+        logits = self._units(self.head(joined))
+        if self.beside is None or not self.training:
+            return logits
+        return torch.cat([logits, self.beside(self.head.neck(joined))], dim=1)
+
+    def learn_beside(self, outputs: int) -> None:
+        """Give the network logits of auxiliary targets; they are in no file of weights."""
+        self.beside = heads.Classifier(self.head.classifier.weight.shape[1], outputs)
+        self.learns |= {"beside.weight", "beside.bias"}
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""
