@@ -39,7 +39,7 @@ from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
-from foldwise.data.runs import RunInfo, list_runs, load_run, read_run_info, run_lock
+from foldwise.data.runs import load_run, run_lock
 from foldwise.train.run import in_turn, spread
 
 AUTO = "auto"  # the recipe that is measured and chosen
@@ -98,7 +98,7 @@ def main() -> None:
             cli.note(f"no GPU: --devices {n_parallel} trains {n_parallel} folds side by side, and faster on most CPUs")
         status, infos = in_turn(competition, recipes, wanted, args.restart, deadline)
     from foldwise.report import curves  # matplotlib: after the training, not before
-    from foldwise.report.run import report_run
+    from foldwise.report.run import next_after, report_run
 
     for info in infos:
         folder = competition.runs() / info.run
@@ -108,21 +108,8 @@ def main() -> None:
     if status:
         sys.exit(status)
     submit(competition, [info.run for info in infos if args.submit and info.is_whole])
-    say_next(competition, args, infos)
-
-
-def say_next(competition: Competition, args: Namespace, infos: list[RunInfo]) -> None:
-    """The other folds; a model on the metadata, where there are some and it is not there; the blend."""
-    if not infos:
-        return None  # another rank's to say
-    if not all(info.is_whole for info in infos):
-        named = ["--name", args.name] if args.name else []
-        return cli.next_step(
-            args.competition, "02_train.py", "--recipe", args.recipe, *named, "--fold", "all", *args.overrides
-        )
-    looked = {"target_encode" in read_run_info(competition.runs() / run).config for run in list_runs(competition)}
-    metadata = index.metadata_columns(competition) and True not in looked
-    cli.next_step(args.competition, "03_metadata.py" if metadata else "06_blend.py")
+    named = ["--name", args.name] if args.name else []
+    next_after(competition, args.competition, infos, ["--recipe", args.recipe, *named, *args.overrides])
 
 
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:
