@@ -39,7 +39,7 @@ from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
-from foldwise.data.runs import load_run, next_of, run_lock
+from foldwise.data.runs import load_run, run_lock
 from foldwise.train.run import in_turn, spread
 
 AUTO = "auto"  # the recipe that is measured and chosen
@@ -97,7 +97,7 @@ def main() -> None:
             cli.note(f"no GPU: --devices {n_parallel} trains {n_parallel} folds side by side, and faster on most CPUs")
         status, infos = in_turn(competition, recipes, wanted, args.restart, deadline)
     from foldwise.report import curves  # matplotlib: after the training, not before
-    from foldwise.report.run import report_run
+    from foldwise.report.run import next_after, report_run
 
     for info in infos:
         folder = competition.runs() / info.run
@@ -107,8 +107,8 @@ def main() -> None:
     if status:
         sys.exit(status)
     submit(competition, [info.run for info in infos if args.submit and info.is_whole])
-    rest = ["--recipe", args.recipe, *(["--name", args.name] if args.name else []), "--fold", "all", *args.overrides]
-    cli.next_step(args.competition, *next_of(competition, infos, ["02_train.py", *rest]))
+    named = ["--name", args.name] if args.name else []
+    next_after(competition, args.competition, infos, ["--recipe", args.recipe, *named, *args.overrides])
 
 
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:

@@ -207,10 +207,8 @@ def say(message: str) -> None:
 def next_step(competition: str, *arguments: object) -> None:
     """The last line of a step: the command that follows, as it is typed here. arguments: the script's, its name first.
 
-    competition: as --competition named it. Without arguments nothing is said.
+    competition: as --competition named it.
     """
-    if not arguments:
-        return
     script = Path(sys.argv[0]).with_name(str(arguments[0]))
     named = [] if competition == _usual_competition() else ["--competition", competition]
     note(f"next: python {' '.join(map(str, [script, *named, *arguments[1:]]))}")

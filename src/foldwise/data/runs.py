@@ -167,17 +167,6 @@ def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) ->
         )
 
 
-def next_of(competition: Competition, infos: Sequence[RunInfo], rest: Sequence[str]) -> Sequence[str]:
-    """The script to run after these runs, with its flags: `rest` for folds that are missing; a model on the metadata
-    where there are some and it is not there; the blend."""
-    if not infos:  # another rank's to say
-        return []
-    if not all(info.is_whole for info in infos):
-        return rest
-    looked = {"target_encode" in read_run_info(competition.runs() / run).config for run in list_runs(competition)}
-    return ["03_metadata.py" if index.metadata_columns(competition) and True not in looked else "06_blend.py"]
-
-
 def write_run_info(folder: Path, info: RunInfo) -> None:
     """run.json, written whole."""
     write_json(folder / "run.json", info.model_dump(exclude_unset=True))
