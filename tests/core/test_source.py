@@ -254,3 +254,19 @@ def test_a_zip_member_that_would_explode_is_no_picture(tmp_path: Path, monkeypat
         archive.writestr("a.png", bytes(1 << 24))
     with pytest.raises(image.ImageError, match="a bomb"):
         image.read_image(tmp_path / "a.zip" / "a.png")
+
+
+@pytest.mark.parametrize(("name", "share"), [("train.zip", 0.5), ("train.tar", 0.1), ("train.zip", 0)])
+def test_an_archive_that_broke_off_is_named(tmp_path: Path, name: str, share: float) -> None:
+    whole = tmp_path / "whole"
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(whole, "w") as packed:
+            packed.writestr("a.png", encoded(".png"))
+    else:
+        with tarfile.open(whole, "w") as packed:
+            for member in ("a.png", "b.png", "c.png"):
+                packed.addfile(tarfile.TarInfo(member))
+    content = whole.read_bytes()
+    (tmp_path / name).write_bytes(content[: int(share * len(content)) // 512 * 512])
+    with pytest.raises(UserError, match=rf"{name}: damaged.*fetch it again"):
+        source.is_there(tmp_path / "train" / "a.png")

@@ -335,3 +335,18 @@ def test_what_is_no_competition_is_said(tmp_path: Path) -> None:
     pictures(tmp_path, [f"photos/{i}.jpg" for i in IDS[:4]])
     with pytest.raises(UserError, match="no table of labels, and no folder a class"):
         propose("x", tmp_path)
+
+
+def test_separators_late_ids_and_doubtful_paths_are_seen(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"train/{k % 5}/{k}.jpg" for k in range(20)] + [f"test/{k}.jpg" for k in range(50, 54)])
+    cells = ["red", "dark blue|red", "dark blue", "green|red"] * 5
+    write(
+        tmp_path,
+        train=pd.DataFrame({"image": range(20), "colours": cells}),
+        test=pd.DataFrame({"image": range(50, 54)}),
+        sample_submission=pd.DataFrame({"colours": ["red"] * 4, "image": [51, 50, 53, 52]}),
+    )
+    proposal = propose("x", tmp_path)
+    assert proposal.value("task") == "multilabel" and proposal.value("labels") == {"separator": "|"}
+    assert proposal.value("id") == "image" and proposal.value("submission") == {"id": "image"}
+    assert any(doubt.startswith("train: found for ") for doubt in proposal.doubts)

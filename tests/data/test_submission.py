@@ -243,4 +243,16 @@ def test_what_step_6_would_refuse_is_known_before_anything_is_trained(root: Path
     SAMPLE.head(2).to_csv(root / "sample.csv", index=False)
     assert submission.objection(about, table, []) == "the test table: 'c' is not in the sample submission"
     SAMPLE.assign(q=0.5).to_csv(root / "sample.csv", index=False)
-    assert "do not match the predicted classes" in str(submission.objection(about, table, []))
+    assert "of which one is predicted" in str(submission.objection(about, table, []))
+
+
+def test_columns_that_nothing_predicts_take_text_too_or_are_named(root: Path) -> None:
+    sample = pd.DataFrame({"image": ["a", "b"], "unit": "mm", "p": 0.5})
+    about = make(root, sample, [0.0, 1.0], target="p", submission={"fill": {"unit": "mm"}})
+    pred = pd.DataFrame({"id": ["b", "a"], "pred": [0.3, 0.1]})
+    assert submission.write_submission(about, pred, "s", {}).read_text() == "image,unit,p\na,mm,0.1\nb,mm,0.3\n"
+    about = make(root, sample, [0.0, 1.0], target="p")
+    assert "fill: {unit: 0}" in str(submission.objection(about, index.load_index(about), []))
+    make(root, sample, [0.0, 1.0])
+    sample[["image"]].to_csv(root / "sample.csv", index=False)
+    assert "no column beside 'image'" in str(submission.objection(about, index.load_index(about), []))

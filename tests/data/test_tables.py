@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from foldwise.data.competition import condition_columns, load_competition
 from foldwise.data.folds import assign_folds
 from foldwise.data.index import build_index, metadata_columns
 from foldwise.data.rows import binary_labels
+from foldwise.data.tables import read_table
 
 pytestmark = pytest.mark.smoke
 
@@ -147,3 +149,42 @@ def test_folds_from_a_file_whose_ids_go_by_another_name(tiny: Workplace, monkeyp
     mine.drop(columns="kfold").to_csv(tiny.raw / "mine.csv", index=False)
     with pytest.raises(UserError, match="needs a column of ids and a column fold, has row, image"):
         assign_folds(load_competition(str(tiny.competition)), train)
+
+
+def test_numbers_and_lists_of_json_become_ids_and_cells(tmp_path: Path) -> None:
+    file = tmp_path / "rows.JSONL"
+    file.write_text('{"id": 7.0, "tags": ["sea lion", "seal"], "box": [[1, 2]]}\n{"id": 12.0, "tags": [], "box": []}')
+    table = read_table(file, ["id", "tags"], separator="|")
+    assert table["id"].tolist() == ["7", "12"] and table["tags"].tolist() == ["sea lion|seal", ""]
+    assert table["box"].tolist() == ["[[1, 2]]", ""]
+    with pytest.raises(UserError, match=r"'sea lion' in 'tags' holds ' '.*separator: '\|'"):
+        read_table(file, ["tags"], separator=" ")
+
+
+def test_coco_categories_of_two_words_stay_whole(tmp_path: Path) -> None:
+    notes = [{"id": k, "image_id": k // 2, "category_id": c, "bbox": [0, 0]} for k, c in enumerate((1, 2, 2, 2))]
+    names = [{"id": 1, "name": "sea lion"}, {"id": 2, "name": "seal"}]
+    images = [{"id": k, "file_name": f"{k}.jpg"} for k in range(2)]
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps({"images": images, "annotations": notes, "categories": names}))
+    table = read_table(file, ["category"], separator="|")
+    assert table["category"].tolist() == ["sea lion|seal", "seal"] and table["bbox"].nunique() == 1
+
+
+def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
+    for name, content, said in (
+        ("a.csv", "id,label\n1,Möwe\n".encode("latin-1"), "is no text in UTF-8"),
+        ("b.csv", "id,label\n1,2\n".encode("utf-16"), "is no text in UTF-8"),
+        ("c.json", b'{"a.jpg": "cat"}', "holds no list of records"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: {said}"):
+            read_table(tmp_path / name, ["id"])
+    pd.DataFrame({"id": ["007"], "x": [1]}).to_csv(tmp_path / "d.tsv.gz", sep="\t", index=False)
+    assert read_table(tmp_path / "d.tsv.gz", ["id"])["id"].tolist() == ["007"]
+
+
+def test_an_empty_cell_is_no_second_label(tiny: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tiny, kind=["yes", "no", None] * 20)
+    index_of(tiny, monkeypatch, target="kind", positive="yes", labels={"blank": "ignore"})
+    assert binary_labels(load_competition(str(tiny.competition))) == ("no", "yes")

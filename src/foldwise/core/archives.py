@@ -146,7 +146,10 @@ def _look(path: Path) -> _Place | None:
 def _opened(file: str, process: int) -> Archive:
     """An archive, opened once a process: two that share one descriptor would move each other's place in it."""
     if zipfile.is_zipfile(file):
-        return _Zip(zipfile.ZipFile(file))
+        try:
+            return _Zip(zipfile.ZipFile(file))
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{file}: damaged ({error}); fetch it again") from None
     with Path(file).open("rb") as opened:
         head = opened.read(6)
     if head == b"7z\xbc\xaf\x27\x1c":
@@ -154,6 +157,9 @@ def _opened(file: str, process: int) -> Archive:
     if tarfile.is_tarfile(file):
         plain = head[:2] != b"\x1f\x8b" and head[:3] != b"BZh" and head != b"\xfd7zXZ\0"
         return _Tar(file) if plain else _Folder(_unpacked(Path(file), _unpack_tar))
+    if alias(Path(file)) is not None:
+        size = Path(file).stat().st_size
+        raise UserError(f"{file}: damaged, or no archive in spite of its name ({size:,} bytes); fetch it again")
     try:
         import h5py
     except ImportError:
@@ -201,9 +207,14 @@ class _Zip:
 
 @lru_cache(maxsize=4)
 def _tar_table(file: str, modified: int) -> dict[str, tuple[int, int]]:
-    """Where each member of a plain tar begins, and its length."""
-    with tarfile.open(file, "r:") as archive:
-        return {_clean(info.name): (info.offset_data, info.size) for info in archive if info.isreg()}
+    """Where each member of a plain tar begins, and its length; TarError where it lacks the block of zeros at its end
+    (POSIX pax, ustar Interchange Format), for tarfile takes a download that broke off for a whole one."""
+    with tarfile.open(file, "r:") as archive, Path(file).open("rb") as raw:
+        table = {_clean(info.name): (info.offset_data, info.size) for info in archive if info.isreg()}
+        raw.seek(archive.offset)
+        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it ends in the middle")
+        return table
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import ast
 import re
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -187,7 +187,9 @@ class SubmissionShape(Strict):
     id: str | None = Field(None, description="the sample's column of row ids; default: the one that holds them")
     min: float | None = Field(None, description="smallest value the host takes; predictions below it become it")
     max: float | None = Field(None, description="largest value the host takes")
-    fill: dict[str, float] = Field({}, description="the sample's columns that nothing predicts, and a value for all")
+    fill: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field(
+        {}, description="the sample's columns that nothing predicts, and a value for all"
+    )
     top: int | None = Field(
         None, ge=1, description="multiclass: so many names in one cell, likeliest first; default: the k of map@k"
     )
@@ -615,7 +617,7 @@ def _labels_in_cells(competition: Competition, column: str) -> list[str]:
 def _in_cells(file: Path, stamped: tuple[int, int], column: str, records: str | None, separator: str) -> frozenset[str]:
     if column not in tables.header(file):
         return frozenset()
-    cells = tables.read_table(file, [column], records)[column].dropna().unique()
+    cells = tables.read_table(file, [column], records, separator)[column].dropna().unique()
     return frozenset(label.strip() for cell in cells for label in str(cell).split(separator) if label.strip())
 
 

@@ -138,17 +138,21 @@ class Raw:
 
 
 def _head(path: Path) -> pd.DataFrame | None:
-    """A table whose columns of digits stay text where zeros lead, for they name files; None of what is no table."""
+    """A table whose columns of digits stay text where zeros lead, for they name files, and are whole where they are
+    written so; None of what is no table."""
     try:
-        table = read_table(path)
+        table = read_table(path, separator="|")
     except UserError:
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return None
         raise
     table = table[[column for column in table if not str(column).startswith("Unnamed: ")]]
-    digits = [column for column in table if pd.api.types.is_integer_dtype(table[column])]
-    text = read_table(path, digits)[digits]
-    return table.assign(**{c: text[c] for c in digits if text[c].astype(str).str.match(r"0\d").any()})
+    digits = [
+        column for column in table if pd.api.types.is_numeric_dtype(table[column]) and table[column].notna().all()
+    ]
+    text = read_table(path, digits)[digits].astype(str)
+    whole = [c for c in digits if text[c].str.fullmatch(r"-?\d{1,18}").all()]
+    return table.assign(**{c: text[c] if text[c].str.match(r"0\d").any() else text[c].astype("int64") for c in whole})
 
 
 def write_proposal(name: str, folder: str | None, out: str | None) -> tuple[Path, Proposal]:
@@ -224,8 +228,8 @@ def _below(raw: Raw, folder: str) -> list[str]:
 
 def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str | None) -> None:
     table = raw.tables[train]
-    asked = raw.tables[sample] if sample is not None else None
     held = raw.tables[test] if test is not None else None
+    asked = _ids_first(raw, raw.tables[sample], held) if sample is not None else None
     named, images, hits = _images(raw, table, train)
     row_id = _id(table, held, asked, named)
     target, task, why, sure = _target(table, held, asked, row_id)
@@ -240,13 +244,28 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
     groups = _groups(table, row_id, target)
     if groups:
         made.add("group", groups[0], f"{table[groups[0]].nunique():,} values in {len(table):,} rows")
-    made.add("train", {"table": train, "images": images}, f"found for {hits}")
+    tried = min(TRIED, len(table))
+    hit = f"found for {hits:,} of {tried:,} rows tried"
+    made.add("train", {"table": train, "images": images}, hit, guess=hits < tried)
+    if task == "multilabel" and isinstance(target, str) and (separator := _separator(table[target])) != " ":
+        made.add("labels", {"separator": separator}, "stands between labels")
     _classes(raw, made, task, table, target)
     _test(raw, made, (test, held), (sample, asked), row_id, named)
     used = {row_id, named, *groups, *(target if isinstance(target, list) else [target])}
     made.add("metadata", _metadata(table, held, used), "columns that both tables have")
     if asked is not None:
-        _submission(made, asked, held, row_id, target)
+        made.add("submission", *_submission(made, asked, held, row_id, target, list(raw.tables[str(sample)])))
+
+
+def _ids_first(raw: Raw, asked: pd.DataFrame, held: pd.DataFrame | None) -> pd.DataFrame:
+    """The sample with the column first that holds the test table's ids, or names images."""
+
+    def share(column: str) -> float:
+        known = set(held[column].astype(str)) if held is not None and column in held else set(raw.places)
+        return float(asked[column].astype(str).isin(known).mean()) if asked[column].is_unique else 0.0
+
+    key = max(asked, key=share)
+    return asked[[key, *(column for column in asked if column != key)]]
 
 
 def _id(table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | None, named: str) -> str:
@@ -262,7 +281,7 @@ def _id(table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame | No
     return next(iter(ids), named)
 
 
-def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
+def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, int]:
     """(column, template, how often it was found): the column whose values name files, wherever those lie."""
     best: tuple[int, str, str] = (0, "", "")
     for find in (_files, _folders_named):
@@ -272,7 +291,7 @@ def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, str]:
             best = (count, str(column), template) if better else best
     if not best[0]:
         raise UserError(f"{raw.folder / name}: no column names an image file; write the competition file by hand")
-    return best[1], best[2], f"{best[0]:,} of {min(TRIED, len(table)):,} rows tried"
+    return best[1], best[2], best[0]
 
 
 Find = Callable[["Raw", str, str, dict[str, str], str], Iterator[str]]
@@ -337,8 +356,10 @@ def _target(table: pd.DataFrame, held: pd.DataFrame | None, asked: pd.DataFrame 
         return _several(table, named, "that the sample asks for")
     if len(wanted) > 1:
         for column in columns:
-            if set(wanted) <= set(table[column].astype(str)):
-                return column, "multiclass", f"its {len(wanted)} values are the sample's columns", True
+            separator = _separator(table[column])
+            if set(wanted) <= set(_tokens(table[column], separator or "\n")):
+                task = "multilabel" if separator else "multiclass"
+                return column, task, f"its {len(wanted)} values are the sample's columns", True
     if asked is not None and len(melted := _melted(table, asked, row_id, columns)) > 1:
         return _several(table, melted, "that the sample asks for in rows of their own")
     if not columns:
@@ -376,14 +397,21 @@ def _task(values: pd.Series) -> tuple[str, str]:
     if distinct == 2:
         return "binary", f"two values: {', '.join(sorted(map(str, known.unique())))}"
     if not pd.api.types.is_numeric_dtype(known) or ((known % 1 == 0).all() and distinct <= max(20, 0.2 * len(known))):
-        if known.astype(str).str.contains(" ").mean() > 0.05 and _tokens(known).nunique() < distinct:
-            return "multilabel", f"cells hold several of {_tokens(known).nunique()} labels, spaces between"
+        if separator := _separator(known):
+            return "multilabel", f"cells hold several of {_tokens(known, separator).nunique()} labels"
         return "multiclass", f"{distinct} classes"
     return "regression", f"{distinct:,} different numbers"
 
 
-def _tokens(cells: pd.Series) -> pd.Series:
-    return cells.astype(str).str.split().explode()
+def _separator(cells: pd.Series) -> str:
+    """What stands between the labels of a cell; '' where a cell holds one."""
+    text = cells.dropna().astype(str)
+    fits = (one for one in ("|", ";", ", ", ",", " ") if text.str.contains(one, regex=False).mean() > 0.05)
+    return next((one for one in fits if _tokens(text, one).nunique() < text.nunique()), "")
+
+
+def _tokens(cells: pd.Series, separator: str = " ") -> pd.Series:
+    return cells.astype(str).str.split(separator, regex=False).explode()
 
 
 def _classes(raw: Raw, made: Proposal, task: str, table: pd.DataFrame, target: str | list[str]) -> None:
@@ -454,23 +482,26 @@ def _metadata(table: pd.DataFrame, held: pd.DataFrame | None, used: set[str]) ->
 
 
 def _submission(
-    made: Proposal, asked: pd.DataFrame, held: pd.DataFrame | None, row_id: str, target: str | list[str]
-) -> None:
-    """`submission.row_id` where the sample's rows are not the images'."""
+    made: Proposal,
+    asked: pd.DataFrame,
+    held: pd.DataFrame | None,
+    row_id: str,
+    target: str | list[str],
+    columns: list[str],
+) -> tuple[dict[str, str], str, bool]:
+    """`submission`, its reason, and whether it is a guess: where the sample's rows are not the images', or its ids do
+    not stand first."""
     key = str(asked.columns[0])
+    first = {"id": key} if key != columns[0] else {}
     if made.value("task") == "multilabel" and isinstance(target, list):
         melted = asked[key].astype(str).str.endswith(tuple(f"_{name}" for name in target)).all()
         if melted:
-            made.add("submission", {"row_id": f"{{{row_id}}}_{{target}}"}, "each target has a row of its own")
-            return
+            return {**first, "row_id": f"{{{row_id}}}_{{target}}"}, "each target has a row of its own", False
     if held is None or row_id not in held or set(asked[key].astype(str)) == set(held[row_id].astype(str)):
-        return
+        return first, "the sample's ids do not stand first", False
     if key in held:
-        made.add("submission", {"row_id": key, "aggregate": "mean"}, "several images make a row of the sample")
-    else:
-        made.add(
-            "submission", {"row_id": f"{{{row_id}}}"}, f"the sample's '{key}' is no column of the test table", True
-        )
+        return {**first, "row_id": key, "aggregate": "mean"}, "several images make a row of the sample", False
+    return {**first, "row_id": f"{{{row_id}}}"}, f"the sample's '{key}' is no column of the test table", True
 
 
 # --- headers ----------------------------------------------------------------------------------------------------

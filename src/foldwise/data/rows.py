@@ -64,7 +64,7 @@ def binary_labels(competition: Competition) -> tuple[str, str]:
         folder = folder_of(competition, split)
         files = pd.Series([path.relative_to(folder).as_posix() for path in listing(competition, split).images])
         labels = _folder_labels(competition, split, files, folder)
-    return next(name for name in sorted(set(labels)) if name != competition.positive), competition.positive
+    return next(name for name in sorted(set(labels) - {""}) if name != competition.positive), competition.positive
 
 
 def listing(competition: Competition, split: Split) -> image.Listing:
@@ -132,10 +132,11 @@ def table_of(competition: Competition, split: Split, text: tuple[str, ...] = ())
     keys |= set(template_columns(competition.id_template)) | {column for column, _ in competition.derive.values()}
     first, *others = split.sources
     path, names = raw / first.table, sorted(keys)
-    table = _derived(competition, tables.read_table(path, names, first.records))
+    separator = competition.labels.separator if competition.delimited else None
+    table = _derived(competition, tables.read_table(path, names, first.records, separator))
     for other in others:
         on = other.keys(split.id or competition.id)
-        joined = tables.read_table(raw / other.table, [*names, *on], other.records)
+        joined = tables.read_table(raw / other.table, [*names, *on], other.records, separator)
         table = tables.join(table, _derived(competition, joined), on, (path, raw / other.table))
     return path, _where(competition, split, _with_id(competition, split, table, path), path)
 

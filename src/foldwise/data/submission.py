@@ -85,6 +85,8 @@ def read_sample(competition: Competition, table_index: pd.DataFrame, pred: pd.Da
         key = competition.submission.id or next(iter(named), "")
         if named and key not in named:
             raise UserError(f"{path}: no column '{key}', which `submission.id` names{nearest(key, named)}")
+        if len(named) == 1:
+            raise UserError(f"{path}: has no column beside '{key}' for the predictions")
         frame = tables.read_table(path, [key])
         return frame[[key, *(column for column in frame if column in named and column != key)]]
     row_ids = table_index.loc[table_index["split"] == "test", "row_id"].drop_duplicates()
@@ -157,6 +159,9 @@ def shape(
         if name not in columns:
             raise UserError(f"`submission: fill` names '{name}', no column of the sample{nearest(name, columns)}")
     value_columns = [column for column in columns if column not in fill]
+    one = rows.shape[1] == 1 or competition.submission.melted or top.is_top(rows)
+    if one and len(value_columns) > 1:
+        raise _unpredicted(competition, value_columns)
     if competition.submission.melted:
         values = _melted(competition, rows, keys, sample[id_column])[:, None]
     elif wants_label(competition, sample[value_columns]):
@@ -172,6 +177,15 @@ def shape(
     cells = {**dict(zip(value_columns, values.T, strict=True)), **{name: fill[name] for name in fill}}
     shaped = pd.DataFrame({id_column: sample[id_column], **{column: cells[column] for column in columns}})
     return shaped.infer_objects()
+
+
+def _unpredicted(competition: Competition, columns: list[str]) -> UserError:
+    """The error of a sample with more columns than are predicted."""
+    spare = next((column for column in reversed(columns) if column not in competition.targets), columns[-1])
+    return UserError(
+        f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)}, of which one is "
+        f"predicted; give the others a value: `submission: {{fill: {{{spare}: 0}}}}`"
+    )
 
 
 def _melted(competition: Competition, rows: pd.DataFrame, keys: pd.Series, ids: pd.Series) -> np.ndarray:
@@ -241,8 +255,9 @@ def _validate_kind(competition: Competition, values: pd.Series, shown: pd.Series
     free = classes and (competition.submission.prediction == "label" or _top(competition) > 1)
     free = free or (competition.delimited and not _sums_to_one(competition))
     if ours != theirs and theirs and not free:
+        odd = next((value for value in values if _kind(pd.Series([value])) == ours), "")
         raise UserError(
-            f"{where}: holds {ours or 'nothing'} such as '{values.iloc[0]}', the sample {theirs} such as "
+            f"{where}: holds {ours or 'nothing'} such as '{odd}', the sample {theirs} such as "
             f"'{shown.dropna().iloc[0]}'; see `submission: prediction` and `positive` of the competition"
         )
 

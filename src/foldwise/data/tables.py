@@ -5,45 +5,81 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from foldwise import UserError
 from foldwise.core import source
 from foldwise.core.schema import nearest
+from foldwise.data.columns import text
 
 SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".parquet", ".json", ".jsonl", ".ndjson"}
+NO_TEXT = "is no text in UTF-8; save the table as CSV in UTF-8 (iconv -f latin1 -t utf8), as parquet or JSON"
 SEPARATORS = ",\t;|"
 
 
-def read_table(path: Path, text_columns: Sequence[str] = (), records: str | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path, text_columns: Sequence[str] = (), records: str | None = None, separator: str | None = None
+) -> pd.DataFrame:
     """A table by its suffix; `text_columns` stay text, so that ids keep their leading zeros. An empty cell there is ''.
 
     records: of a JSON object, the list to read ('images'); without it an object with `images` and `annotations` (COCO)
     is a row per image, with its annotations' columns and its category's name.
+    separator: what stands between the items of a list in a cell (default: a space); given, no item of a text column
+    may hold it.
     """
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             frame = pd.read_parquet(source.plain(path))
-        elif path.suffix in {".json", ".jsonl", ".ndjson"}:
+        elif path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
             frame = _json(path, records)
         else:
-            frame = _csv(path, text_columns)
+            return _csv(path, text_columns)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_nearby(path)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {NO_TEXT}") from None
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: can't be read as a table ({' '.join(str(error).split())[:200]})") from None
-    return frame.astype({column: str for column in text_columns if column in frame and frame[column].notna().all()})
+    asked = [column for column in dict.fromkeys(text_columns) if column in frame]
+    if separator is not None:
+        _keep_apart(path, frame[asked], separator)
+    frame = frame.apply(lambda column: column.map(_cell(separator or " ")) if column.dtype == object else column)
+    return frame.assign(**{column: text(frame[column]).fillna("").astype(object) for column in asked})
+
+
+def _cell(separator: str) -> Callable[[object], object]:
+    """What a value becomes in a cell: a list its items, what is nested deeper JSON."""
+
+    def of(value: object) -> object:
+        if isinstance(value, list | np.ndarray) and not any(isinstance(item, list | dict) for item in value):
+            return separator.join(map(str, value))
+        return json.dumps(value) if isinstance(value, list | dict) else value
+
+    return of
+
+
+def _keep_apart(path: Path, frame: pd.DataFrame, separator: str) -> None:
+    """UserError where an item of a list holds what is to stand between items."""
+    for column in frame:
+        for value in frame[column]:
+            odd = [one for one in value if separator in str(one)] if isinstance(value, list | np.ndarray) else []
+            if odd:
+                spare = next((one for one in "|;," if one not in odd[0]), "||")
+                hint = f"set `labels: {{separator: '{spare}'}}`"
+                raise UserError(f"{path}: '{odd[0]}' in '{column}' holds '{separator}', which parts labels; {hint}")
 
 
 def header(path: Path) -> list[str]:
     """A table's columns; [] where it can't be read (read_table says why)."""
     try:
-        if path.suffix in {".csv", ".tsv", ".tab", ".txt"}:
+        if path.suffix.lower() in {".csv", ".tsv", ".tab", ".txt"}:
             return list(pd.read_csv(source.plain(path), nrows=0, sep=_separator(path)).columns)
         return list(read_table(path).columns)
     except (ValueError, OSError, UserError):
@@ -107,14 +143,18 @@ def _csv(path: Path, text_columns: Sequence[str]) -> pd.DataFrame:
 
 def _separator(path: Path) -> str:
     """What stands between the header's names, outside quotes: a comma unless there is none."""
-    head = source.head(path, 1 << 16)[0].decode("utf-8", "replace")
-    line = re.sub(r'"[^"]*"', "", next(iter(head.splitlines()), ""))
+    head = source.head(path, 1 << 16)[0]
+    if head.startswith(b"\x1f\x8b"):
+        head = zlib.decompressobj(31).decompress(head)
+    line = re.sub(r'"[^"]*"', "", next(iter(head.decode("utf-8", "replace").splitlines()), ""))
+    if "\0" in line:
+        raise UserError(f"{path}: {NO_TEXT}")
     return "," if "," in line else max(SEPARATORS, key=line.count) if any(map(line.count, SEPARATORS)) else ","
 
 
 def _json(path: Path, records: str | None) -> pd.DataFrame:
     text = source.read(path).decode("utf-8-sig")
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return pd.read_json(io.StringIO(text), lines=True, dtype=False, convert_dates=False)
     data = json.loads(text)
     if isinstance(data, Mapping):
@@ -128,6 +168,9 @@ def _json(path: Path, records: str | None) -> pd.DataFrame:
                 f"{path}: has no list '{records}'{nearest(records, lists)}; it holds {', '.join(lists) or 'none'}"
             )
         data = data[records or lists[0]] if lists else data
+    columns = isinstance(data, Mapping) and all(isinstance(value, list | Mapping) for value in data.values())
+    if data and not (columns or _is_records(data)):
+        raise UserError(f"{path}: holds no list of records, [{{...}}, ...]; write it as one, or as CSV")
     frame = pd.DataFrame(data)
     if not len(frame.columns):
         raise UserError(f"{path}: holds no records")
@@ -139,8 +182,8 @@ def _is_records(value: object) -> bool:
 
 
 def _annotated(data: Mapping[str, Any]) -> pd.DataFrame:
-    """Images with their annotations (cocodataset.org, format-data): an image's different categories are one cell, with
-    spaces between; its other columns are its first annotation's."""
+    """Images with their annotations (cocodataset.org, format-data): an image's different categories are a list; its
+    other columns are its first annotation's."""
     images = pd.DataFrame(data.get("images") or [], dtype=object)
     notes = pd.DataFrame(data.get("annotations") or [], dtype=object)
     if not len(notes) or "image_id" not in notes:
@@ -150,10 +193,7 @@ def _annotated(data: Mapping[str, Any]) -> pd.DataFrame:
         notes["category"] = notes["category_id"].map(names) if names else notes["category_id"]
     first = notes.drop_duplicates("image_id").set_index("image_id")
     for column in {"category_id", "category"} & set(notes):
-        several = notes.drop_duplicates(["image_id", column])
-        several = several[several["image_id"].duplicated(keep=False)]
-        if len(several):
-            first.update(several.astype({column: str}).groupby("image_id")[column].agg(" ".join))
+        first[column] = notes.drop_duplicates(["image_id", column]).groupby("image_id")[column].agg(list)
     if not len(images):
         return first.reset_index(names="id").infer_objects()
     first = first.drop(columns=[column for column in first if column in images])
