@@ -174,9 +174,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:  # torch's advice is to let its code run
         what = re.search(r"(?:GLOBAL|global|Unsupported class) (\S+)", str(error))
         held = f"code ({what[1]})" if what else "more than tensors"
-        raise UserError(
-            f"{path}: holds {held}, and code in a file of weights is not run; save its state_dict as .safetensors where you trust it"
-        ) from error
+        remedy = "save its state_dict as .safetensors where you trust it"
+        raise UserError(f"{path}: holds {held}, and code in a file of weights is not run; {remedy}") from error
     except Exception as error:
         raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
