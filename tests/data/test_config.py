@@ -220,7 +220,7 @@ def test_help_shows_what_a_key_may_hold() -> None:
         "train.label_smoothing": "[>= 0, < 1]",
         "augment.preset": "melanoma2020]",
         "train.compile": "[true, false]",
-        "task": "[binary, multiclass, multilabel, regression]",
+        "task": "[binary, multiclass, multilabel, soft, regression]",
         "metric": "[roc_auc, ",
         "labels.uncertain": "[0, 0.5, 1, ignore]",
     }.items():

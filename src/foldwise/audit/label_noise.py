@@ -41,10 +41,10 @@ def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | 
     """Training rows whose label at least half of the finished runs contradict with confidence, the worst first.
 
     id, given, suggested (names), score (how much likelier the suggestion is, mean over all runs, 0 where one does not
-    contradict), agree (share of the runs), runs (their names). None for regression, and where no run with
+    contradict), agree (share of the runs), runs (their names). None for regression and shares, and where no run with
     probabilities is finished. Multilabel: each label by itself, named 'label: yes' and 'label: no'.
     """
-    if competition.task == "regression":
+    if competition.task in {"regression", "soft"}:
         return None
     names = sorted(path.parent.name for path in competition.runs().glob("*/oof.csv"))
     runs = [run for name in names if (run := _load(competition, name)) is not None]
