@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
     parser.add_argument("--hours", type=cli.hours, metavar="H", help="stop in time when they are over; 30m: minutes")
     parser.add_argument("--submit", action="store_true", help="write the test predictions of a whole run, at the end")
-    parser.add_argument(
-        "--devices", type=int, metavar="N", help="folds trained side by side (default: the number of GPUs, or 1)"
-    )
+    parser.add_argument("--devices", type=int, metavar="N", help="folds side by side (default: the GPUs, or 1)")
     parser.add_argument("--dask", metavar="ADDRESS", help="spread recipes x folds over a Dask cluster")
     parser.add_argument("--lr-find", action="store_true", help="draw the loss over growing rates, propose one and stop")
     parser.add_argument("--preview", metavar="FILE.png", help="draw augmented training images and stop")
@@ -80,7 +78,8 @@ def main() -> None:
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
     loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
-    recipes = {run: fitted(recipe, competition.orientation) for run, recipe in loaded.items()}
+    channels = competition.image.channels
+    recipes = {run: fitted(recipe, competition.orientation, channels) for run, recipe in loaded.items()}
     if args.preview or args.lr_find:
         return look(competition, *next(iter(recipes.items())), args)
     index.try_metric(competition, index.load_index(competition))

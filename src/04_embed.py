@@ -10,6 +10,7 @@ writes   oof/<competition>/<recipe or run>_<head>/: the same tables as step 2, r
            (killed, the same command continues), and used again by every head; a JSON beside each says what made it
 
 heads    svm (RBF, calibrated), linear_svm, logreg, knn, lightgbm, kernel_ridge, ridge
+         nearest: classes of any number by their nearest image, and `unknown`, what is near to none
          for task regression: svr, ridge, kernel_ridge, knn, lightgbm
          Their settings (C, gamma...) are chosen inside each fold's training rows, and are in run.json.
 
@@ -29,7 +30,7 @@ from foldwise.data.competition import load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe, recipe_settings, run_name
 from foldwise.data.runs import recipe_of, write_run
-from foldwise.tabular.heads import HEADS, check
+from foldwise.tabular.heads import HEADS, NEAREST, check
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
     source.add_argument(
         "--recipe", default="baseline", metavar="R", help="embed by a recipe's weights (default: baseline)"
     )
-    parser.add_argument("--head", choices=HEADS, default="svm", metavar="H", help=f"{', '.join(HEADS)} (default: svm)")
+    heads = (*HEADS, NEAREST)
+    parser.add_argument("--head", choices=heads, default="svm", metavar="H", help=f"{', '.join(heads)} (default: svm)")
     parser.add_argument(
         "--scale",
         choices=("fold", "unit", "none"),
@@ -57,11 +59,12 @@ def main() -> None:
     from foldwise.tabular import embeddings  # torch, matplotlib
 
     competition = load_competition(args.competition)
-    check(args.head, competition.task)
+    if args.head != NEAREST:
+        check(args.head, competition.task)
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     recipe = recipe_of(competition, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
-    recipe = fitted(recipe, competition.orientation)
+    recipe = fitted(recipe, competition.orientation, competition.image.channels)
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"

@@ -441,7 +441,7 @@ class Service:
         images = cache.load_cache(self.competition, size, crop)
         where = images.rows(split, list(ids))
         pictures = np.zeros((len(where), size, size, 3), np.uint8)
-        pictures[where >= 0] = images.read(where[where >= 0])
+        pictures[where >= 0] = images.pictures(where[where >= 0])
         return pictures
 
     # --- errors -------------------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ def windowed(path: Path, options: ImageOptions, center: float, width: float) -> 
 
 def look(path: Path, side: int, options: ImageOptions) -> np.ndarray:
     """The image to show, uint8 (H, W, 3), in its own shape, its longer side at most `side`."""
-    pixels = image.read_image(path, options=options)
+    pixels = image.as_picture(image.read_image(path, options=options))
     scale = min(1.0, side / max(pixels.shape[:2]))
     return dicom.resize(pixels, (max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))))
 

@@ -87,7 +87,7 @@ def test_other_sizes_are_resized_and_other_shapes_refused() -> None:
     assert ops(photos(2, 48), np.random.default_rng(0)).shape == (2, 32, 32, 3)
     assert augment.reference_ops("melanoma2020", 32)(photos(2, 48), np.random.default_rng(0)).shape == (2, 32, 32, 3)
     assert ops(photos(0, 48), np.random.default_rng(0)).shape == (0, 32, 32, 3)
-    for wrong in (photos(2)[:, :40], photos(2)[..., :1], photos(1)[0], photos(2).astype(np.float32)):
+    for wrong in (photos(2)[:, :40], photos(1)[0], photos(2).astype(np.float32)):
         with pytest.raises(UserError, match="square uint8"):
             ops(wrong, np.random.default_rng(0))
 
@@ -455,3 +455,20 @@ def test_preview_shows_a_row_a_preset_and_the_twin_beside(tmp_path) -> None:  # 
     figures.save(figure, tmp_path / "grid.png", dpi=40)
     assert cv2.imread(str(tmp_path / "grid.png")) is not None
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 7])
+def test_other_channels_are_moved_alike_and_keep_to_themselves(channels: int) -> None:
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (3, 48, 48, channels), np.uint8)
+    planes[..., -1] = planes[..., 0]
+    for preset in ("heavy", "melanoma2020"):
+        ops = augment.train_ops(preset, 32, "d4", randaugment=9)
+        out = ops(planes, np.random.default_rng(1))
+        assert out.shape == (3, 32, 32, channels) and out.dtype == np.uint8
+        assert np.array_equal(ops(planes, np.random.default_rng(1)), out)
+    ops = augment.train_ops("light", 48, "d4")
+    out = ops(planes, np.random.default_rng(2))
+    assert np.array_equal(out[..., 0], out[..., -1]) and not np.array_equal(out, planes)
+    gray = np.repeat(planes[..., :1], 3, axis=3)
+    assert np.array_equal(ops(gray, np.random.default_rng(2))[..., 0], out[..., 0])

@@ -50,6 +50,7 @@ def played(competition: Competition, raw: layouts.Raw) -> None:
     assert table["error"].isna().all(), table["error"].dropna().iloc[0]
     assert len(train) >= layouts.TRAIN and train["id"].is_unique
     index.save_index(table, competition)
+    index.learn_scaling(competition, table)
     some = train.iloc[:: len(train) // 8]
     pred = predicted(competition, raw.labels, some)  # the training rows' pictures are their labels'
     if competition.task == "multiclass":
@@ -87,7 +88,8 @@ def test_every_test_image_comes_back_under_its_own_id(
 
 
 BY_HAND = {  # layouts whose proposed file needs a hand
-    "osic-pulmonary-fibrosis-progression": "a row is a patient and a week, which the sample alone names"
+    "osic-pulmonary-fibrosis-progression": "a row is a patient and a week, which the sample alone names",
+    "hms-harmful-brain-activity-classification": "the sample has a row for each image, and repeats ids",
 }
 
 

@@ -16,6 +16,7 @@ from torch.profiler import profile
 
 from foldwise import UserError
 from foldwise.core import paths
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Fusion, Head, Recipe, load_recipe
 from foldwise.model import heads, weights
 from foldwise.model.finetune import (
@@ -311,6 +312,17 @@ def test_heads_survive_autocast(half: torch.dtype, extra: list[str]) -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
+def test_cosine_heads_look_for_the_nearest_centre() -> None:
+    network = made("model.head={cosine: 30, centers: 3}")
+    features = network.embed(images())
+    weight = network.head.classifier.weight
+    every = torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(weight).T
+    expected = 30 * every.reshape(len(features), 3, 3).amax(dim=2)  # three classes, three centres each
+    torch.testing.assert_close(network.head.classifier(features), expected)
+    with pytest.raises(UserError, match=r"model\.head\.cosine"):
+        made("train.margin=0.3")
+
+
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head={pool: gem, dropout: 0.1, samples: 2}"]])
 def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) -> None:
     network = made(*extra)
@@ -341,8 +353,13 @@ def test_grey_input_is_the_mean_of_the_colours() -> None:
     grey = (batch.float().mean(dim=3, keepdim=True).permute(0, 3, 1, 2) / 255 - 0.4) / 0.5
     assert torch.allclose(network.inputs(batch), grey, atol=1e-5)
     assert network(batch).shape == (4, 3)
-    with pytest.raises(UserError, match="in_chans=4: the images are RGB"):
-        made("model.kwargs={in_chans: 4}")
+    with pytest.raises(UserError, match="in_chans=4: the images have 3 channels"):
+        fitted(load_recipe("baseline", ["model.kwargs={in_chans: 4}"]), None)
+    assert "in_chans" not in fitted(load_recipe("baseline"), None).model.kwargs
+    network = create_network(fitted(load_recipe("baseline", [*TINY, "model.mean=[0.2,0.4,0.6]"]), None, 6), 2)
+    bands = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 6), np.uint8)
+    assert network(torch.from_numpy(bands)).shape == (2, 2) and network.mean.shape == (1, 6, 1, 1)
+    assert network.mean.flatten().tolist() == pytest.approx([0.4 * 255] * 6)
 
 
 def test_transformers_take_any_size_with_their_weights(tmp_path: Path) -> None:

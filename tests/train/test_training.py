@@ -73,6 +73,23 @@ def test_plain_losses_are_torch_s() -> None:
 
 
 @pytest.mark.smoke
+def test_a_margin_is_arcface_s() -> None:
+    """Deng 2019, equation 3: s cos(theta + m) at the true class, s cos(theta) elsewhere."""
+    cosine, hard = torch.rand(64, 5, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9, torch.arange(64) % 5
+    soft, scale, margin = F.one_hot(hard, 5).float(), 30.0, 0.5
+    theta = cosine.acos()
+    further = (theta + margin * soft).cos()
+    turned = (theta + margin > np.pi) & (soft == 1)
+    logits = scale * torch.where(turned, cosine - margin * np.sin(margin), further)
+    loss = losses.with_margin(losses.make_loss(settings(), CLASSES), margin, scale)
+    leaf = (scale * cosine).requires_grad_()
+    value = loss(leaf, soft)
+    assert value.item() == pytest.approx(F.cross_entropy(logits, hard).item(), rel=1e-4)
+    value.backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+@pytest.mark.smoke
 def test_focal_loss_is_that_of_its_paper() -> None:
     """Lin 2017: -(1 - p_t)^gamma log p_t."""
     logits, y = torch.randn(16, 1), (torch.arange(16) % 2).float()[:, None]

@@ -45,7 +45,8 @@ def show() -> None:
 @st.cache_resource(show_spinner="Lining up the runs, and choosing the automatic blend ...", max_entries=4)
 def _by_hand(competition_file: str, runs: tuple[str, ...], version: str) -> ByHand:
     competition = frame.competition()
-    hand = ByHand(gather_runs(competition, list(runs)), competition.scorer(), competition.task)
+    lined = gather_runs(competition, list(runs))
+    hand = ByHand(lined, *lined.judged_by(competition))
     assert hand.automatic
     return hand
 

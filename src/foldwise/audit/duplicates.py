@@ -271,8 +271,10 @@ def agreement(images: Cache, pairs: pd.DataFrame, block: int = 256) -> np.ndarra
     values = np.full(len(pairs), -1.0)
     for start in range(0, len(pairs), block):
         part = pairs.iloc[start : start + block]
-        a = np.stack([_thumbnail(*one) for one in zip(images.read(part["a"].to_numpy()), part["look"], strict=True)])
-        b = np.stack([_thumbnail(image, 0) for image in images.read(part["b"].to_numpy())])
+        a = np.stack(
+            [_thumbnail(*one) for one in zip(images.pictures(part["a"].to_numpy()), part["look"], strict=True)]
+        )
+        b = np.stack([_thumbnail(image, 0) for image in images.pictures(part["b"].to_numpy())])
         values[start : start + len(part)] = _agreement(a, b)
     return values
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError
-from foldwise.data import index, oof, top
+from foldwise.data import index, top
 from foldwise.data.competition import Competition
 from foldwise.data.runs import Run, load_run
 
@@ -41,7 +41,7 @@ def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | 
     """Training rows whose label at least half of the finished runs contradict with confidence, the worst first.
 
     id, given, suggested (names), score (how much likelier the suggestion is, mean over all runs, 0 where one does not
-    contradict), agree (share of the runs), runs (their names). None for regression and shares, and where no run with
+    contradict), agree (share of the runs), runs (their names). None for regression and votes, and where no run with
     probabilities is finished. Multilabel: each label by itself, named 'label: yes' and 'label: no'.
     """
     if competition.task in {"regression", "soft"}:
@@ -50,9 +50,7 @@ def candidates(competition: Competition, table: pd.DataFrame) -> pd.DataFrame | 
     runs = [run for name in names if (run := _load(competition, name)) is not None]
     if not runs:
         return None
-    each = pd.concat(
-        [_of_table(competition, table, oof.with_class(competition, run.oof)).assign(runs=run.name) for run in runs]
-    )
+    each = pd.concat([_of_table(competition, table, run.oof).assign(runs=run.name) for run in runs])
     each["score"] = each["p_suggested"] - each["p_given"]
     whole = each.groupby(["id", "given", "suggested"], as_index=False).agg({"score": "sum", "runs": " ".join})
     count = whole["runs"].str.count(" ") + 1
@@ -67,7 +65,7 @@ def _load(competition: Competition, name: str) -> Run | None:
         run = load_run(competition, name, tests=False)
     except UserError:
         return None
-    if top.is_top(run.oof):
+    if top.is_top(run.oof) or not set(competition.truth) <= set(run.oof):
         return None
     pred = run.oof[run.pred_columns].to_numpy(float)
     return run if pred.min() >= 0 and pred.max() <= 1 else None

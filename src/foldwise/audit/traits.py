@@ -106,7 +106,7 @@ def _in_threads(images: Cache, rows: np.ndarray, hashed: bool) -> Iterator[_Seen
     workers = parallel.cores()
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(blocks), 4 * workers):
-            yield from pool.map(lambda block: _see(images.read(block), hashed), blocks[start : start + 4 * workers])
+            yield from pool.map(lambda block: _see(images.pictures(block), hashed), blocks[start : start + 4 * workers])
 
 
 def _see(images: np.ndarray, hashed: bool) -> _Seen:

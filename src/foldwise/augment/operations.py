@@ -32,6 +32,10 @@ class Operation:
             return replace(self, p=min(1.0, self.p * strength))
         return replace(self, **{name: getattr(self, name) * strength for name in self.strengths})
 
+    def without_colours(self) -> Operation:
+        """The operation for three channels that are no colours: what mixes them is left out."""
+        return self
+
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         """Do it, or note it as still to be done."""
         raise NotImplementedError
@@ -50,6 +54,10 @@ class OneOf(Operation):
     def scaled(self, strength: float) -> Operation:
         """Each choice at that strength; how often one is drawn stays."""
         return replace(self, choices=tuple(replace(one.scaled(strength), p=one.p) for one in self.choices))
+
+    def without_colours(self) -> Operation:
+        """Of the choices that are left."""
+        return replace(self, choices=tuple(one.without_colours() for one in self.choices))
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         draw = rng.random() * sum(choice.p for choice in self.choices)
@@ -251,6 +259,10 @@ class Clahe(Operation):
         """A limit of 1 changes nothing."""
         return replace(self, limit=1 + (self.limit - 1) * strength)
 
+    def without_colours(self) -> Operation:
+        """Nothing."""
+        return replace(self, p=0.0)
+
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         canvas.clahe.setClipLimit(1 + (self.limit - 1) * rng.random())
         to_lightness, to_luma = _lightness()
@@ -284,6 +296,10 @@ class HueSaturationValue(Operation):
     hue: float
     saturation: float
     value: float
+
+    def without_colours(self) -> Operation:
+        """Nothing."""
+        return replace(self, p=0.0)
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         table = np.empty((1, 256, 3), np.uint8)

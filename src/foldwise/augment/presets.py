@@ -111,8 +111,8 @@ def train_ops(
 ) -> Ops:
     """fn(images, rng) -> images, uint8 (B, H, W, 3) in and (B, S, S, 3) out, S = image_size; the same for an equal rng.
 
-    Square images of another size are resized first; others are refused with a UserError. The images that go in are
-    left as they are.
+    Images of other than three channels go through in threes, alike, without the operations on colours. Square images
+    of another size are resized first; others are refused with a UserError. The images that go in are left as they are.
 
     flips: none, horizontal or auto (mirror, p 0.5), or d4 (any of the eight symmetries of the square, for images
     without an up and down); a preset with flips of its own (melanoma2020) keeps to those. randaugment: magnitude 1 to
@@ -164,7 +164,20 @@ def _is_known(name: str) -> bool:
 def pipeline(ops: Sequence[Operation], image_size: int) -> Ops:
     """Any list of operations, done on one canvas after the other."""
 
-    def apply(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    plain = tuple(one.without_colours() for one in ops)
+
+    def in_threes(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        state, channels = rng.bit_generator.state, images.shape[3]
+        places = np.arange(-(-channels // 3) * 3).reshape(-1, 3) % channels
+        parts = []
+        for place in places:
+            rng.bit_generator.state = state  # the same warp, table and hole
+            parts.append(apply(np.ascontiguousarray(images[..., place]), rng, plain))
+        return np.ascontiguousarray(np.concatenate(parts, axis=3)[..., :channels])
+
+    def apply(images: np.ndarray, rng: np.random.Generator, ops: Sequence[Operation] = ops) -> np.ndarray:
+        if images.ndim == 4 and images.shape[3] != 3:
+            return in_threes(images, rng)
         images = _sized(images, image_size)
         if not ops:
             return images
@@ -203,7 +216,7 @@ def reference_pipeline(ops: Sequence[Operation], image_size: int) -> Ops:
 def _sized(images: np.ndarray, size: int) -> np.ndarray:
     shape = images.shape
     if images.dtype != np.uint8 or images.ndim != 4 or shape[3] != 3 or shape[1] != shape[2]:
-        raise UserError(f"augmentation takes square uint8 images (B, S, S, 3), not {images.dtype} {shape}")
+        raise UserError(f"augmentation takes square uint8 images (B, S, S, C), not {images.dtype} {shape}")
     if shape[1] == size:
         return images
     how = cv2.INTER_AREA if shape[1] > size else cv2.INTER_LINEAR

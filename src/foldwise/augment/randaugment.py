@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,10 +27,16 @@ class RandAugment(Operation):
 
     magnitude: int
     count: int = 2
+    colours: bool = True
+
+    def without_colours(self) -> Operation:
+        """Without `colour`, which is identity then."""
+        return replace(self, colours=False)
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         for _ in range(self.count):
             step = STEPS[list(STEPS)[int(rng.random() * len(STEPS))]]
+            step = identity if step is colour and not self.colours else step
             sign = -1 if rng.random() < 0.5 else 1
             step(canvas, sign * self.magnitude / 30)
 

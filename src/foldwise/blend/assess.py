@@ -40,7 +40,7 @@ def examine(
     """
     metric, task = runs.judged_by(competition)
     preds = Scaling.of(runs.preds, task)(runs.preds)
-    judged, mean = _cut_alike(runs, blend, preds, metric, seed)
+    judged, mean = cut_alike(runs, blend, preds, metric, seed)
     singles = [float(metric.function(runs.target, run, None)) for run in judged]
     best = int(np.argmax(singles) if metric.greater_is_better else np.argmin(singles))
     rivals = [blend.nested, judged[best], mean, _nested_best(runs, metric, seed)]
@@ -111,7 +111,7 @@ def _rank_order_kept(runs: RunSet, blend: Blend) -> float | None:
     return float(trust.correlation(ranks(both))[0, 1])
 
 
-def _cut_alike(runs: RunSet, blend: Blend, preds: Array, metric: metrics.Metric, seed: int) -> tuple[Array, Array]:
+def cut_alike(runs: RunSet, blend: Blend, preds: Array, metric: metrics.Metric, seed: int) -> tuple[Array, Array]:
     """The runs and their plain mean, with a cut where the blend has one: fitted without each fold, as the blend's."""
     kind = "".join(blend.method.partition("+")[1:])
     if not kind:

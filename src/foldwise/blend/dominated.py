@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foldwise import stats
-from foldwise.blend.assess import leave_one_out
+from foldwise.blend.assess import cut_alike, leave_one_out
 from foldwise.blend.fit import Blend
 from foldwise.blend.run_set import RunSet
 from foldwise.blend.spaces import Scaling
@@ -24,7 +24,7 @@ def dominated(runs: RunSet, blend: Blend, metric: Metric, task: str, seed: int =
     leaves out 0, and whose absence costs the nested score nothing: near copies of a good run are no harm, and stay.
     """
     adds = {row["run"]: row["adds"] for row in leave_one_out(runs, blend, metric, seed)}
-    preds = Scaling.of(runs.preds, task)(runs.preds)
+    preds, _ = cut_alike(runs, blend, Scaling.of(runs.preds, task)(runs.preds), metric, seed)
     scores = [float(metric.function(runs.target, run, None)) for run in preds]
     best = int(np.argmax(scores) if metric.greater_is_better else np.argmin(scores))
     for m in sorted(range(len(scores)), key=lambda m: adds.get(runs.names[m], 0.0)):

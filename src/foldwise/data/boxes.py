@@ -479,7 +479,7 @@ def contact_sheet(
     for number in worst_first(boxes, most):
         row, box = rows[index.index[number]], boxes.iloc[number].to_dict()
         try:
-            full = full_image(competition.raw(), row, competition.image)
+            full = image.as_picture(full_image(competition.raw(), row, competition.image))
         except UserError:
             continue  # readable when the index was made, gone since: the cache says so
         corners = None if box["source"] == "whole" else [box[name] for name in XYXY]

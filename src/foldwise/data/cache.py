@@ -1,6 +1,7 @@
 """Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
 
-    images_<size>.npy        uint8 (N, size, size, 3), RGB, a row per row of index.parquet, in its order
+    images_<size>.npy        uint8 (N, size, size, C), RGB or the channels of `image.channels`, a row per row of
+                             index.parquet, in its order
     images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
                              zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -51,29 +53,38 @@ class Cache:
     ids: pd.DataFrame
 
     @cached_property
-    def _file(self) -> tuple[int, int]:
+    def _file(self) -> tuple[int, int, int]:
         with self.path.open("rb") as stream:
             np.lib.format.read_magic(stream)
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             header = stream.tell()
-        if shape != (len(self.ids), self.size, self.size, 3) or dtype != np.uint8:
+        if shape[:3] != (len(self.ids), self.size, self.size) or len(shape) != 4 or dtype != np.uint8:
             raise UserError(
                 f"{self.path}: holds {dtype} {shape}, not uint8 for {len(self.ids)} images; delete it and "
                 "run 01_preprocess.py again"
             )
         descriptor = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)  # a server opens one for every upload
-        return descriptor, header
+        return descriptor, header, shape[3]
+
+    @property
+    def channels(self) -> int:
+        """3 (RGB), or what `image.channels` was."""
+        return self._file[2]
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """`read` as something to look at, uint8 (len(rows), size, size, 3)."""
+        return image.as_picture(self.read(rows))
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """uint8 (len(rows), size, size, 3), in the order of `rows`; thread-safe.
+        """uint8 (len(rows), size, size, channels), in the order of `rows`; thread-safe.
 
         pread rather than a memory map: mapped pages count as this process's memory, and would grow with the images.
         """
-        descriptor, header = self._file
+        descriptor, header, channels = self._file
         if out is None:
-            out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
-        step = self.size * self.size * 3
+            out = np.empty((len(rows), self.size, self.size, channels), np.uint8)
+        step = self.size * self.size * channels
         checked, expected = self._checked
         for place, row in zip(out, rows, strict=True):
             if os.preadv(descriptor, [place.reshape(-1)], header + int(row) * step) != step:
@@ -229,14 +240,15 @@ def build_size(
     path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
     voucher = path.with_suffix(".json")
     known = read_voucher(voucher)
-    whole = len(_header(len(table), size)) + len(table) * size * size * 3
+    shape = (len(table), size, size, options.channels)
+    whole = len(_header(shape)) + math.prod(shape)
     if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
         reasons = {int(row): reason for row, reason in known["errors"].items()}
         return pd.Series(reasons, dtype=object).reindex(table.index)
     started = time.perf_counter()
     pixels, state = path.with_suffix(".npy.part"), path.with_suffix(".state.part")
     folder.mkdir(parents=True, exist_ok=True)
-    _allocate(pixels, state, path.with_suffix(".key.part"), key, len(table), size)
+    _allocate(pixels, state, path.with_suffix(".key.part"), key, shape)
 
     done = np.fromfile(state, np.int64) > 0
     todo = table.index[table["error"].isna() & ~done]
@@ -303,18 +315,18 @@ def _key(table: pd.DataFrame, size: int, options: ImageOptions, crops: Crops | N
     return digest(what if crops is None else {**what, "crop": crops.key})
 
 
-def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: int) -> None:
+def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, shape: tuple[int, ...]) -> None:
     """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
     if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
         return
     for stale in (keyfile, pixels, state, _remarks_file(state)):
         stale.unlink(missing_ok=True)
-    header = _header(n, size)
-    total = len(header) + n * size * size * 3
+    header = _header(shape)
+    total = len(header) + math.prod(shape)
     free = shutil.disk_usage(pixels.parent).free
     if total > free:
         raise UserError(
-            f"{pixels.parent}: {n} images at {size} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            f"{pixels.parent}: {shape[0]} images at {shape[1]} need {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
             "free; make room, choose a smaller --sizes, or set FOLDWISE_ROOT to another disk"
         )
     with pixels.open("wb") as stream:
@@ -322,13 +334,13 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, n: int, size: 
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, total)
         stream.truncate(total)
-    state.write_bytes(bytes(8 * n))
+    state.write_bytes(bytes(8 * shape[0]))
     keyfile.write_text(key, encoding="utf-8")  # last: it vouches for the other two
 
 
-def _header(n: int, size: int) -> bytes:
+def _header(shape: tuple[int, ...]) -> bytes:
     stream = io.BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     return stream.getvalue()
 

@@ -15,7 +15,7 @@ from foldwise.core import paths
 from foldwise.core.cli import note
 from foldwise.core.schema import Strict, find_yaml, nearest, read_yaml, validate
 from foldwise.core.source import stamp
-from foldwise.data import tables
+from foldwise.data import arrays, tables
 from foldwise.data.columns import by_number
 from foldwise.data.image import ImageOptions
 from foldwise.data.template import template_columns
@@ -254,6 +254,13 @@ class HostMetric(Strict):
         return metrics.resolve(self.function, **{k: v for k, v in options.items() if v is not None}, **weights)
 
 
+class AuxiliaryTarget(Strict):
+    """A column that a network learns beside the target."""
+
+    task: Literal["binary", "multiclass", "regression"]
+    weight: float = Field(gt=0)
+
+
 NO_GROUP = "none"
 
 
@@ -278,6 +285,11 @@ class Competition(Strict):
         description="a column; a list of columns (label_*, C1..C7) for multilabel, and for multiclass columns of 0 and "
         "1 of which one holds; multilabel with one column: its cells hold names, `labels.separator` between them",
     )
+    auxiliary: dict[str, AuxiliaryTarget] = Field(
+        {},
+        description="columns of the train table that networks learn beside the target, each with a loss of its own: "
+        "{age: {task: regression, weight: 0.1}, site: {task: multiclass, weight: 0.2}}; gaps are ignored",
+    )
     derive: dict[str, tuple[str, str]] = Field(
         {},
         description="columns cut from others where a table has no such: {week: [patient_week, '_(.+)$']}, group 1 of a "
@@ -293,6 +305,9 @@ class Competition(Strict):
     )
     where: str | None = Field(None, description="train.where for all labelled rows, `train` and `extra`")
     labels: Labels = Labels()
+    unknown: str | None = Field(
+        None, description="multiclass: the class of what belongs to none of the others, new_whale (04 --head nearest)"
+    )
     group: str | None = Field(
         None,
         description="rows that share it share a fold (patient, lesion, scene): a column, or a DICOM keyword; none: "
@@ -338,6 +353,8 @@ class Competition(Strict):
             raise ValueError("task: soft needs a table, and `target` as a list of its columns of votes")
         if isinstance(self.target, list) and len(self.target) == 1 and tables.expand(self.target, []) == self.target:
             raise ValueError("`target` as a list names two columns or more")
+        for name in set(self.auxiliary) & {*self.targets}:
+            raise ValueError(f"`auxiliary: {name}` is the target itself")
         if self.submission.melted and self.task != "multilabel":
             raise ValueError("`submission: row_id` with {target} belongs to task: multilabel")
         return self
@@ -365,6 +382,8 @@ class Competition(Strict):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Competition:
+        if self.unknown is not None and self.task != "multiclass":
+            raise ValueError("`unknown` belongs to task: multiclass")
         if self.positive is not None and self.task != "binary":
             raise ValueError("`positive` belongs to task: binary")
         if self.group is not None and self.group_pattern is not None:
@@ -525,6 +544,8 @@ def load_competition(name_or_path: str) -> Competition:
     competition = validate(Competition, read_yaml(path, as_written=True), str(path))
     competition._file = path.resolve()
     _spell_out(competition)
+    scaling = arrays.learnt(competition.derived(), competition.image.scaling)
+    competition.image = competition.image.model_copy(update={"scaling": scaling})
     return competition
 
 

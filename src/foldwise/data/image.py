@@ -1,4 +1,5 @@
-"""Any image file -> RGB pixels: DICOM, JPEG, PNG, TIFF, WebP, BMP, GIF, and what else Pillow opens.
+"""Any image file -> RGB pixels: DICOM, JPEG, PNG, TIFF, WebP, BMP, GIF, and what else Pillow opens;
+arrays of numbers (see arrays).
 
 The steps, in this order: decode (at a reduced scale where the target allows), crop, fit to the size,
 grayscale, colour constancy, CLAHE, pad. Alpha is laid over `background` (black); of animated files the
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from foldwise import UserError, dicom
 from foldwise.core import source
-from foldwise.dicom import DicomError, DicomOptions, Size, resize
+from foldwise.data import arrays
+from foldwise.data.arrays import ArrayOptions
+from foldwise.dicom import DicomError, Size, resize
 from foldwise.dicom.decode import Array, captured_stderr, imdecode_strict, jpeg_parameters, scaled_by
 
 
@@ -35,7 +38,7 @@ class ImageError(UserError):
     """A file that is no image, or cannot be read safely: one line that names it, with the true reason."""
 
 
-class ImageOptions(DicomOptions):
+class ImageOptions(ArrayOptions):
     """`image:` of competition.yaml: how every file becomes pixels."""
 
     fit: Literal["squash", "pad", "crop"] = Field(
@@ -64,6 +67,12 @@ class ImageOptions(DicomOptions):
         "from the whole range of the type",
     )
 
+    @model_validator(mode="after")
+    def _colours_are_three(self) -> ImageOptions:
+        if self.channels != 3 and (self.grayscale or self.colour_constancy or self.clahe):
+            raise ValueError(f"grayscale, colour_constancy and clahe are for 3 channels, not {self.channels}")
+        return self
+
 
 _DEFAULT = ImageOptions()
 
@@ -71,7 +80,7 @@ _DEFAULT = ImageOptions()
 def read_image(
     path: str | Path, size: Size = None, options: ImageOptions | None = None, window: Sequence[int] | None = None
 ) -> Array:
-    """A file's image, uint8 (H, W, 3) RGB, at its own size, at S x S, or at (H, W).
+    """A file's image, uint8 (H, W, 3) RGB, at its own size, at S x S, or at (H, W); (H, W, C) of `options.channels`.
 
     window: left, top, right, bottom in pixels of the full upright image (foldwise.roi); it takes the place of
     `options.crop`. ImageError where the file is no image or cannot be read safely: a truncated file is refused, not
@@ -81,13 +90,20 @@ def read_image(
     image = _decoded(Path(path), size if window is None else None, options)
     image = crop(image, options) if window is None else _cut(image, window, Path(path))
     if size is None:
-        return _as_rgb(_tones(image, options))
+        return _as_channels(_tones(image, options), options.channels, path)
     height, width = (size, size) if isinstance(size, int) else size
     image = _tones(_fit(image, height, width, options), options)
-    return _pad(_as_rgb(image), height, width, options.pad_value)
+    return _pad(_as_channels(image, options.channels, path), height, width, options.pad_value)
 
 
-def probe(path: str | Path) -> dict[str, Any]:
+def as_picture(images: Array) -> Array:
+    """uint8 (..., C) as something to look at, (..., 3): the first three channels, or the first one in gray."""
+    if images.shape[-1] == 3:
+        return images
+    return np.ascontiguousarray(images[..., :3] if images.shape[-1] > 3 else images[..., [0, 0, 0]])
+
+
+def probe(path: str | Path, options: ImageOptions | None = None) -> dict[str, Any]:
     """format, width, height (as displayed: after EXIF orientation) and bytes, from the header alone.
 
     For DICOM also frames. ImageError where the file is no image.
@@ -98,6 +114,8 @@ def probe(path: str | Path) -> dict[str, Any]:
         raise ImageError(f"{path}: empty file")
     if _is_dicom(head, path):
         return {"format": "DICOM", **_probe_dicom(path), "bytes": length}
+    if what := arrays.kind(path, head):
+        return {"format": what, **arrays.probe(path, what, options or _DEFAULT), "bytes": length}
     with _pillow(path) as image:
         width, height = image.size
         if image.format in ("JPEG", "PNG", "WEBP", "TIFF", "MPO") and _orientation(image) >= 5:
@@ -147,6 +165,8 @@ SUFFIXES = {
     ".dcm",
     ".dicom",
     ".ima",
+    ".npy",
+    ".npz",
 }
 
 
@@ -205,6 +225,8 @@ def _decoded(path: Path, size: Size, options: ImageOptions) -> Array:
     try:
         if _is_dicom(head, path):
             return _decode_dicom(path, target, options)
+        if what := arrays.kind(path, head):
+            return _decode_array(path, what, options)
         if head.startswith(b"\xff\xd8\xff"):
             return _decode_jpeg(path, target, options)
         if head.startswith(b"\x89PNG"):
@@ -219,6 +241,12 @@ def _decoded(path: Path, size: Size, options: ImageOptions) -> Array:
         raise ImageError(f"{path}: needs more memory than there is") from None
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}") from None
+
+
+def _decode_array(path: Path, what: str, options: ImageOptions) -> Array:
+    values = arrays.read_array(path, what, options)
+    _check_pixels(path, values.shape[1], values.shape[0], options)
+    return arrays.as_bytes(values, path, options)
 
 
 def _decode_dicom(path: Path, target: Size, options: ImageOptions) -> Array:
@@ -480,7 +508,11 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right; the ends not includ
 def _gray(image: Array) -> Array:
     import cv2
 
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if image.ndim == 2:
+        return image
+    if image.shape[2] != 3:
+        return np.rint(image.mean(axis=2)).astype(np.uint8)
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def _span(flags: Array) -> tuple[int, int]:
@@ -545,29 +577,45 @@ def _fit(image: Array, height: int, width: int, options: ImageOptions) -> Array:
     rows, columns = image.shape[:2]
     if options.fit == "pad":
         scale = min(height / rows, width / columns)
-        return resize(image, (max(1, round(rows * scale)), max(1, round(columns * scale))))
+        return _resized(image, (max(1, round(rows * scale)), max(1, round(columns * scale))))
     if options.fit == "crop":
         scale = max(height / rows, width / columns)
         keep_y, keep_x = min(rows, round(height / scale)), min(columns, round(width / scale))
         top, left = (rows - keep_y) // 2, (columns - keep_x) // 2
         image = image[top : top + keep_y, left : left + keep_x]
-    return resize(np.ascontiguousarray(image), (height, width))
+    return _resized(np.ascontiguousarray(image), (height, width))
+
+
+def _resized(image: Array, shape: tuple[int, int]) -> Array:
+    """OpenCV averages four channels at once, and no more."""
+    if image.ndim == 2 or image.shape[2] <= 4:
+        return resize(image, shape)
+    parts = [resize(np.ascontiguousarray(image[..., k : k + 4]), shape) for k in range(0, image.shape[2], 4)]
+    return np.concatenate([part.reshape(*shape, -1) for part in parts], axis=2)
 
 
 def _pad(image: Array, height: int, width: int, value: int) -> Array:
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
         return image
-    out = np.full((height, width, 3), value, np.uint8)
+    out = np.full((height, width, image.shape[2]), value, np.uint8)
     top, left = (height - rows) // 2, (width - columns) // 2
     out[top : top + rows, left : left + columns] = image
     return out
 
 
-def _as_rgb(image: Array) -> Array:
+def _as_channels(image: Array, channels: int, path: str | Path) -> Array:
+    """(H, W, channels): gray as three equal ones, or any image as its gray."""
     import cv2
 
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
+    if channels == 1:
+        return np.ascontiguousarray(_gray(image)[..., None])
+    if image.ndim == 2 and channels == 3:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    held = 1 if image.ndim == 2 else image.shape[2]
+    if held != channels:
+        raise ImageError(f"{path}: {held} channels, and `image: {{channels: {channels}}}` asks for {channels}")
+    return np.ascontiguousarray(image)
 
 
 def _tones(image: Array, options: ImageOptions) -> Array:

@@ -32,12 +32,13 @@ import yaml
 from foldwise import UserError, dicom, metrics
 from foldwise.core import source
 from foldwise.core.cli import note
-from foldwise.core.files import locked, replacing, write_csv
+from foldwise.core.files import digest, locked, replacing, write_csv
 from foldwise.core.parallel import parallel_map
 from foldwise.core.schema import nearest
-from foldwise.data import image
+from foldwise.data import arrays, image
 from foldwise.data.columns import by_number, date_parts, is_number, read_dates, read_numbers, text, typed
 from foldwise.data.competition import Competition
+from foldwise.data.image import ImageOptions
 from foldwise.data.rows import listing, once, rows_of_split
 
 FEW = 0.01  # share of a split's images that may be set aside without a warning
@@ -110,6 +111,15 @@ def try_metric(competition: Competition, index: pd.DataFrame) -> None:
     rows = index[(index["split"] == "train") & index["error"].isna()]
     target = target_array(competition, rows, names)
     metrics.rehearse(competition.scorer(), target, len(names), competition.task)
+
+
+def learn_scaling(competition: Competition, index: pd.DataFrame) -> None:
+    """Fill in `image.scaling`, where it asks for percentiles of the training part: learnt once of the same files."""
+    train = index[(index["split"] == "train") & index["error"].isna()]
+    files = [competition.raw() / path for path in train["path"].unique()]
+    options, key = competition.image, digest(identity(train).to_numpy().tolist())
+    scaling = arrays.learn_once(competition.derived(), options.scaling, files, key, options)
+    competition.image = options.model_copy(update={"scaling": scaling})
 
 
 def check_readable(competition: Competition, index: pd.DataFrame) -> None:
@@ -246,7 +256,7 @@ def headers(
     """What the files' headers say of index rows: format, sizes, why one can't be read, the DICOM tags asked for."""
     raw = competition.raw()
     tags = [*competition.dicom_tags, *header_groups(competition)]
-    job = partial(_read_headers, str(raw), tuple(dict.fromkeys(tags)))
+    job = partial(_read_headers, str(raw), tuple(dict.fromkeys(tags)), competition.image)
     each: list[dict[str, Any]] = [{} for _ in range(len(index))]
     rows = list(enumerate(index["path"]))
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
@@ -280,15 +290,17 @@ def a_row_a_frame(index: pd.DataFrame) -> pd.DataFrame:
     return spread.assign(id=ids, frame=frame.astype("Int64").where(several)).reset_index(drop=True)
 
 
-def _read_headers(raw: str, tags: tuple[str, ...], rows: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-    return [_read_header(Path(raw) / path, tags) for _, path in rows]
+def _read_headers(
+    raw: str, tags: tuple[str, ...], options: ImageOptions, rows: Sequence[tuple[int, str]]
+) -> list[dict[str, Any]]:
+    return [_read_header(Path(raw) / path, tags, options) for _, path in rows]
 
 
-def _read_header(path: Path, tags: tuple[str, ...]) -> dict[str, Any]:
+def _read_header(path: Path, tags: tuple[str, ...], options: ImageOptions) -> dict[str, Any]:
     try:
         if not source.is_there(path):
             return {"error": "missing file"}
-        header: dict[str, Any] = {**image.probe(path), **source.identity(path)}
+        header: dict[str, Any] = {**image.probe(path, options), **source.identity(path)}
         if tags and header["format"] == "DICOM":
             header.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
         return header

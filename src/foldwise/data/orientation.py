@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -13,8 +13,9 @@ from PIL import Image
 
 from foldwise import UserError, augment, dicom
 from foldwise.core.cli import note
-from foldwise.data.recipe import Recipe
+from foldwise.data.recipe import Backbone, Recipe
 
+B = TypeVar("B", bound=Backbone)
 Orientation = Literal["free", "upright"]
 
 LOOKED_AT = 120  # files
@@ -83,10 +84,11 @@ def _cardinal(image: np.ndarray) -> float:
     return float((strength * np.cos(4 * np.arctan2(*along))).sum() / max(float(strength.sum()), 1e-6))
 
 
-def fitted(recipe: Recipe, orientation: str | None) -> Recipe:
+def fitted(recipe: Recipe, orientation: str | None, channels: int = 3) -> Recipe:
     """The recipe for images that are `orientation`; what would turn upright ones is left out, and said.
 
-    augment.flips: auto becomes d4 where they are free, else horizontal.
+    augment.flips: auto becomes d4 where they are free, else horizontal. channels: of the images, which the backbones'
+    in_chans follow.
     """
     flips, tta, preset = recipe.augment.flips, recipe.predict.tta, recipe.augment.preset
     if flips == "auto":
@@ -99,8 +101,18 @@ def fitted(recipe: Recipe, orientation: str | None) -> Recipe:
         if turning:
             note(f"{' and '.join(turning)} would turn images that are upright (`orientation`): mirrored only")
         flips, tta = "horizontal" if flips == "d4" else flips, "flip" if tta == "d4" else tta
-    update = {
+    update: dict[str, Any] = {
         "augment": recipe.augment.model_copy(update={"flips": flips}),
         "predict": recipe.predict.model_copy(update={"tta": tta}),
     }
+    if channels != 3 or "in_chans" in recipe.model.kwargs:
+        second = recipe.model.second and _seeing(recipe.model.second, channels)
+        update["model"] = _seeing(recipe.model, channels).model_copy(update={"second": second})
     return recipe.model_copy(update=update)
+
+
+def _seeing(backbone: B, channels: int) -> B:
+    seen = backbone.kwargs.get("in_chans", channels)
+    if seen not in {1, channels}:
+        raise UserError(f"model.kwargs: in_chans={seen}: the images have {channels} channels; {channels}, or 1: grey")
+    return backbone.model_copy(update={"kwargs": {**backbone.kwargs, "in_chans": seen}})

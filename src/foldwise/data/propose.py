@@ -21,7 +21,7 @@ import yaml
 from foldwise import UserError, dicom
 from foldwise.core import archives, paths
 from foldwise.core.files import write_text
-from foldwise.data import image
+from foldwise.data import arrays, image
 from foldwise.data.columns import by_number, read_dates
 from foldwise.data.orientation import LOOKED_AT, Judgement, judge
 from foldwise.data.tables import read_table
@@ -485,7 +485,16 @@ def _orientation(raw: Raw, made: Proposal) -> None:
         except UserError:
             continue
     judged = judge(files, np.stack(images)) if images else Judgement(None, "no image can be read")
+    _arrays(raw, made)
     made.add("orientation", judged.orientation, f"{judged.reason}; free: any turn is as good", guess=True)
+
+
+def _arrays(raw: Raw, made: Proposal) -> None:
+    """`image` of arrays of numbers: how many channels, and what becomes black and white."""
+    path = next((raw.folder / path for path in raw.images if path.endswith((".npy", ".npz"))), None)
+    if path is not None and (channels := arrays.channels_of(path)):
+        scaling = {"percentiles": [1, 99]}
+        made.add("image", {"channels": channels, "scaling": scaling}, "arrays of numbers, no pictures", guess=True)
 
 
 def _headers(raw: Raw, made: Proposal) -> None:

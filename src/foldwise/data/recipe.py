@@ -57,6 +57,12 @@ class Head(Strict):
     hidden: int | None = Field(None, ge=1, description="width of a Dense + ReLU layer before the classifier")
     dropout: float = Field(0.0, ge=0, lt=1, description="right before the classifier")
     samples: int = Field(1, ge=1, description="dropout masks averaged on one classifier (multi-sample: 5)")
+    cosine: float | None = Field(
+        None,
+        gt=0,
+        description="multiclass: logits are so many times the cosine to each class's centre (30); train.margin",
+    )
+    centers: int = Field(1, ge=1, description="centres a class, the nearest counts (sub-centre ArcFace: 3)")
 
 
 class Model(Backbone):
@@ -100,6 +106,10 @@ class Train(Strict):
     accumulate: int = Field(1, ge=1, description="steps whose gradients are summed before the optimizer moves")
     loss: Literal["default", "ce", "bce", "focal", "asymmetric", "ordinal", "mse", "mae", "huber"] = Field(
         "default", description="default: ce, bce or mse by task; see foldwise.losses"
+    )
+    auxiliary: bool = Field(True, description="learn the competition's `auxiliary` targets beside the main one")
+    margin: float = Field(
+        0.0, ge=0, lt=1.6, description="ArcFace: radians by which a row has to be nearer to its class (0.3 to 0.5)"
     )
     focal_gamma: float = Field(2.0, ge=0, description="loss focal: how much easy rows are discounted (Lin 2017)")
     class_weights: Literal["none", "balanced", "sqrt"] | list[float] = Field(
@@ -290,6 +300,12 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
     ),
     ("model.second", "another model.mode than partial: that names a layer of one", lambda r: r.model.mode != "partial"),
     ("model.head.samples", "model.head.dropout", lambda r: r.model.head.dropout > 0),
+    ("model.head.centers", "model.head.cosine", lambda r: r.model.head.cosine is not None),
+    (
+        "train.margin",
+        "model.head.cosine, and train.loss=ce or focal",
+        lambda r: r.model.head.cosine is not None and r.train.loss in {"default", "ce", "focal"},
+    ),
     ("model.fusion", "model.metadata=true", lambda r: r.model.metadata),
     (
         "model.fusion.dropout",

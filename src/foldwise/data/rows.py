@@ -34,7 +34,8 @@ def rows_of_split(competition: Competition, name: str, split: Split) -> pd.DataF
 def _repeated(rows: pd.DataFrame) -> pd.DataFrame:
     """Test rows that ask for one image twice as one, those that name another under the same id numbered: a, a#1."""
     rows = rows.drop_duplicates(["id", "row_id", "path"]).reset_index(drop=True)
-    return rows.assign(id=numbered(rows["id"]))
+    ids = numbered(rows["id"])
+    return rows.assign(id=ids, row_id=rows["row_id"].where(rows["row_id"] != rows["id"], ids))
 
 
 def numbered(ids: pd.Series) -> pd.Series:

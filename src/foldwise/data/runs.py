@@ -30,7 +30,8 @@ class RunInfo(BaseModel):
     """run.json: what made a run, and its scores. What else a step wrote (chosen settings, drift...) is kept beside.
 
     config: the recipe, or another step's settings. folds: what each fold's training wrote down. image: the
-    competition's `image` options that the pixels were made with. fold_scores, score: None where undefined.
+    competition's `image` options that the pixels were made with. auxiliary: its targets that were learnt beside.
+    fold_scores, score: None where undefined.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -45,6 +46,7 @@ class RunInfo(BaseModel):
     command: str = ""
     folds_hash: str | None = None
     labels_hash: str | None = None
+    auxiliary: dict[str, Any] = {}
     image: dict[str, Any] | None = None
     folds_done: list[int] = []
     folds_wanted: list[int] = []
@@ -223,6 +225,8 @@ def _changed(info: RunInfo, competition: Competition, config: dict[str, Any], re
         changed.append(f"folds: {info.folds_hash} -> {rests_on['folds_hash']}")
     if info.folds_hash is not None and info.labels_hash != rests_on.get("labels_hash"):
         changed.append(f"labels.csv: {info.labels_hash or 'none'} -> {rests_on.get('labels_hash', 'none')}")
+    if info.folds_hash is not None:
+        changed += differences({"auxiliary": info.auxiliary}, {"auxiliary": rests_on.get("auxiliary", {})})
     return changed + (_other_pixels(info, competition) if "image" in rests_on else [])
 
 
@@ -256,8 +260,14 @@ def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.D
     return {
         "folds_hash": folds.digest(fold_table),
         **decisions.digest(competition),
+        **_learns_beside(competition, config),
         **({"image": competition.image.model_dump(mode="json", exclude_defaults=True)} if looks else {}),
     }
+
+
+def _learns_beside(competition: Competition, config: dict[str, Any]) -> dict[str, Any]:
+    wanted = {name: asked.model_dump() for name, asked in competition.auxiliary.items()}
+    return {"auxiliary": wanted} if wanted and config.get("train", {}).get("auxiliary") else {}
 
 
 def _other_pixels(info: RunInfo, competition: Competition) -> list[str]:

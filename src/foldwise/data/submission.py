@@ -119,7 +119,7 @@ def rows_asked(competition: Competition, row_ids: Iterable[str], asked: pd.Serie
     names = {one: one for one in known}
     if competition.submission.melted:
         names = {one.replace("{target}", name): one for one in known for name in competition.targets}
-    for spelled in (asked, numbered(asked)):
+    for spelled in (numbered(asked), asked):
         if spelled.isin(names).all():
             return spelled.map(names)
     mixed = numbered(asked)

@@ -27,7 +27,7 @@ from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
 from foldwise.core.files import file_digest, temporary_folder, write_json, write_text
 from foldwise.core.schema import validate
-from foldwise.data import index, oof
+from foldwise.data import arrays, index, oof
 from foldwise.data.boxes import load_crop_meta
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
@@ -193,6 +193,7 @@ def _copy_table(competition: Competition, table: pd.DataFrame, root: Path) -> No
     table[table["split"] != "test"].to_parquet(derived / "index.parquet", index=False, write_page_checksum=True)
     shutil.copy(own / "folds.csv", derived)
     meta = json.loads((own / "folds.json").read_text(encoding="utf-8"))
+    _copy(own, derived, [arrays.FILE])
     meta.pop("made_of", None)  # a file of folds need not be where the test set is
     write_json(derived / "folds.json", meta)
     meta = load_crop_meta(competition)

@@ -128,6 +128,11 @@ def _by_detector(
     parallel.tune_allocator()
     from foldwise.model import detector  # torch
 
+    if competition.image.channels != 3:
+        raise UserError(
+            f"{competition.file}: detectors see RGB, not {competition.image.channels} channels; --boxes FILE"
+        )
+
     truths = [
         _table(competition, index, path, options.units) for path in (options.finetune_boxes, options.truth) if path
     ]

@@ -404,7 +404,7 @@ def blurred(images: Tensor) -> Tensor:
     planes = images.float().permute(0, 3, 1, 2).flatten(0, 1)[:, None]
     for weights, pad in ((kernel, (reach, reach, 0, 0)), (kernel.transpose(2, 3), (0, 0, reach, reach))):
         planes = F.conv2d(F.pad(planes, pad, mode="reflect"), weights)
-    return planes.squeeze(1).unflatten(0, (len(images), 3)).permute(0, 2, 3, 1)
+    return planes.squeeze(1).unflatten(0, (len(images), images.shape[3])).permute(0, 2, 3, 1)
 
 
 # --- what the stages see ----------------------------------------------------------------------------------
@@ -466,10 +466,10 @@ def maximise(
     The image is a sum of pictures from coarse to fine, so that no scale runs away with it; it is shifted at random at
     each step, and rough images cost (Olah 2017, "Feature visualization"). Metadata, if any, is that of the average row.
     """
-    device = model.device
+    device, channels = model.device, max(3, model.network.mean.shape[1])
     generator = torch.Generator().manual_seed(seed)
     sides = [side for k in range(8) if (side := size >> k) >= 4]
-    levels = [(0.1 * torch.randn(1, 3, s, s, generator=generator)).to(device).requires_grad_() for s in sides]
+    levels = [(0.1 * torch.randn(1, channels, s, s, generator=generator)).to(device).requires_grad_() for s in sides]
     beside = torch.zeros(1, metadata, device=device) if metadata else None
     gains = [min(1.0, size / (4 * side)) for side in sides]  # fine detail alone is what fools a network
     optimizer = torch.optim.AdamW(levels, lr=0.03, weight_decay=0.5)  # drawn back to gray, so that colours don't clip

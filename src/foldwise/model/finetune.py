@@ -26,7 +26,7 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int, share
     target: int64 class numbers (N,), 0/1 (N,) or (N, C), or `shares` (N, C) that sum to one. The prior of Lin 2017
     (focal loss, section 3.3). A pretrained head used as it is stays as it is.
     """
-    if isinstance(network, PretrainedNetwork):
+    if isinstance(network, PretrainedNetwork) or network.head.classifier.bias is None:
         return
     if target.dtype.kind == "i" or shares:
         counts = target.sum(axis=0) if shares else np.bincount(target, minlength=classes)

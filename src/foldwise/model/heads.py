@@ -105,6 +105,31 @@ class Classifier(nn.Linear):
             return super().forward(input.float())
 
 
+class Cosine(nn.Module):
+    """(B, D) -> float32 (B, outputs): `scale` times the cosine to the nearest of each output's centres.
+
+    Deng 2019 (ArcFace, arXiv:1801.07698; its margin is the loss's); several centres: Deng 2020 (sub-centre ArcFace,
+    ECCV), for classes that look in more ways than one, or whose labels are noisy.
+    """
+
+    bias = None
+
+    def __init__(self, width: int, outputs: int, scale: float, centers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs * centers, width))
+        self.scale, self.centers = scale, centers
+
+    @property
+    def outputs(self) -> int:
+        """How many classes it tells apart."""
+        return len(self.weight) // self.centers
+
+    def forward(self, input: Tensor) -> Tensor:
+        with _in_full(input):
+            cosine = F.linear(F.normalize(input.float()), F.normalize(self.weight.float()))
+            return self.scale * cosine.unflatten(1, (-1, self.centers)).amax(dim=2)
+
+
 class Head(nn.Module):
     """(B, D) features -> logits (B, outputs): [joint layer,] [Dense + ReLU,] dropout, one linear classifier.
 
@@ -122,7 +147,8 @@ class Head(nn.Module):
             layers += [nn.Linear(width, settings.hidden), nn.ReLU()]
             width = settings.hidden
         self.neck = nn.Sequential(*layers)
-        self.classifier = Classifier(width, outputs)
+        plain, cosine = Classifier(width, outputs), settings.cosine
+        self.classifier = plain if cosine is None else Cosine(width, outputs, cosine, settings.centers)
         self.dropout, self.samples = settings.dropout, settings.samples
 
     def forward(self, features: Tensor) -> Tensor:

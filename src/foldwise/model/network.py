@@ -24,8 +24,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Network(nn.Module):
     """One or two timm models behind their normalisation, and our head on their pooled features.
 
-    uint8 (B, S, S, 3) RGB in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32 (B, outputs)
-    out. NHWC bytes are what the cache holds; permuted, they are channels_last, so the conversion costs nothing.
+    uint8 (B, S, S, 3) RGB (or C channels) in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32
+    (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are channels_last, so converting is free.
     `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
     """
 
@@ -44,6 +44,7 @@ class Network(nn.Module):
         self.pool: heads.Pool | None = None
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
+        self.beside: heads.Classifier | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
@@ -74,8 +75,20 @@ class Network(nn.Module):
         return torch.cat([pooled, more], dim=1)
 
     def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
-        """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch."""
-        return self._units(self.head(self._joined(features, metadata)))
+        """Logits (B, outputs) of `features`; a frozen backbone's can be kept and used in every epoch.
+
+        In training those of auxiliary targets follow.
+        """
+        joined = self._joined(features, metadata)
+        logits = self._units(self.head(joined))
+        if self.beside is None or not self.training:
+            return logits
+        return torch.cat([logits, self.beside(self.head.neck(joined))], dim=1)
+
+    def learn_beside(self, outputs: int) -> None:
+        """Give the network logits of auxiliary targets; they are in no file of weights."""
+        self.beside = heads.Classifier(self.head.classifier.weight.shape[1], outputs)
+        self.learns |= {"beside.weight", "beside.bias"}
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""
@@ -190,7 +203,8 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
     network.head = heads.Head(width, outputs, settings.head, settings.fusion if settings.metadata else None)
     # small: a new head starts at the base rate (finetune.start_at_base_rate), whatever the features' scale
     nn.init.trunc_normal_(network.head.classifier.weight, std=0.01)
-    nn.init.zeros_(network.head.classifier.bias)
+    if network.head.classifier.bias is not None:
+        nn.init.zeros_(network.head.classifier.bias)
 
 
 def _pool(
@@ -233,11 +247,12 @@ def _mean_std(settings: Backbone, backbone: nn.Module, key: str) -> list[list[fl
     mean_std = []
     for name, default in zip(("mean", "std"), IMAGENET, strict=True):
         values = list(getattr(settings, name) or defaults.get(name) or default)
-        if settings.kwargs.get("in_chans", 3) == 1:
+        channels = settings.kwargs.get("in_chans", 3)
+        if channels != 3 and len(values) != channels:
             values = [sum(values) / len(values)]
-        elif len(values) == 1:
-            values *= 3
-        elif len(values) != 3:
+        if len(values) == 1:
+            values *= channels
+        elif len(values) != channels:
             raise UserError(f"{key}.{name}: {len(values)} values; give one, or three for RGB")
         mean_std.append(values)
     return mean_std
@@ -249,8 +264,6 @@ def _backbone(settings: Backbone, recipe: Recipe, outputs: int | None, key: str)
     With `init_from` the first backbone's weights come from that run, so none are looked for.
     """
     kwargs: dict[str, Any] = {**_input_size(settings, recipe), **settings.kwargs}
-    if kwargs.get("in_chans", 3) not in {1, 3}:
-        raise UserError(f"{key}.kwargs: in_chans={kwargs['in_chans']}: the images are RGB; 3, or 1 for grey")
     if outputs is not None:
         kwargs = {"num_classes": outputs, **kwargs}
     replaced = recipe.model.init_from is not None and key == "model"

@@ -95,7 +95,8 @@ def probe(
 
     metadata: some rows, float32 (at least `batch`, F), for a fusion network.
     """
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, image_size, image_size, 3), np.uint8))
+    shape = (batch, image_size, image_size, max(3, network.mean.shape[1]))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     training, random = network.training, torch.get_rng_state()
     seconds = dict.fromkeys(STEPS, float("inf"))

@@ -85,10 +85,7 @@ def predict_rows(
     if prior is not None and not (cache_rows >= 0).any():
         return np.tile(prior, (len(cache_rows), 1))
     made = predict_readable(network, cache, cache_rows, targets, recipe, label, metadata, how)
-    if targets.many:
-        made[cache_rows < 0] = prior
-        return made
-    return with_fallback(made, cache_rows >= 0, prior)
+    return with_fallback(made, cache_rows >= 0, prior, alike=not targets.many)
 
 
 def predict_readable(
@@ -116,8 +113,14 @@ def predict_readable(
     return made
 
 
-def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
-    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one, else `prior`."""
+def with_fallback(pred: np.ndarray, readable: np.ndarray, prior: np.ndarray | None, alike: bool = True) -> np.ndarray:
+    """pred (N, C), in place: rows without a readable image (bool (N,)) get the mean of those with one, else `prior`.
+
+    alike: whether columns mean the same in every row; where they do not (data.top), it is the prior.
+    """
+    if not alike:
+        pred[~readable] = prior
+        return pred
     if not readable.all() and (readable.any() or prior is not None):
         pred[~readable] = pred[readable].mean(axis=0) if readable.any() else prior
     return pred

@@ -106,6 +106,8 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: 
             raise UserError(f"{competition.file}: {len(names):,} classes: a row an image, and no target.column")
     if recipe.target.column is not None:
         return _auxiliary(competition, recipe, names, learnt)
+    if recipe.model.head.cosine is not None and _activation(kind, loss) != "softmax":
+        raise UserError("model.head.cosine: classes that exclude each other, with train.loss=ce or focal, have centres")
     if loss == "ordinal":
         index.check_order(competition, names, "train.loss=ordinal")
     return Targets(kind, names, names, _activation(kind, loss))

@@ -70,7 +70,7 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
     """All weights and buffers as safetensors, written whole, with the names of what the outputs mean."""
     from safetensors.torch import save_file
 
-    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    state = {key: value.contiguous() for key, value in network.state_dict().items() if not key.startswith("beside.")}
     with replacing(path) as part:
         # one entry: safetensors writes several in an order of chance, and the same weights are to be the same bytes
         meta = {"format": FORMAT, "classes": list(classes), "checksum": _checksum(state)}

@@ -21,6 +21,7 @@ from foldwise.core.files import write_csv, write_text
 from foldwise.core.schema import nearest
 from foldwise.data import cache, folds, index
 from foldwise.data.competition import Competition
+from foldwise.data.image import as_picture
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import check_folds, finished_folds, read_folds
 from foldwise.model import explain, fold_models
@@ -188,7 +189,7 @@ class Explanation:
         for target in tqdm(wanted, desc="maximising inputs", leave=False, disable=None if wanted else True):
             image, reached = explain.maximise(model, target, self.recipe.image_size, len(model.features))
             beside = np.zeros((1, len(model.features)), np.float32) if model.features else None
-            self.inputs.append((target.name, image, reached, model.answer(image[None], beside)[0]))
+            self.inputs.append((target.name, as_picture(image), reached, model.answer(image[None], beside)[0]))
 
     def _explain_case(self, model: FoldModel, case: Case) -> None:
         count = len(case.targets)
@@ -261,7 +262,7 @@ class Explanation:
     def _cards(self, sheet: Sheet, folder: Path) -> str:
         strips, words, cards = [], [], []
         for k, (case, image) in enumerate(zip(sheet.cases, self._pixels(sheet.cases), strict=True)):
-            panels = [("the image", image)]
+            panels = [("the image", as_picture(image))]
             for number, target in enumerate(case.targets):
                 for backbone, heat in self.heat[case, number].items():
                     label = target.name if len(self.layers) == 1 else f"{target.name}, {backbone}"
@@ -361,7 +362,7 @@ class Explanation:
         if not self.stages:
             return ""
         shown = [case for case, _ in self.stages]
-        images = list(self._pixels(shown))
+        images = list(as_picture(self._pixels(shown)))
         words = (
             "Left: the image and the mean of a stage's channels (absolute values); then the channels that move the "
             "answer most, with what each adds to its evidence, to first order (activation times gradient)."

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foldwise.data.image import as_picture
 from foldwise.report import figures
 from foldwise.report.figures import BLUE, GREEN, ORANGE, PALETTE, VERMILLION
 
@@ -26,7 +27,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.75) -> np.n
     Where the map is low the image shows through; the two ends differ in lightness, so that they are told apart
     without colour, too.
     """
-    gray = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
+    gray = np.repeat(cv2.cvtColor(as_picture(image), cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float32)
     level = np.clip(heat, 0, 1).astype(np.float32)
     colour = matplotlib.colormaps["plasma"](0.15 + 0.85 * level)[..., :3].astype(np.float32) * 255
     fraction = strength * level[..., None]

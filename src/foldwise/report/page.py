@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from foldwise.data.image import as_picture
 from foldwise.report import figures
 
 CSS = """
@@ -177,8 +178,9 @@ def _bar(value: Any) -> str:
 
 
 def picture(image: np.ndarray, alt: str, shown: int = 104, quality: int = 84) -> str:
-    """uint8 (H, W, 3) RGB as an <img> with its JPEG inside; shown `shown` pixels high, stored at up to twice that."""
-    height, width = image.shape[:2]
+    """uint8 (H, W, 3) RGB, or (H, W, C) by its first channels, as an <img> with its JPEG inside; shown `shown` pixels
+    high, stored at up to twice that."""
+    image, (height, width) = as_picture(image), image.shape[:2]
     scale = min(1.0, 2 * shown / height)
     if scale < 1:
         image = cv2.resize(image, (max(1, round(width * scale)), 2 * shown), interpolation=cv2.INTER_AREA)

@@ -40,6 +40,7 @@ def _prepare(
     dask: str | None,
     new_folds: bool,
 ) -> None:
+    index.learn_scaling(competition, table)
     if not new_folds:
         folds.check_saved(competition, table)
     table["error"] = cache.build_caches(competition, table, list(dict.fromkeys([*sizes, SIZE])), workers, dask)
@@ -87,7 +88,7 @@ def _look_at_orientation(competition: Competition, table: DataFrame, images: cac
     train = table[(table["split"] == "train") & table["error"].isna()]
     some = train.iloc[:: max(1, len(train) // orientation.LOOKED_AT)]
     files = [competition.raw() / path for path in some["path"]]
-    judged = orientation.judge(files, images.read(images.rows_of(some)))
+    judged = orientation.judge(files, images.pictures(images.rows_of(some)))
     if competition.orientation is None and judged.orientation is not None:
         line, turn = f"orientation: {judged.orientation}", "no recipe" if judged.orientation == "upright" else "recipes"
         note(f"images look {judged.orientation}: {judged.reason}; `{line}` in {competition.file} lets {turn} turn them")

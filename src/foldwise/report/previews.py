@@ -27,7 +27,7 @@ def draw_preview(competition: Competition, recipe: Recipe, path: Path) -> None:
     """
     images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     rows = images.rows("train", folds.load_folds(competition)["id"].tolist())
-    some = images.read(rows[:: max(1, len(rows) // VERSIONS)][:VERSIONS])
+    some = images.pictures(rows[:: max(1, len(rows) // VERSIONS)][:VERSIONS])
     a, size = recipe.augment, recipe.image_size
     makers = [augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops)]
     if not a.randaugment:

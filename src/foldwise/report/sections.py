@@ -70,7 +70,7 @@ def _grid(survey: Survey, sheet: Page) -> str:
 
 
 def _strip(survey: Survey, name: str, count: str, split: str, ids: np.ndarray) -> str:
-    pixels = survey.images.read(survey.images.rows(split, list(ids)))
+    pixels = survey.images.pictures(survey.images.rows(split, list(ids)))
     shown = "".join(page.picture(pixel, str(one), THUMB) for pixel, one in zip(pixels, ids, strict=True))
     words = f"<div><b>{escape(name)}</b><br><span class=soft>{escape(count)}</span></div>"
     return f'<div class="class">{words}<div class="strip">{shown}</div></div>'
@@ -79,7 +79,8 @@ def _strip(survey: Survey, name: str, count: str, split: str, ids: np.ndarray) -
 def _before_after(survey: Survey, sheet: Page) -> str:
     """Each image option that is set, alone, and all of them together, on the same raw files."""
     chosen = survey.competition.image
-    default = ImageOptions(max_pixels=chosen.max_pixels, truncated=chosen.truncated)  # what is read at all
+    kept = {"max_pixels", "truncated", "channels", "axes", "key", "bands", "scaling"}  # what is read at all
+    default = ImageOptions(**{name: getattr(chosen, name) for name in kept})
     changed = [name for name in ImageOptions.model_fields if getattr(chosen, name) != getattr(default, name)]
     if not changed:
         return ""

@@ -25,24 +25,27 @@ from foldwise import UserError
 from foldwise.core.cli import note
 from foldwise.core.files import digest, file_digest, read_voucher, write_json, write_voucher
 from foldwise.core.saved import read_saved, write_saved
-from foldwise.data import cache, folds, index
+from foldwise.core.schema import nearest
+from foldwise.data import cache, folds, index, top
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
+from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Head, Recipe, load_recipe, recipe_settings, run_name
 from foldwise.data.runs import check_folds
 from foldwise.model import fold_models, weights
 from foldwise.model.fold_models import FoldModel
 from foldwise.model.network import Network, create_network
 from foldwise.model.predict import embed_rows, pick_device, say_unreadable, with_fallback
-from foldwise.tabular.heads import KINDS, FittedHead, Heads, available_memory, check
+from foldwise.tabular.heads import KINDS, NEAREST, FittedHead, Heads, available_memory, check
 from foldwise.tabular.kernel import Scale, Setting
 from foldwise.tabular.learners import by_votes
+from foldwise.tabular.nearest import Nearest
 
 FORMAT = 1  # raise it when the same model and images would give other embeddings
 CHUNK = 1024  # rows between two saves
 
 Embed = Callable[[Cache, np.ndarray, pd.DataFrame, str], np.ndarray]
-Fold = tuple[int, np.ndarray, np.ndarray, list[Setting], FittedHead]
+Fold = tuple[int, np.ndarray, np.ndarray, list[Setting], FittedHead | Nearest]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
         return competition.runs() / run
     name = run_name(source)
     own = _made_of(recipe)
-    changed = own != _made_of(load_recipe(source))
+    changed = own != _made_of(fitted(load_recipe(source), competition.orientation, competition.image.channels))
     return competition.runs() / (f"{name}-{digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 
@@ -208,18 +211,15 @@ def fit_heads(
 
     A row whose image could not be read gets the mean of the others' predictions, or of the training rows' targets.
     """
-    check(head, competition.task)
     names = index.classes(competition, table)
+    _check_head(competition, head, names)
     train = folds.rows(table, fold_table)
     target = index.target_array(competition, train, names)
     fold_of = fold_table["fold"].to_numpy()
     heads: Heads | None = None
     for fold, stored, rows in each_fold(competition, recipe, source, run, table, fold_table):
-        if heads is None or run is not None:
-            groups = np.concatenate([fold_table["group"].to_numpy(str), np.full(len(stored) - rows.train, "")])
-            held = stored if stored.nbytes > available_memory() / 8 else np.array(stored)
-            task = competition.as_classes().task
-            heads = Heads(head, task, held, groups, max(1, len(names)), scale, recipe.seed)
+        if (heads is None or run is not None) and head != NEAREST:
+            heads = _heads(competition, head, stored, rows, max(1, len(names)), scale, recipe.seed)
             if run is None:
                 heads.share(np.flatnonzero(rows.where[: rows.train] >= 0))
         valid = np.flatnonzero(fold_of == fold)
@@ -229,21 +229,56 @@ def fit_heads(
         if competition.task == "soft":
             row, y = by_votes(y)
             learnt = fit[row]
-        of_valid, chosen, fitted = heads.fit(learnt, y, valid)
+        fitted: FittedHead | Nearest
+        if heads is None:
+            fitted, chosen = _nearest(competition, np.asarray(stored[fit]), y, names, recipe.seed)
+            of_valid = fitted.predict(np.asarray(stored[valid]))
+        else:
+            of_valid, chosen, fitted = heads.fit(learnt, y, valid)
         of_test = fitted.predict(stored[rows.train :])
         prior = index.prior(competition, train.iloc[fit], names)
+        prior = top.keep(prior[None])[0] if len(names) > top.MANY else prior
         say_unreadable("test", rows.table["id"].iloc[test].tolist(), rows.where[test] >= 0)
         for pred, places in ((of_valid, valid), (of_test, test)):
-            with_fallback(pred, rows.where[places] >= 0, prior)
+            readable = rows.where[places] >= 0
+            with_fallback(pred, readable, prior, alike=len(names) <= top.MANY)
         yield fold, of_valid, of_test, chosen, fitted
 
 
-def save_head(folder: Path, fold: int, head: FittedHead) -> None:
+def _heads(
+    competition: Competition, head: str, stored: np.ndarray, rows: Rows, outputs: int, scale: Scale, seed: int
+) -> Heads:
+    groups = np.concatenate([rows.folds["group"].to_numpy(str), np.full(len(stored) - rows.train, "")])
+    held = stored if stored.nbytes > available_memory() / 8 else np.array(stored)
+    return Heads(head, competition.as_classes().task, held, groups, outputs, scale, seed)
+
+
+def _check_head(competition: Competition, head: str, names: list[str]) -> None:
+    if head != NEAREST:
+        check(head, competition.task)
+    elif competition.task != "multiclass":
+        raise UserError(f"--head {head}: task {competition.task} has no classes to be near to")
+    if head != NEAREST and len(names) > top.MANY:
+        raise UserError(f"--head {head}: {len(names):,} classes are too many for it; take --head {NEAREST}")
+    unknown = competition.unknown
+    if unknown is not None and unknown not in names:
+        raise UserError(f"{competition.file}: `unknown: {unknown}` is no class{nearest(unknown, names)}")
+
+
+def _nearest(
+    competition: Competition, rows: np.ndarray, y: np.ndarray, names: list[str], seed: int
+) -> tuple[Nearest, list[Setting]]:
+    unknown = names.index(competition.unknown) if competition.unknown else -1
+    fitted = Nearest.fit(rows, y, len(names), unknown, competition.scorer().top or 1, seed)
+    return fitted, [{"threshold": fitted.threshold, "temperature": fitted.temperature}]
+
+
+def save_head(folder: Path, fold: int, head: FittedHead | Nearest) -> None:
     """fold<K>_head.npz in a run's folder."""
     write_saved(folder / f"fold{fold}_head.npz", head)
 
 
-def load_head(folder: Path, fold: int) -> FittedHead:
+def load_head(folder: Path, fold: int) -> FittedHead | Nearest:
     """One fold's; UserError where it is not there."""
     remedy = "made before heads were saved, or cut short: run the same 04_embed.py again"
-    return read_saved(folder / f"fold{fold}_head.npz", KINDS, remedy)
+    return read_saved(folder / f"fold{fold}_head.npz", (*KINDS, Nearest), remedy)

@@ -52,6 +52,7 @@ from foldwise.tabular.learners import Odds, base_rates, placed, read_booster
 
 CLASSIFIERS = ("svm", "linear_svm", "logreg", "knn", "lightgbm", "kernel_ridge", "ridge")
 REGRESSORS = ("svr", "ridge", "kernel_ridge", "knn", "lightgbm")
+NEAREST = "nearest"  # of any number of classes: its own module
 HEADS = tuple(dict.fromkeys([*CLASSIFIERS, *REGRESSORS]))
 
 TUNE_ROWS = 4000  # settings are chosen on so many rows at most: a kernel's cost grows with their cube

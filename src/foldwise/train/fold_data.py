@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from foldwise.data.runs import check_folds, load_run
 from foldwise.data.tables import read_table
 from foldwise.model import targets
 from foldwise.model.targets import Targets
+from foldwise.train import auxiliary
+from foldwise.train.auxiliary import Auxiliary
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class FoldData:
 
     teacher_target: float32 (train rows, C), what other models said of the training rows; teacher_weight: float32
     (train rows,), its weight in the target. encoder: metadata columns -> features, fitted on the fold's training rows.
-    prior: float32 (C,), index.prior of the competition's own training rows.
+    prior: float32 (C,), index.prior of the competition's own training rows. auxiliary: what is learnt beside.
     """
 
     images: cache.Cache
@@ -40,6 +42,7 @@ class FoldData:
     teacher_target: np.ndarray | None = None
     teacher_weight: np.ndarray | None = None
     encoder: Numbers | None = None
+    auxiliary: Auxiliary | None = None
 
     def cache_rows(self, split: str) -> np.ndarray:
         """Cache rows int64 of 'train', 'valid' or 'test'; -1 where the file could not be read."""
@@ -90,7 +93,9 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
     data = FoldData(images, plan, fit, valid, test, fit_target, valid_target, prior, encoder=encoder)
     if recipe.train.distill or recipe.train.pseudo:
         data = _with_teacher(competition, recipe.train, fold, fold_table, data)
-    return data
+    if not recipe.train.auxiliary or recipe.model.mode == "as_is":
+        return data
+    return replace(data, auxiliary=auxiliary.of_rows(competition, data.train))
 
 
 def _extra(table: pd.DataFrame, valid: pd.DataFrame, names: list[str]) -> pd.DataFrame:

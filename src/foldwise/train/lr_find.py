@@ -23,6 +23,7 @@ from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
 from foldwise.model import precision
 from foldwise.model.finetune import unfreeze
+from foldwise.model.heads import Cosine
 from foldwise.model.network import Network, to_device
 from foldwise.train.optim import Schedule
 from foldwise.train.step import Stepper
@@ -110,7 +111,9 @@ class _Constant(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        bias = network.head.classifier.bias.detach().clone() * network.scale + network.shift
+        last = network.head.classifier
+        own = torch.zeros(last.outputs) if isinstance(last, Cosine) else last.bias.detach().clone()
+        bias = own * network.scale + network.shift
         self.answer = nn.Parameter(bias.float())
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:

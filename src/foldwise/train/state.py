@@ -99,6 +99,8 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     """A fold's beginning, drawn by torch's seed; file: the fold's weights in the run of `model.init_from`."""
     features = 0 if data.encoder is None else len(data.encoder.names)
     network = create_network(recipe, data.targets.outputs, features, data.targets.learnt)
+    if data.auxiliary is not None:
+        network.learn_beside(data.auxiliary.outputs)
     _set_units(network, data)
     if file is not None:
         init_from(network, file)

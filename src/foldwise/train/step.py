@@ -19,7 +19,7 @@ from foldwise.data.batches import Batch
 from foldwise.data.recipe import Recipe
 from foldwise.model import precision
 from foldwise.model.network import to_device
-from foldwise.train import losses
+from foldwise.train import auxiliary, losses
 from foldwise.train.fold_data import FoldData
 from foldwise.train.mixup import mix
 from foldwise.train.optim import Schedule
@@ -49,8 +49,12 @@ class Stepper:
             None if rows is None else torch.from_numpy(rows).to(device)
             for rows in (data.train_target, metadata, data.teacher_target, data.teacher_weight)
         )
+        self.auxiliary, beside = data.auxiliary, data.auxiliary and data.auxiliary.target
+        self.beside = None if beside is None else torch.from_numpy(beside).to(device)
         of_class = losses.class_weights(recipe.train, data.targets, data.train_target)
         self.loss = losses.make_loss(recipe.train, data.targets, of_class, float(state.network.scale))
+        if recipe.model.head.cosine is not None:
+            self.loss = losses.with_margin(self.loss, recipe.train.margin, recipe.model.head.cosine)
 
     def wrapped(self) -> nn.Module:
         """The network as steps call it: compiled, or averaging gradients over ranks."""
@@ -72,7 +76,8 @@ class Stepper:
         rng = np.random.default_rng([self.recipe.seed, self.fold, epoch, step, 1, *rank])
         metadata = None if self.metadata is None else self.metadata[rows]
         images = to_device(batch.images, self.device)
-        mixed = mix(images, self.soft_target(rows), metadata, self.recipe.augment, rng)
+        target = auxiliary.beside(self.soft_target(rows), self.beside, rows)
+        mixed = mix(images, target, metadata, self.recipe.augment, rng)
         while True:
             try:
                 value = self.backward(network, *mixed, batch.of, move)
@@ -123,12 +128,20 @@ class Stepper:
             with sync:
                 with self.precision.autocast(self.device):
                     logits = network(images[part], None if metadata is None else metadata[part])
-                loss = self.loss(logits.float(), target[part])  # in fp32: logarithms of half-precision numbers tie
+                # in fp32: logarithms of half-precision numbers tie
+                loss = self.total_loss(logits.float(), target[part])
                 total += float(loss.detach()) * len(rows)
                 # ranks average their gradients: a rank with fewer rows of this batch counts for less
                 fraction = len(rows) * self.ranks.size / of / self.recipe.train.accumulate
                 self.state.scaler.scale(loss * fraction).backward()
         return total / len(images)
+
+    def total_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The main target's loss, and those of what is learnt beside."""
+        if self.auxiliary is None:
+            return self.loss(logits, target)
+        k = self.auxiliary.outputs
+        return self.loss(logits[:, :-k], target[:, :-k]) + self.auxiliary.loss(logits[:, -k:], target[:, -k:])
 
     def optimizer_step(self, value: float, number: int) -> float:
         """The optimizer's step, unless loss or gradient is no number; returns the loss, NaN where it was skipped."""
