@@ -39,7 +39,7 @@ from foldwise.data import folds, index, submission
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Recipe, load_recipe, run_name
-from foldwise.data.runs import RunInfo, list_runs, load_run, read_run_info, run_lock
+from foldwise.data.runs import load_run, run_lock
 from foldwise.train.run import in_turn, spread
 
 AUTO = "auto"  # the recipe that is measured and chosen
@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="forget these folds' results and train them anew")
     parser.add_argument("--hours", type=cli.hours, metavar="H", help="stop in time when they are over; 30m: minutes")
     parser.add_argument("--submit", action="store_true", help="write the test predictions of a whole run, at the end")
-    parser.add_argument(
-        "--devices", type=int, metavar="N", help="folds trained side by side (default: the number of GPUs, or 1)"
-    )
+    parser.add_argument("--devices", type=int, metavar="N", help="folds side by side (default: the GPUs, or 1)")
     parser.add_argument("--dask", metavar="ADDRESS", help="spread recipes x folds over a Dask cluster")
     parser.add_argument("--lr-find", action="store_true", help="draw the loss over growing rates, propose one and stop")
     parser.add_argument("--preview", metavar="FILE.png", help="draw augmented training images and stop")
@@ -80,9 +78,8 @@ def main() -> None:
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
     loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
-    recipes = {
-        run: fitted(recipe, competition.orientation, competition.image.channels) for run, recipe in loaded.items()
-    }
+    channels = competition.image.channels
+    recipes = {run: fitted(recipe, competition.orientation, channels) for run, recipe in loaded.items()}
     if args.preview or args.lr_find:
         return look(competition, *next(iter(recipes.items())), args)
     index.try_metric(competition, index.load_index(competition))
@@ -100,7 +97,7 @@ def main() -> None:
             cli.note(f"no GPU: --devices {n_parallel} trains {n_parallel} folds side by side, and faster on most CPUs")
         status, infos = in_turn(competition, recipes, wanted, args.restart, deadline)
     from foldwise.report import curves  # matplotlib: after the training, not before
-    from foldwise.report.run import report_run
+    from foldwise.report.run import next_after, report_run
 
     for info in infos:
         folder = competition.runs() / info.run
@@ -110,21 +107,8 @@ def main() -> None:
     if status:
         sys.exit(status)
     submit(competition, [info.run for info in infos if args.submit and info.is_whole])
-    say_next(competition, args, infos)
-
-
-def say_next(competition: Competition, args: Namespace, infos: list[RunInfo]) -> None:
-    """The other folds; a model on the metadata, where there are some and it is not there; the blend."""
-    if not infos:
-        return None  # another rank's to say
-    if not all(info.is_whole for info in infos):
-        named = ["--name", args.name] if args.name else []
-        return cli.next_step(
-            args.competition, "02_train.py", "--recipe", args.recipe, *named, "--fold", "all", *args.overrides
-        )
-    looked = {"target_encode" in read_run_info(competition.runs() / run).config for run in list_runs(competition)}
-    metadata = index.metadata_columns(competition) and True not in looked
-    cli.next_step(args.competition, "03_metadata.py" if metadata else "06_blend.py")
+    named = ["--name", args.name] if args.name else []
+    next_after(competition, args.competition, infos, ["--recipe", args.recipe, *named, *args.overrides])
 
 
 def is_done_by_a_head(competition: Competition, args: Namespace) -> bool:

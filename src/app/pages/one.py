@@ -41,12 +41,14 @@ def show() -> None:
 def _upload() -> Upload | None:
     way = st.radio("Where the image comes from", ["Upload", "Draw"], horizontal=True, label_visibility="collapsed")
     if way == "Draw":
+        st.session_state.pop("opened", None)
         return _drawing()
     limits = uploads.Limits()
     most = limits.file_bytes >> 20
     file = st.file_uploader("An image", label_visibility="collapsed", key="one-file", max_upload_size=most)
     st.caption(f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {limits.pixels / 1e6:.0f} million pixels.")
     if file is not None:
+        st.session_state.pop("opened", None)
         return Upload(file.name, file.getvalue())
     opened = st.session_state.get("opened")
     if opened is None:

@@ -105,13 +105,16 @@ class _Place:
         """What `_opened` asks for."""
         return str(self.file), os.getpid()
 
-    @cached_property
+    @property
     def lead(self) -> str:
         """'train' where an archive that stands for a folder has all its members in such a folder, else ''."""
-        if not self.alias:
-            return ""
-        tops = {name.partition("/")[0] if "/" in name else "" for name in _opened(*self.key).names} - {"__MACOSX"}
-        return tops.pop() if len(tops) == 1 else ""
+        return _only_folder(*self.key) if self.alias else ""
+
+
+@lru_cache(maxsize=64)
+def _only_folder(file: str, process: int) -> str:
+    tops = {name.partition("/")[0] if "/" in name else "" for name in _opened(file, process).names} - {"__MACOSX"}
+    return tops.pop() if len(tops) == 1 else ""
 
 
 _PLACES: dict[Path, _Place] = {}
@@ -172,7 +175,7 @@ def sampled(size: int, at: Callable[[int, int], bytes]) -> str:
 class _Zip:
     archive: zipfile.ZipFile
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         return [name for name in self.archive.NameToInfo if not name.endswith("/")]
 

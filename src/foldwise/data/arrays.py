@@ -36,8 +36,10 @@ FILE = "scaling.json"
 class Scaling(Strict):
     """Which numbers become 0 and 255: percentiles of each channel over the training part, or fixed values."""
 
-    percentiles: tuple[float, float] | None = None
-    fixed: list[float] | list[tuple[float, float]] | None = None
+    percentiles: tuple[float, float] | None = Field(None, description="two, of each channel over the training part")
+    fixed: list[float] | list[tuple[float, float]] | None = Field(
+        None, description="two values for all channels, or two for each"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Scaling:

@@ -257,8 +257,8 @@ class HostMetric(Strict):
 class AuxiliaryTarget(Strict):
     """A column that a network learns beside the target."""
 
-    task: Literal["binary", "multiclass", "regression"]
-    weight: float = Field(gt=0)
+    task: Literal["binary", "multiclass", "regression"] = Field(description="what kind of column it is")
+    weight: float = Field(gt=0, description="of its loss, where the target's counts 1")
 
 
 NO_GROUP = "none"

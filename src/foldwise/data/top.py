@@ -21,6 +21,7 @@ Codes = NDArray[np.integer]
 
 MANY = 1000  # classes from which only the likeliest are kept
 KEPT = 100  # of each row: beyond, a softmax has less than rounding leaves
+CHUNK = 1 << 16  # rows whose scores are made at once
 SCORED = "accuracy, balanced_accuracy, f1_micro, f1_macro, log_loss, map@K, top_k_error@K"
 
 
@@ -116,9 +117,15 @@ def score(metric: metrics.Metric, truth: Codes, top: Array) -> float:
     codes, _, _ = split(top)
     if metric.name in {"f1_macro", "balanced_accuracy"}:
         return _by_class(metric.name, truth, codes[:, 0])
+    judge, parts = of_slots(metric), range(0, len(top), CHUNK)  # each of them is a mean over rows
+    values = [_score(judge, truth[start : start + CHUNK], top[start : start + CHUNK]) for start in parts]
+    return float(np.average(values, weights=[len(top[start : start + CHUNK]) for start in parts]))
+
+
+def _score(metric: metrics.Metric, truth: Codes, top: Array) -> float:
     slots, said = merge([top], truth)
     rest = np.maximum(1 - said[0].sum(axis=1, keepdims=True), 0)
-    return float(of_slots(metric).function(place(slots, truth), np.concatenate([said[0], rest], axis=1), None))
+    return float(metric.function(place(slots, truth), np.concatenate([said[0], rest], axis=1), None))
 
 
 def _by_class(name: str, truth: Codes, label: Codes) -> float:

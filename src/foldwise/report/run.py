@@ -25,10 +25,10 @@ from foldwise import UserError, stats
 from foldwise.core import cli
 from foldwise.core.cli import note, say
 from foldwise.core.files import write_csv, write_text
-from foldwise.data import cache, oof, top
+from foldwise.data import cache, index, oof, top
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
-from foldwise.data.runs import RunInfo, read_run_info
+from foldwise.data.runs import RunInfo, list_runs, read_run_info
 from foldwise.report import cases, curves, figures, noise, page, results, run_figures
 from foldwise.report.cases import Answers, Sheet
 from foldwise.report.page import Page
@@ -114,6 +114,19 @@ def report_run(competition: Competition, info: RunInfo) -> None:
     say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
     noise.announce(competition)
     say(f"{info.run}: report {write_run_report(competition, info.run)}")
+
+
+def next_after(competition: Competition, named: str, infos: Sequence[RunInfo], training: Sequence[str]) -> None:
+    """Say what follows: the other folds; a model on the metadata, where there are some and it is not there; the blend.
+
+    named: the competition, as --competition has it; training: the arguments of step 2 but for its folds.
+    """
+    if not all(info.is_whole for info in infos):
+        return cli.next_step(named, "02_train.py", *training, "--fold", "all")
+    looked = [read_run_info(competition.runs() / run).config for run in list_runs(competition)]
+    metadata = index.metadata_columns(competition) and not any("target_encode" in config for config in looked)
+    if infos:  # under torchrun, the first process speaks
+        cli.next_step(named, "03_metadata.py" if metadata else "06_blend.py")
 
 
 def _lead(result: Result) -> str:

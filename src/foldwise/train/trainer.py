@@ -109,10 +109,11 @@ class Trainer:
         """Continue from a checkpoint, or choose how to compute and save the beginning."""
         network, progress = self.state.network, self.progress
         learn, every = count_parameters(network)
+        some = "" if learn == every else f"{learn / 1e6:.2f} learn of "
         devices = f", {self.ranks.size} processes" if self.ranks.size > 1 else ""
         self._say(
             f": {len(self.data.train)} train, {len(self.data.valid)} valid, {len(self.data.test)} test rows; "
-            f"{learn / 1e6:.2f} of {every / 1e6:.2f} M parameters train; {self.device.type}{devices}"
+            f"{some}{every / 1e6:.2f} M parameters; {self.device.type}{devices}"
         )
         if self.state.resume(self._stem.with_suffix(".ckpt"), self.recipe, self.fold):
             inside = f", step {progress.step} of {len(self.loader)} of the next" if progress.step else ""
