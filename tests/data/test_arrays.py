@@ -160,3 +160,44 @@ def test_a_rule_that_one_channel_holds_is_learnt_and_the_scaling_is_the_training
     assert (sent[truth == 1].min() > sent[truth == 0].max()) or sent[truth == 1].mean() > sent[truth == 0].mean() + 0.1
     assert json.loads((banded.runs / "quick" / "run.json").read_text())["score"] > 0.9
     banded.run("07_explain.py", "--run", "quick", "--rows", "tr000", "--method", "ig")
+
+
+@pytest.mark.parametrize("how", ["columns", "text", "lists"])
+def test_images_that_lie_flat_in_a_table(tmp_path, how):
+    place = Workplace(tmp_path, tmp_path / "flat.yaml")
+    raw = tmp_path / "input" / "flat"
+    raw.mkdir(parents=True)
+    about = {"name": "flat", "task": "binary", "metric": "roc_auc", "target": "label", "folds": {"n": 3}}
+    about["image"] = {"channels": 2, "bands": ["one_*", "two_*"], "scaling": {"fixed": [0, 255]}}
+    planes = {}
+    for split, count in (("train", 40), ("test", 8)):
+        pixels = planes[split] = RNG.integers(0, 256, (count, 2, 256))
+        table = pd.DataFrame({"id": [f"{split}{k}" for k in range(count)]})
+        for c, name in enumerate(("one", "two")):
+            if how == "columns":
+                more = pd.DataFrame(pixels[:, c], columns=[f"{name}_{k}" for k in range(256)])
+                table = pd.concat([table, more], axis=1)
+            else:
+                table[f"{name}_all"] = [
+                    " ".join(map(str, row)) if how == "text" else row for row in pixels[:, c].tolist()
+                ]
+        if split == "train":
+            table["label"] = np.arange(count) % 2
+        file = f"{split}.json" if how == "lists" else f"{split}.csv"
+        table.to_json(raw / file, orient="records") if how == "lists" else table.to_csv(raw / file, index=False)
+        about[split] = {"table": file}
+    place.competition.write_text(yaml.safe_dump(about))
+    place.run("01_preprocess.py", "--sizes", 16)
+    images = np.load(place.derived / "images_16.npy", mmap_mode="r")
+    for start, split in ((0, "train"), (40, "test")):
+        expected = planes[split].reshape(-1, 2, 16, 16).transpose(0, 2, 3, 1)
+        assert np.array_equal(images[start : start + len(expected)], expected)
+    stamp = (place.derived / "bands_train.zip").stat().st_mtime_ns
+    place.run("01_preprocess.py", "--sizes", 16)
+    assert (place.derived / "bands_train.zip").stat().st_mtime_ns == stamp
+    place.describe(image={**about["image"], "shape": [10, 10]})
+    assert "an image 10 x 10" in place.refused("01_preprocess.py", "--sizes", 16)
+    place.describe(image={**about["image"], "bands": ["on_*", "two_*"]})
+    assert "no column fits 'on_*'" in place.refused("01_preprocess.py", "--sizes", 16)
+    place.describe(image={"channels": 2})
+    assert "image.bands" in place.refused("01_preprocess.py", "--sizes", 16)
