@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -171,13 +170,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 raise ValueError("its checksum does not fit: the file is damaged")
             return tensors
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # torch's advice is to let its code run
-        what = re.search(r"(?:GLOBAL|global|Unsupported class) (\S+)", str(error))
-        held = f"code ({what[1]})" if what else "more than tensors"
-        remedy = "save its state_dict as .safetensors where you trust it"
-        raise UserError(f"{path}: holds {held}, and code in a file of weights is not run; {remedy}") from error
     except Exception as error:
-        raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        if "weights_only" in why:  # torch's advice is to let the file's code run
+            why = "it holds more than tensors, and code is not run; save its state_dict as .safetensors if you trust it"
+        raise UserError(f"{path}: can't be read as weights: {why}") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
