@@ -46,7 +46,7 @@ def main() -> None:
         metavar="N",
         help="sides of the cached images in pixels (default: 224)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--workers", type=cli.count, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--dask", metavar="ADDRESS", help="spread the work over the Dask cluster of this scheduler")
     parser.add_argument(
         "--new-folds", action="store_true", help="make folds.csv anew; runs made with the old ones stop"

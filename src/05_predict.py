@@ -53,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--part", type=int, default=0, help=SUPPRESS)  # which of them this is
     parser.add_argument("--stats", metavar="FILE.json", help="--submission: write down what it took")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
+    parser.add_argument("--workers", type=cli.count, metavar="N", help="processes that decode (default: all cores)")
     parser.add_argument(
         "--name", type=cli.name, metavar="RUN", help="name of the new run's folder (default: RUN_<tta>)"
     )

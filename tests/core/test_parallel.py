@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_cores_are_those_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FOLDWISE_CORES", odd)
         with pytest.raises(UserError, match=f"FOLDWISE_CORES={odd}: a number of cores"):
             parallel.cores()
+
+
+def _hang_on_seven(rows: Sequence[int]) -> list[int]:
+    if 7 in rows:
+        time.sleep(600)
+    return list(rows)
+
+
+def test_a_decoder_that_hangs_is_stopped_and_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "FILE_SECONDS", 4.0)
+    answers = dict(parallel_map(_hang_on_seven, list(range(20)), workers=2))
+    assert "took over 4 s" in str(answers.pop(7))
+    assert answers == {k: k for k in range(20) if k != 7}
 
 
 def test_no_rows_no_work() -> None:

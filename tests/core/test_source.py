@@ -157,8 +157,8 @@ def test_format_expressions_in_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ("train/{image_id:05d}.png", "row 2: 'tr0000' does not fit the format of image_id"),
-        ("train/{image_id[9]}.png", "row 2: 'tr0000' does not fit the format of image_id"),
+        ("train/{image_id:05d}.png", "row 2: 'tr0000' does not fit image_id"),
+        ("train/{image_id[9]}.png", "row 2: 'tr0000' does not fit image_id"),
         ("train/{image.name}.png", "no column 'image.name'"),
         ("train/{image_id!r}.png", "'image_id', is no column"),
         ("train/{}.png", "'', is no column"),
@@ -168,6 +168,14 @@ def test_format_expressions_in_templates(tmp_path: Path) -> None:
 def test_templates_that_do_not_fit_are_one_line(tiny: Workplace, images: str, said: str) -> None:
     tiny.describe(train={"table": "train.csv", "images": images})
     assert said in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("value", ["../other/a", "/etc/passwd", "a/../../b"])
+def test_ids_lead_nowhere_else(value: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"id": ["fine", value]})
+    with pytest.raises(UserError, match=r"row 3: '.*' does not fit"):
+        fill("train/{id}.png", table, tmp_path / "train.csv")
 
 
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar"}

@@ -13,8 +13,10 @@ from conftest import QUICK, Workplace
 
 from foldwise import UserError
 from foldwise.core.schema import validate
-from foldwise.data import image
+from foldwise.data import image, index
+from foldwise.data.competition import load_competition
 from foldwise.data.image import ImageOptions
+from foldwise.data.rows import rows_of_split
 
 RNG = np.random.default_rng(0)
 PLANES = RNG.normal(0, 1, (6, 20, 30)).astype(np.float16)
@@ -142,7 +144,7 @@ def banded(tmp_path: Path) -> Workplace:
     return place
 
 
-def test_a_rule_that_one_channel_holds_is_learnt_and_the_scaling_is_the_training_parts(banded):
+def test_a_rule_that_one_channel_holds_is_learnt_and_the_scaling_is_the_training_parts(banded, monkeypatch):
     banded.run("01_preprocess.py", "--sizes", 32)
     learnt = json.loads((banded.derived / "scaling.json").read_text())
     low, high = np.array(learnt["fixed"]).T
@@ -151,8 +153,12 @@ def test_a_rule_that_one_channel_holds_is_learnt_and_the_scaling_is_the_training
     images = np.load(banded.derived / "images_32.npy", mmap_mode="r")
     assert images.shape == (72, 32, 32, 6)
     assert "could not be made" not in (banded.derived / "report.html").read_text()
-    banded.run("01_preprocess.py", "--sizes", 32)  # nothing is learnt anew, so the cache still fits
-    assert json.loads((banded.derived / "scaling.json").read_text()) == learnt
+    monkeypatch.setenv("FOLDWISE_ROOT", str(banded.root))
+    competition = load_competition(str(banded.competition))
+    assert competition.image.scaling.ends.tolist() == learnt["fixed"]
+    stamp = (banded.derived / "scaling.json").stat().st_mtime_ns
+    index.learn_scaling(competition, index.load_index(competition))  # of the same files nothing is learnt anew
+    assert (banded.derived / "scaling.json").stat().st_mtime_ns == stamp
     banded.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all")
     banded.run("06_blend.py")
     sent = pd.read_csv(banded.submissions / "blend.csv").set_index("id")["target"]
@@ -160,3 +166,49 @@ def test_a_rule_that_one_channel_holds_is_learnt_and_the_scaling_is_the_training
     assert (sent[truth == 1].min() > sent[truth == 0].max()) or sent[truth == 1].mean() > sent[truth == 0].mean() + 0.1
     assert json.loads((banded.runs / "quick" / "run.json").read_text())["score"] > 0.9
     banded.run("07_explain.py", "--run", "quick", "--rows", "tr000", "--method", "ig")
+
+
+@pytest.mark.parametrize("how", ["columns", "text", "lists"])
+def test_images_that_lie_flat_in_a_table(tmp_path, how, monkeypatch):
+    place = Workplace(tmp_path, tmp_path / "flat.yaml")
+    raw = tmp_path / "input" / "flat"
+    raw.mkdir(parents=True)
+    about = {"name": "flat", "task": "binary", "metric": "roc_auc", "target": "label", "folds": {"n": 3}}
+    about["image"] = {"channels": 2, "bands": ["one_*", "two_*"], "scaling": {"fixed": [0, 255]}}
+    planes = {}
+    for split, count in (("train", 40), ("test", 8)):
+        pixels = planes[split] = RNG.integers(0, 256, (count, 2, 256))
+        table = pd.DataFrame({"id": [f"{split}{k}" for k in range(count)]})
+        for c, name in enumerate(("one", "two")):
+            if how == "columns":
+                more = pd.DataFrame(pixels[:, c], columns=[f"{name}_{k}" for k in range(256)])
+                table = pd.concat([table, more], axis=1)
+            else:
+                table[f"{name}_all"] = [
+                    " ".join(map(str, row)) if how == "text" else row for row in pixels[:, c].tolist()
+                ]
+        if split == "train":
+            table["label"] = np.arange(count) % 2
+        file = f"{split}.json" if how == "lists" else f"{split}.csv"
+        table.to_json(raw / file, orient="records") if how == "lists" else table.to_csv(raw / file, index=False)
+        about[split] = {"table": file}
+    place.competition.write_text(yaml.safe_dump(about))
+    monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
+    competition = load_competition(str(place.competition))
+    for split, part in (("train", competition.train), ("test", competition.test)):
+        paths = rows_of_split(competition, split, part)["path"]
+        expected = planes[split].reshape(-1, 2, 16, 16).transpose(0, 2, 3, 1)
+        seen = [image.read_image(competition.raw() / path, options=competition.image) for path in paths]
+        assert np.array_equal(np.stack(seen), expected)
+    stamp = (place.derived / "bands_train.zip").stat().st_mtime_ns
+    rows_of_split(competition, "train", competition.train)
+    assert (place.derived / "bands_train.zip").stat().st_mtime_ns == stamp
+    for changed, words in (
+        ({**about["image"], "shape": [10, 10]}, "an image 10 x 10"),
+        ({**about["image"], "bands": ["on_*", "two_*"]}, r"no column fits 'on_\*'"),
+        ({"channels": 2}, "image.bands"),
+    ):
+        place.describe(image=changed)
+        with pytest.raises(UserError, match=words):
+            competition = load_competition(str(place.competition))
+            rows_of_split(competition, "train", competition.train)

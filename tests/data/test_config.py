@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ def test_settings_with_what_they_need_are_taken() -> None:
 
 
 def test_every_name_in_the_list_of_needs_is_a_setting() -> None:
-    names = {line.split("=")[0] for line in describe(Recipe).splitlines()} | {"model.second.weights"}
+    names = {*described(Recipe), "model.second.weights"}
     for keys, _, _ in NEEDS:
         for key in keys.split():
             assert any(name == key or name.startswith(f"{key}.") for name in names), key
@@ -200,23 +201,26 @@ def test_every_name_in_the_list_of_needs_is_a_setting() -> None:
     ],
 )
 def test_help_lists_every_key_once_with_its_meaning(model: type[BaseModel], some: set[str]) -> None:
-    lines = describe(model).splitlines()
-    names = [line.split("=")[0] for line in lines]
+    names = [line.split("=")[0] for line in describe(model).splitlines() if not line.startswith(" ")]
     assert len(names) == len(set(names)) and some <= set(names)
-    assert all(len(line.split("  ", 1)[-1].strip()) > 8 and "None" not in line for line in lines)
+    assert all(len(words) > 8 and "None" not in words for words in described(model).values())
+
+
+def described(model: type[BaseModel]) -> dict[str, str]:
+    """What is said below each key, by key; the key's own line first."""
+    parts = re.split(r"\n(?! )", describe(model))
+    return {part.split("=")[0]: " ".join(part.split()) for part in parts}
 
 
 def test_help_shows_what_a_key_may_hold() -> None:
-    lines = {
-        line.split("=")[0]: line for text in (describe(Recipe), describe(Competition)) for line in text.splitlines()
-    }
+    lines = described(Recipe) | described(Competition)
     for key, values in {
         "train.loss": "[default, ce, bce, focal, asymmetric, ordinal, mse, mae, huber]",
         "train.schedule": "[cosine, onecycle, step, plateau, constant]",
         "train.label_smoothing": "[>= 0, < 1]",
         "augment.preset": "melanoma2020]",
         "train.compile": "[true, false]",
-        "task": "[binary, multiclass, multilabel, regression]",
+        "task": "[binary, multiclass, multilabel, soft, regression]",
         "metric": "[roc_auc, ",
         "labels.uncertain": "[0, 0.5, 1, ignore]",
     }.items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -88,3 +91,24 @@ def test_decisions_that_make_no_sense_are_refused_by_line(place: Workplace, line
     with pytest.raises(UserError, match=says):
         decisions.put(about, index.load_index(about), file)
     assert not decisions.path_of(about).exists()
+
+
+def test_ticked_boxes_become_labels_csv_in_a_browser(place: Workplace) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs chromium (Debian: apt-get install chromium)")
+    planted(place, {"a": 0.99})
+    write_noise(load_competition(str(place.competition)))
+    steps = """<script>
+const tell = text => { document.title = JSON.stringify([said.textContent, text]); };
+URL.createObjectURL = blob => { blob.text().then(tell); return "#"; };
+const said = document.getElementById("chosen"), [drop, relabel] = document.querySelectorAll(".candidates input");
+drop.click(); relabel.click(); document.getElementById("save").click();
+</script>"""
+    path = place.root / "page.html"
+    path.write_text((place.runs / "noise.html").read_text().replace("</body>", f"{steps}</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place.root / 'chromium'}"]
+    command = [chromium, *flags, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    told = json.loads(unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))  # type: ignore[index]
+    assert told == ["1 chosen", "id,decision,suggested\ntr0001,relabel,1\n"]  # of one row, the last tick counts

@@ -40,7 +40,7 @@ def test_targets_are_encoded_and_gaps_have_no_part_in_the_loss(about):
     ) == pytest.approx(1)
     assert np.array_equal(learnt.target[:, 1] == 1, raw["site"] == "arm")
     assert np.array_equal(np.isnan(learnt.target[:, 1:]).all(axis=1), raw["site"].isna())
-    target, logits = torch.from_numpy(learnt.target), torch.zeros(len(rows), 3, requires_grad=True)
+    target, logits = torch.tensor(learnt.target), torch.zeros(len(rows), 3, requires_grad=True)
     value = learnt.loss(logits, target)
     known = np.square(learnt.target[~raw["age"].isna(), 0]).mean()
     assert float(value) == pytest.approx(0.5 * known + 0.2 * np.log(2), rel=1e-5)

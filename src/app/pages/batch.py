@@ -10,6 +10,7 @@ import streamlit as st
 
 from app import charts, frame, uploads
 from app.uploads import Limits, Upload
+from foldwise.core.cli import counted
 from foldwise.core.files import digest
 
 SHOWN = 300  # images that are shown beside their rows
@@ -57,7 +58,7 @@ def _answer(
             pred, note = sum(answer.mean(run) for run in runs) / len(runs), f"mean of {', '.join(runs)}"
         else:
             readable = received.rows["id"].isin(answer.ids).to_numpy()
-            pred, note = service.blend(received, blend, told=told).pred[readable], f"blend {blend}, all its runs"
+            pred, note = service.blend(received, blend, told=told).pred[readable], f"submission {blend}, all its runs"
     kept = next(iter(answer.images.values()), [])
     return answer.table(pred), [charts.thumbnail(image) for image in kept], answer.errors, note
 
@@ -73,7 +74,7 @@ def _result(table: pd.DataFrame, images: list[str], errors: dict[str, str], note
     columns = {"image": st.column_config.ImageColumn("image")}
     st.dataframe(shown, hide_index=True, width="stretch", row_height=72 if images else None, column_config=columns)
     if errors:
-        st.warning(f"{len(errors):,} could not be read; they are not in the CSV")
+        st.warning(f"Not in the CSV: {counted(len(errors), 'file')} that could not be read.")
         st.dataframe(
             pd.DataFrame({"file": list(errors), "reason": list(errors.values())}), hide_index=True, width="stretch"
         )

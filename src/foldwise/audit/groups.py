@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, dicom
-from foldwise.data import folds
+from foldwise.data import folds, tables
 from foldwise.data.competition import NO_GROUP, Competition
 from foldwise.data.rows import table_columns
 
@@ -75,6 +75,8 @@ def _sources(competition: Competition, train: pd.DataFrame) -> Iterator[tuple[st
             if found.str.len().gt(1).mean() > 0.9:
                 yield f"start of the id (before the {how} '{separator}')", f"group_pattern: '{pattern}'", found.str[0]
     columns = table_columns(competition, train)
+    bands = tables.expand(competition.image.bands, [str(column) for column in columns])
+    columns = columns.drop(columns=bands, errors="ignore")  # pixels
     for column in columns.columns.difference([competition.group, *competition.targets]):
         values = columns[column]
         if not pd.api.types.is_float_dtype(values) or (values.dropna() % 1 == 0).all():

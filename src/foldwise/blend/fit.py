@@ -279,6 +279,7 @@ class _Work:
         self.preds = self.scaling(preds)
         self.draws = draws
         self.spaces: dict[str, Array] = {}
+        self.fits: dict[tuple[str, str, int], Combiner] = {}
 
     def space(self, name: str) -> Array:
         if name not in self.spaces:
@@ -289,21 +290,28 @@ class _Work:
 
     def fit(self, choice: Choice, rows: Array | None = None) -> tuple[Combiner, Calibration | None]:
         """The combiner fitted on `rows` (all where None), and its calibration, if that is its space."""
-        method, space = choice
         problem = self.problem if rows is None else _with_inner_folds(self.problem.take(rows))
-        if space == "calibrated":
+        if choice[1] == "calibrated":
             preds = self.preds if rows is None else self.preds[:, rows]
             maps = Calibration(preds, problem.target, problem.folds, problem.seed)
-            return ALL[method].fit(maps.fitted, problem, space), maps
-        z = self.space(space)
-        return ALL[method].fit(z if rows is None else z[:, rows], problem, space), None
+            return self._combined(choice, maps.fitted, problem, rows), maps
+        z = self.space(choice[1])
+        return self._combined(choice, z if rows is None else z[:, rows], problem, rows), None
+
+    def _combined(self, choice: Choice, z: Array, problem: Problem, rows: Array | None) -> Combiner:
+        """A method's combiner, and a cut behind it; what one cut follows, the other follows too: fitted once."""
+        name, how = choice[0].partition("+")[0], ALL[choice[0]]
+        key = (name, choice[1], 0 if rows is None else hash(rows.tobytes()))
+        if key not in self.fits:
+            self.fits[key] = how.fit(z, problem, choice[1])
+        return self.fits[key] if how.cuts is None else cuts.cut(self.fits[key], z, problem, how.cuts)
 
     def nested(self, choice: Choice) -> Array:
         """Predictions for every fold by the method fitted on the other folds."""
         method, space = choice
         folds = self.problem.folds
         out = np.empty(self.preds.shape[1:], np.float32 if self.preds.dtype == np.float32 else np.float64)
-        if ALL[method].fit is mean and space != "calibrated":
+        if ALL[method].fit is mean and ALL[method].cuts is None and space != "calibrated":
             out[:] = mean(self.preds, self.problem, space)(self.space(space))
             return out
         if space != "calibrated":

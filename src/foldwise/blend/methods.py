@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foldwise.blend.cuts import cut
 from foldwise.blend.search import Problem, climb, descend, hill, objective, select
 from foldwise.blend.spaces import from_space, truth_columns
 from foldwise.blend.stacking import Combiner, Linear, logistic, ridge, trees, within
@@ -159,7 +158,8 @@ class Method:
     """How to fit, in which space by default ('order' means rank for metrics of order, else prob), and how complex.
 
     complexity orders `auto`'s preference among methods that score the same. evidence: the paired standard errors by
-    which auto wants it ahead of all others: weights of both signs and trees can follow what folds owe each other.
+    which auto wants it ahead of all others: weights of both signs and trees can follow what folds owe each other. cuts:
+    of one that a cut follows, whether one a label or grade.
     """
 
     fit: Fit
@@ -168,6 +168,7 @@ class Method:
     says: str
     uniform: bool = False
     evidence: float = 0.0
+    cuts: bool | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -198,12 +199,7 @@ METHODS: dict[str, Method] = {
 def _then_cut(method: Method, each: bool) -> Method:
     """A method and then a cut (see cuts): a quarter more complex, or half."""
     says = f"{method.says}, then {'a cut a label or grade' if each else 'a cut'} tuned on the metric"
-    return replace(
-        method,
-        fit=lambda z, problem, space: cut(method.fit(z, problem, space), z, problem, each),
-        complexity=method.complexity + (0.5 if each else 0.25),
-        says=says,
-    )
+    return replace(method, complexity=method.complexity + (0.5 if each else 0.25), says=says, cuts=each)
 
 
 _UNCUT = {**METHODS, "given": Method(_given, "prob", 0, "weights set by hand")}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from foldwise.core import paths
 T = TypeVar("T")
 
 CRASH = "the decoder crashed its process on this file"
+FILE_SECONDS = 60.0  # a decoder that takes longer on one file hangs, or is fed something that no model needs
 
 
 def cores() -> int:
@@ -107,8 +109,9 @@ def parallel_map(
 
     `job` takes a short list of rows and returns one result a row; it runs in worker processes and must be a
     module-level function (or a partial of one) that raises nothing. A native decoder can still kill its process:
-    the rows that were in flight then run again, one process each, and those that kill it again yield
-    `RuntimeError(CRASH)` as their result. Few chunks are in flight at once, so memory does not grow with the rows.
+    the rows that were in flight then run again, one process each, and those that kill it again, or take longer than
+    FILE_SECONDS, yield a RuntimeError as their result. Few chunks are in flight at once: memory does not grow with the
+    rows.
 
     dask: the address of a scheduler ('tcp://10.0.0.5:8786'); its workers must see the same folders at the same paths.
     """
@@ -238,7 +241,7 @@ def _start_worker() -> None:
 def _in_pool(
     job: Callable[[Sequence[T]], list[Any]], chunks: list[Sequence[T]], workers: int, crashed: list[Sequence[T]]
 ) -> Iterator[tuple[Sequence[T], list[Any]]]:
-    waiting = list(reversed(chunks))
+    waiting, slowest = list(reversed(chunks)), 0.0
     while waiting:
         flying: dict[Future[list[Any]], Sequence[T]] = {}
         pool = _pool(workers)
@@ -247,17 +250,26 @@ def _in_pool(
                 while waiting and len(flying) < 2 * workers:
                     flying[pool.submit(job, waiting[-1])] = waiting[-1]  # submit raises where the pool broke
                     waiting.pop()
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                begun = time.monotonic()
+                done = wait(flying, max(FILE_SECONDS, 4 * slowest), return_when=FIRST_COMPLETED).done
+                slowest = max(slowest, time.monotonic() - begun)
+                if not done:
+                    _kill(pool)  # which breaks it: what was in flight runs again, one by one
+                for future in done or list(flying)[:1]:
                     results = future.result()
                     yield flying.pop(future), results
         except BrokenProcessPool:
             crashed.extend(flying.values())
         except (KeyboardInterrupt, SystemExit):  # in the middle of a start, too: a pool half made waits for ever
-            for process in list((pool._processes or {}).values()):
-                process.kill()
+            _kill(pool)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _one_by_one(job: Callable[[Sequence[T]], list[Any]], rows: list[T]) -> Iterator[tuple[T, Any]]:
@@ -267,7 +279,10 @@ def _one_by_one(job: Callable[[Sequence[T]], list[Any]], rows: list[T]) -> Itera
         with _pool(1) as pool:
             try:
                 while waiting:
-                    result = pool.submit(job, [waiting[-1]]).result()[0]
+                    result = pool.submit(job, [waiting[-1]]).result(FILE_SECONDS)[0]
                     yield waiting.pop(), result
+            except TimeoutError:
+                _kill(pool)
+                yield waiting.pop(), RuntimeError(f"the decoder took over {FILE_SECONDS:.0f} s on this file: stopped")
             except BrokenProcessPool:
                 yield waiting.pop(), RuntimeError(CRASH)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
@@ -15,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import Field, model_validator
 
 from foldwise import UserError
 from foldwise.core import parallel, source
-from foldwise.core.files import write_json
+from foldwise.core.files import digest, replacing, write_json, write_text
 from foldwise.core.schema import Strict, nearest
 from foldwise.dicom import DicomOptions
 
@@ -33,8 +36,10 @@ FILE = "scaling.json"
 class Scaling(Strict):
     """Which numbers become 0 and 255: percentiles of each channel over the training part, or fixed values."""
 
-    percentiles: tuple[float, float] | None = None
-    fixed: list[float] | list[tuple[float, float]] | None = None
+    percentiles: tuple[float, float] | None = Field(None, description="two, of each channel over the training part")
+    fixed: list[float] | list[tuple[float, float]] | None = Field(
+        None, description="two values for all channels, or two for each"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Scaling:
@@ -63,7 +68,12 @@ class ArrayOptions(DicomOptions):
     )
     key: str | None = Field(None, description="the array's name in an .npz that holds several")
     bands: list[str] = Field(
-        [], description="of a parquet table of numbers: patterns of columns, a channel each: [LL_*, RL_*]"
+        [],
+        description="patterns of columns of numbers, a channel each: of a parquet file that is an image, or of the "
+        "table of a split without `images`, an image a row: [LL_*, RL_*], [pixel*], [band_1, band_2]",
+    )
+    shape: tuple[int, int] | None = Field(
+        None, description="rows and columns of an image that lies flat in a table's `bands`; default: square"
     )
     scaling: Scaling | None = Field(
         None,
@@ -133,8 +143,6 @@ def _read(path: Path, what: str, options: ArrayOptions) -> Array:
 
 def _bands(path: Path, options: ArrayOptions) -> Array:
     """A parquet table: its columns of numbers as one channel, or a channel for each pattern of `image.bands`."""
-    import pandas as pd
-
     table = pd.read_parquet(source.plain(path))
     if not options.bands:
         return table.select_dtypes("number").to_numpy()
@@ -144,6 +152,54 @@ def _bands(path: Path, options: ArrayOptions) -> Array:
         each = ", ".join(f"{pattern} {len(columns)}" for pattern, columns in zip(options.bands, named, strict=True))
         raise UserError(f"{path}: `image.bands` need as many columns each, found {each}")
     return np.stack([table[columns].to_numpy(np.float32) for columns in named], axis=2)
+
+
+def pack(table: pd.DataFrame, where: Path, options: ArrayOptions, file: Path) -> list[str]:
+    """Images that lie flat in a table's rows, as members (H, W, C) of the ZIP `file`, made once: their paths.
+
+    UserError for columns, rows or lengths that do not fit `image.bands` and `image.shape`.
+    """
+    paths = [f"{file.as_posix()}/{k}.npy" for k in range(len(table))]
+    voucher, key = file.with_suffix(".key"), digest([source.stamp(where), options.bands, options.shape, *table.index])
+    if file.exists() and voucher.exists() and voucher.read_text(encoding="utf-8") == key:
+        return paths
+    flat = [_flat(table, pattern, where) for pattern in options.bands]
+    length, side = flat[0].shape[1], math.isqrt(flat[0].shape[1])
+    shape = options.shape or (side, side)
+    if any(band.shape[1] != shape[0] * shape[1] for band in flat):
+        counts = ", ".join(f"{name} {band.shape[1]}" for name, band in zip(options.bands, flat, strict=True))
+        hint = "" if options.shape else f"; {length} is no square: state `image: {{shape: [H, W]}}`"
+        raise UserError(f"{where}: `image.bands` hold {counts} numbers a row, an image {shape[0]} x {shape[1]}{hint}")
+    images = np.stack(flat, axis=2).reshape(len(table), *shape, len(flat))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part, zipfile.ZipFile(part, "w") as archive:
+        for path, image in zip(paths, images, strict=True):
+            stream = io.BytesIO()
+            np.save(stream, image)
+            archive.writestr(zipfile.ZipInfo(path.rpartition("/")[2]), stream.getvalue())
+    write_text(voucher, key)
+    return paths
+
+
+def _flat(table: pd.DataFrame, pattern: str, where: Path) -> Array:
+    """float32 (N, n): the columns of one band, or the lists of numbers in the cells of one column."""
+    columns = [column for column in table if fnmatchcase(str(column), pattern)]
+    if not columns:
+        raise UserError(f"{where}: no column fits '{pattern}' of `image.bands`{nearest(pattern, map(str, table))}")
+    if len(columns) > 1:
+        return table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    cells = []
+    for row, cell in zip(table.index, table[columns[0]], strict=True):
+        text = cell.replace(",", " ").strip("[] ").split() if isinstance(cell, str) else cell
+        try:
+            cells.append(np.asarray(text, np.float32).reshape(-1))
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: row {row + 2}: '{columns[0]}' holds no list of numbers") from None
+        if cells[-1].size != cells[0].size:
+            raise UserError(
+                f"{where}: row {row + 2}: '{columns[0]}' holds {cells[-1].size} numbers, not {cells[0].size}"
+            )
+    return np.stack(cells)
 
 
 def _channel_axis(shape: Sequence[int], path: Path, options: ArrayOptions) -> int | None:

@@ -37,9 +37,11 @@ from foldwise.core.files import digest, read_voucher, write_csv, write_voucher
 from foldwise.core.parallel import parallel_map
 from foldwise.core.source import ReadWarning
 from foldwise.data import image, index
+from foldwise.data.arrays import ArrayOptions
 from foldwise.data.boxes import Crops, load_crop_meta
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
+from foldwise.dicom import DicomOptions
 
 FORMAT = 2  # raise it when the same file and options would give other pixels
 
@@ -306,12 +308,19 @@ def _remarks(state: Path) -> dict[int, str]:
 
 
 def _options_digest(options: ImageOptions) -> str:
-    return digest(options.model_dump(mode="json"))
+    return digest(_settings(options))
+
+
+def _settings(options: ImageOptions) -> dict[str, Any]:
+    """Options as plain data, those of arrays only where they are set: caches made before there were any stay good."""
+    fields = ArrayOptions.model_fields.keys() - DicomOptions.model_fields.keys()
+    unset = {name for name in fields if getattr(options, name) == ArrayOptions.model_fields[name].default}
+    return options.model_dump(mode="json", exclude=unset)
 
 
 def _key(table: pd.DataFrame, size: int, options: ImageOptions, crops: Crops | None = None) -> str:
     files = index.identity(table).to_numpy().tolist()
-    what = {"format": FORMAT, "size": size, "image": options.model_dump(mode="json"), "files": files}
+    what = {"format": FORMAT, "size": size, "image": _settings(options), "files": files}
     return digest(what if crops is None else {**what, "crop": crops.key})
 
 

@@ -108,9 +108,9 @@ class Split(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> Split:
-        if (self.folders is None) == (self.images is None):
+        if (self.folders is not None and self.images is not None) or not (self.folders or self.images or self.sources):
             raise ValueError("give either `images` or `folders`")
-        if self.sources and not all(template_columns(template) for template in self.templates or [""]):
+        if self.sources and not all(template_columns(template) for template in self.templates):
             raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
         if not self.sources and isinstance(self.images, list):
             raise ValueError("a list of `images` needs a `table` with a row per image")
@@ -259,8 +259,8 @@ class HostMetric(Strict):
 class AuxiliaryTarget(Strict):
     """A column that a network learns beside the target."""
 
-    task: Literal["binary", "multiclass", "regression"]
-    weight: float = Field(gt=0)
+    task: Literal["binary", "multiclass", "regression"] = Field(description="what kind of column it is")
+    weight: float = Field(gt=0, description="of its loss, where the target's counts 1")
 
 
 NO_GROUP = "none"
@@ -390,6 +390,9 @@ class Competition(Strict):
             raise ValueError("`positive` belongs to task: binary")
         if self.group is not None and self.group_pattern is not None:
             raise ValueError("`group` and `group_pattern` say the same thing in two ways; keep one")
+        for split in filter(None, [self.train, self.test, *self.extra]):
+            if split.sources and not split.images and not self.image.bands:
+                raise ValueError("give `images`, or `image.bands` where they are columns of the table")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if not split.sources and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")

@@ -14,7 +14,7 @@ from foldwise import UserError, dicom
 from foldwise.core import source
 from foldwise.core.cli import note
 from foldwise.core.schema import nearest
-from foldwise.data import image, tables
+from foldwise.data import arrays, image, tables
 from foldwise.data.competition import Competition, Split, condition_columns
 from foldwise.data.labels import label_columns, labelled, read_targets, target_of
 from foldwise.data.template import fill, template_columns
@@ -207,6 +207,9 @@ def _where(competition: Competition, split: Split, table: pd.DataFrame, path: Pa
 def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: Path) -> list[str]:
     """Each row's image, below the raw folder; of several places the first that holds one."""
     raw = competition.raw_of(split)
+    if not split.templates:
+        packed = competition.derived() / f"bands_{where.name.partition('.')[0]}.zip"
+        return arrays.pack(table, where, competition.image, packed.resolve())
     places = list(zip(*(fill(template, table, where) for template in split.templates), strict=True))
     plain = len(split.templates) == 1 and "*" not in split.templates[0]
     if plain and all(source.is_there(raw / row[0]) for row in places[:: max(1, len(places) // TRIED)]):

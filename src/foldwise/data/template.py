@@ -39,6 +39,8 @@ class Piece(NamedTuple):
     def fill(self, value: object) -> str:
         """The text and the value behind it; ValueError where the value does not fit the format."""
         shown = str(value)
+        if shown.startswith("/") or ".." in shown.split("/"):  # no table names files outside the raw folder
+            raise ValueError
         if self.stem:
             shown = shown.removesuffix(PurePosixPath(shown).suffix)
         for operation, number in self.steps:
@@ -88,7 +90,7 @@ def fill(template: str, table: pd.DataFrame, where: Path) -> list[str]:
             filled = [text + piece.fill(value) for text, value in zip(filled, values, strict=True)]
         except ValueError:
             row = next(row for row, value in enumerate(values) if not fits(piece, value))
-            what = f"'{values[row]}' does not fit the format of {piece.column} in '{template}'"
+            what = f"'{values[row]}' does not fit {piece.column} in '{template}' (its format, or a path that leads out)"
             raise UserError(f"{where}: row {table.index[row] + 2}: {what}") from None
     return filled
 

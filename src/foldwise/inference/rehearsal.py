@@ -147,6 +147,10 @@ def _write_table(
     competition: Competition, split: Split, mine: pd.DataFrame, new: Sequence[str], folder: Path
 ) -> tuple[list[str], list[str]]:
     """The host's tables of the new rows; where each row's image is to lie below the folder, and its submission row."""
+    if split.sources and not split.templates:
+        raise UserError(
+            f"{competition.file}: images that are columns of a table can't be rehearsed; the bundle can be sent"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     row_ids = pd.Series(new)
     if not split.sources:

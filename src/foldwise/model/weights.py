@@ -171,7 +171,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return tensors
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        if "weights_only" in why:  # torch's advice is to let the file's code run
+            why = "it holds more than tensors, and code is not run; save its state_dict as .safetensors if you trust it"
+        raise UserError(f"{path}: can't be read as weights: {why}") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
