@@ -361,7 +361,7 @@ def _matching(competition: Competition, preds: list[str], columns: list[str]) ->
         names = ", ".join(name.removeprefix("pred_") for name in preds)
         raise UserError(
             f"{competition.raw() / str(competition.sample_submission)}: columns {', '.join(columns)} do not "
-            f"match the predicted classes {names}"
+            f"match the predicted classes {names}; what nothing predicts stands under `submission: fill`"
         )
     return [f"pred_{column}" for column in columns]
 
