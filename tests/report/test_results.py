@@ -80,7 +80,7 @@ def test_logs_that_are_none_stop_no_training(tmp_path: Path, capsys: pytest.Capt
 def place(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The trained competition, with runs from elsewhere, half-finished ones and broken ones beside its own."""
     root = tmp_path_factory.mktemp("results")
-    shutil.copytree(trained.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("oof"))
+    shutil.copytree(trained.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("oof", "submissions"))
     made = Workplace(root, root / "tiny.yaml")
     runs = made.runs
     for name in ("quick", "lightgbm"):

@@ -336,7 +336,8 @@ def _gather(
 ) -> RunInfo:
     wanted = sorted(fold_table["fold"].unique().tolist())
     done = [fold for fold in finished_folds(folder) if fold in wanted]
-    parts = [read_table(folder / f"fold{fold}.csv") for fold in done]
+    parts, before = [read_table(folder / f"fold{fold}.csv") for fold in done], read_run_info(folder)
+    predicted_again = bool(before.command) and before.folds_done == done  # which is not what made it
     known: dict[str, Any] = {
         "run": folder.name,
         "competition": competition.name,
@@ -349,7 +350,7 @@ def _gather(
         "folds_wanted": wanted,
         "fold_scores": {str(k): _json(score(competition, p, table_index)) for k, p in zip(done, parts, strict=True)},
         "versions": versions(),
-        "command": cli.command(),
+        "command": before.command if predicted_again else cli.command(),
     }
     if done == wanted:
         oof = pd.concat(parts).set_index("id").loc[fold_table["id"]].copy().reset_index()
