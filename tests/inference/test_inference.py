@@ -77,7 +77,6 @@ def predicted(place: Workplace, name: str, *flags: object) -> tuple[pd.DataFrame
     return pd.read_csv(out, dtype={"image_id": str}), done.stdout + done.stderr
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["stack", "rank"])
 def test_the_rows_of_the_public_test_get_what_06_wrote_to_the_last_byte(blended: Workplace, name: str) -> None:
     predicted(blended, name)
@@ -283,7 +282,6 @@ def test_half_precision_is_measured_and_halves_the_weights(blended: Workplace, b
     assert (out / weights).stat().st_size < 0.6 * (bundle / weights).stat().st_size
 
 
-@pytest.mark.smoke
 def test_the_rehearsal_finds_the_rows_as_they_were_out_of_fold(blended: Workplace, bundle: Path) -> None:
     done = blended.run("11_bundle.py", "--rehearse", bundle, "--hidden-rows", 1000)
     assert "FAIL" not in done.stdout
