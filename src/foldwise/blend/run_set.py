@@ -303,10 +303,7 @@ def _line_up(
     competition: Competition, runs: list[Run], rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]
 ) -> RunSet:
     indexed = [run.oof.set_index("id")[columns] for run in runs]
-    covered = np.logical_and.reduce([rows["id"].isin(part.index).to_numpy() for part in indexed])
-    used = rows[covered].reset_index(drop=True)
-    if not len(used):
-        raise UserError(f"{', '.join(run.name for run in runs)}: no fold is covered by every run; --runs takes fewer")
+    used = _covered(runs, rows).reset_index(drop=True)
     coverage = {
         run.name: {str(k): int(n) for k, n in part.groupby("fold").size().items()}
         for run, part in ((run, rows[rows["id"].isin(run.oof["id"])]) for run in runs)
@@ -353,10 +350,7 @@ BLENDED = (20, 100_000)  # of many classes: so many of each run's, and so many t
 def _line_up_many(competition: Competition, runs: list[Run], rows: pd.DataFrame, classes: list[str]) -> RunSet:
     """Runs of many classes, in the places of each row's likeliest; on a sample of the training rows where they are
     more than weights need."""
-    covered = np.logical_and.reduce([rows["id"].isin(run.oof["id"]).to_numpy() for run in runs])
-    used, (k, most) = rows[covered], BLENDED
-    if not len(used):
-        raise UserError(f"{', '.join(run.name for run in runs)}: no fold is covered by every run; --runs takes fewer")
+    used, (k, most) = _covered(runs, rows), BLENDED
     used = used.sample(min(most, len(used)), random_state=0).sort_index().reset_index(drop=True)
     truth = index.target_array(competition, used, classes)
     ids = runs[0].test["id"]
@@ -382,6 +376,14 @@ def _line_up_many(competition: Competition, runs: list[Run], rows: pd.DataFrame,
         int(fold[0]) if len(np.unique(fold)) == 1 else None,
         slots=np.pad(test_slots, ((0, 0), (0, width - test_slots.shape[1])), constant_values=-1),
     )
+
+
+def _covered(runs: list[Run], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that every run has."""
+    used = rows[np.logical_and.reduce([rows["id"].isin(run.oof["id"]).to_numpy() for run in runs])]
+    if not len(used):
+        raise UserError(f"{', '.join(run.name for run in runs)}: no fold is covered by every run; --runs takes fewer")
+    return used
 
 
 def _narrow(table: pd.DataFrame, ids: pd.Series, k: int) -> Array:

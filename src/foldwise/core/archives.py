@@ -7,6 +7,7 @@ raw folder is the same packed and unpacked.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -348,7 +349,7 @@ def _unpack_tar(file: Path, folder: Path) -> None:
                     with target.open("wb") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
     except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and error.errno == 28:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise UserError(
             f"{file}: damaged, can't be unpacked ({' '.join(str(error).split())}); fetch it again"

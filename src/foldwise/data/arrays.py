@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from foldwise import UserError
 from foldwise.core import parallel, source
-from foldwise.core.files import digest, replacing, write_json, write_text
+from foldwise.core.files import digest, read_voucher, replacing, write_json, write_voucher
 from foldwise.core.schema import Strict, nearest
 from foldwise.dicom import DicomOptions
 
@@ -160,8 +160,9 @@ def pack(table: pd.DataFrame, where: Path, options: ArrayOptions, file: Path) ->
     UserError for columns, rows or lengths that do not fit `image.bands` and `image.shape`.
     """
     paths = [f"{file.as_posix()}/{k}.npy" for k in range(len(table))]
-    voucher, key = file.with_suffix(".key"), digest([source.stamp(where), options.bands, options.shape, *table.index])
-    if file.exists() and voucher.exists() and voucher.read_text(encoding="utf-8") == key:
+    voucher = file.with_suffix(".json")
+    made_of = {"table": digest([source.stamp(where), options.bands, options.shape, *table.index])}
+    if read_voucher(voucher) == made_of:
         return paths
     flat = [_flat(table, pattern, where) for pattern in options.bands]
     length, side = flat[0].shape[1], math.isqrt(flat[0].shape[1])
@@ -177,7 +178,7 @@ def pack(table: pd.DataFrame, where: Path, options: ArrayOptions, file: Path) ->
             stream = io.BytesIO()
             np.save(stream, image)
             archive.writestr(zipfile.ZipInfo(path.rpartition("/")[2]), stream.getvalue())
-    write_text(voucher, key)
+    write_voucher(voucher, made_of, file)
     return paths
 
 

@@ -7,7 +7,6 @@ oof/<competition>/noise.html writes such a file; `01_preprocess.py --labels FILE
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.core.cli import counted, note
+from foldwise.core.files import file_digest
 from foldwise.data import index
 from foldwise.data.competition import Competition
 from foldwise.data.tables import read_table
@@ -30,7 +30,7 @@ def path_of(competition: Competition) -> Path:
 def digest(competition: Competition) -> dict[str, str]:
     """{labels_hash: of the decisions}, for run.json; {} where nobody decided anything."""
     path = path_of(competition)
-    return {"labels_hash": hashlib.sha256(path.read_bytes()).hexdigest()[:12]} if path.exists() else {}
+    return {"labels_hash": file_digest(path)} if path.exists() else {}
 
 
 def put(competition: Competition, table: pd.DataFrame, given: Path | None) -> None:

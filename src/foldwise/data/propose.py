@@ -92,13 +92,12 @@ class Raw:
                 packed += archives.members(stands_for) or []
                 if stands_for.suffix in TABLES:
                     packed = [path for path in packed if stands_for not in path.parents] + [stands_for]
-        images = [path for path in [*listed, *packed] if path.suffix.lower() in {*image.SUFFIXES, ".npy"}]
-        images += sorted(folder.rglob("*.npy")) + [path for path in sorted(folder.rglob("*/*.parquet"))]
+        images = [path for path in [*listed, *packed] if path.suffix.lower() in image.SUFFIXES]
+        images += sorted(folder.rglob("*/*.parquet"))
         if not images:
             raise UserError(f"--from {folder}: holds no images (JPEG, PNG, DICOM, ...)")
-        files = [
-            path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TABLES and path not in set(images)
-        ]
+        pictures = set(images)
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TABLES and path not in pictures]
         below = {path.relative_to(folder).as_posix(): path for path in [*files, *packed] if path.suffix in TABLES}
         held = {name: _head(path) for name, path in below.items() if name.count("/") < 3}
         images_below = [path.relative_to(folder).as_posix() for path in images]
@@ -325,9 +324,8 @@ def _files(raw: Raw, value: str, column: str, parts: dict[str, str], other: str)
         escaped = path.replace("{", "{{").replace("}", "}}")
         lead, _, rest = escaped.rpartition(shown)
         folders = lead.split("/")[:-1] if "/" not in value else []
-        yield (
-            "/".join([*(parts.get(part, part) for part in folders), ""]) if folders else lead
-        ) + f"{{{column}}}{rest}"
+        above = "".join(f"{parts.get(part, part)}/" for part in folders) if folders else lead
+        yield f"{above}{{{column}}}{rest}"
 
 
 def _folders_named(raw: Raw, value: str, column: str, parts: dict[str, str], other: str) -> Iterator[str]:
@@ -459,11 +457,13 @@ Named = tuple[str | None, pd.DataFrame | None]  # a table under its name
 def _test(raw: Raw, made: Proposal, test: Named, sample: Named, row_id: str, named: str) -> None:
     """`test` by its table, else by the sample submission, whose ids the host wants; else a folder of images."""
     for name, table in (test, sample):
-        for column in [named, row_id, *(table.columns[:1] if table is not None else [])]:
-            count, template = (
-                _template(raw, table, column, "train") if table is not None and column in table else (0, "")
-            )
-            if table is not None and count > MOST_CLASSES * min(TRIED, len(table)):
+        if table is None:
+            continue
+        for column in dict.fromkeys([named, row_id, *table.columns[:1]]):
+            if column not in table:
+                continue
+            count, template = _template(raw, table, column, "train")
+            if count > MOST_CLASSES * min(TRIED, len(table)):
                 key = str(sample[1].columns[0]) if sample[1] is not None else column
                 other = {} if row_id in table else {"id": key if key in table else column}
                 made.add("test", {"table": name, "images": template, **other}, f"{len(table):,} rows")

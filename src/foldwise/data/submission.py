@@ -174,7 +174,7 @@ def shape(
         if _sums_to_one(competition):  # ranks and calibrated classes need not, and hosts ask
             values = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-300)
     values = _within(competition, values)
-    cells = {**dict(zip(value_columns, values.T, strict=True)), **{name: fill[name] for name in fill}}
+    cells = {**dict(zip(value_columns, values.T, strict=True)), **fill}
     shaped = pd.DataFrame({id_column: sample[id_column], **{column: cells[column] for column in columns}})
     return shaped.infer_objects()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
-from foldwise.data.columns import by_number, read_numbers
+from foldwise.data.columns import by_number, read_numbers, text
 from foldwise.data.competition import AuxiliaryTarget, Competition
 from foldwise.data.rows import table_columns
 
@@ -84,14 +84,13 @@ def _encoded(where: str, task: str, values: pd.Series) -> np.ndarray:
         spread = float(numbers.std(ddof=0))
         return ((numbers - numbers.mean()) / (spread or 1.0)).to_numpy()[:, None]
     names = values.astype(object).where(values.notna() & (values.astype(str).str.strip() != ""))
-    text = names.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
-    text = text.where(names.notna())
-    classes = by_number(text.dropna().unique())
+    held_by = text(names)
+    classes = by_number(held_by.dropna().unique())
     if len(classes) < 2 or (task == "binary" and len(classes) > 2):
         held = ", ".join(classes[:5]) or "nothing"
         raise UserError(f"{where}: task {task} needs {'two' if task == 'binary' else 'several'} classes, found {held}")
-    hot = (text.to_numpy(object)[:, None] == np.array(classes, object)).astype(float)
-    hot[text.isna().to_numpy()] = np.nan
+    hot = (held_by.fillna("").to_numpy(object)[:, None] == np.array(classes, object)).astype(float)
+    hot[held_by.isna().to_numpy()] = np.nan
     return hot[:, 1:] if task == "binary" else hot
 
 
