@@ -14,6 +14,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -76,13 +77,14 @@ def members(folder: Path) -> list[Path] | None:
     if place is None:
         return None
     try:
-        archive = _opened(*place.key)
+        every = _sorted_names(*place.key)
     except OSError:  # a file of another kind
         return None
     lead = "".join(
         f"{part}/" for part in ([place.lead] if place.lead else []) + list(folder.relative_to(place.top).parts)
     )
-    names = [name.removeprefix(lead) for name in archive.names if name.startswith(lead)]
+    first, last = bisect_left(every, lead), bisect_left(every, lead + chr(0x10FFFF))
+    names = [name.removeprefix(lead) for name in every[first:last]]
     return sorted(folder / name for name in names if not name.startswith((".", "__MACOSX")) and "/." not in name)
 
 
@@ -110,6 +112,11 @@ class _Place:
     def lead(self) -> str:
         """'train' where an archive that stands for a folder has all its members in such a folder, else ''."""
         return _only_folder(*self.key) if self.alias else ""
+
+
+@lru_cache(maxsize=64)
+def _sorted_names(file: str, process: int) -> list[str]:
+    return sorted(_opened(file, process).names)
 
 
 @lru_cache(maxsize=64)
