@@ -59,7 +59,7 @@ def member(path: Path) -> tuple[Archive, str]:
     if place is None:
         raise FileNotFoundError(2, "No such file or directory", str(path))
     archive, inside = _opened(*place.key), path.relative_to(place.top).parts
-    for name in ["/".join([*lead, *inside]) for lead in ([place.lead] if place.lead else [], [], [place.top.name])]:
+    for name in ["/".join([*lead, *inside]) for lead in _leads(place)]:
         if archive.holds(name):
             return archive, name
     raise FileNotFoundError(2, "No such member of the archive", str(path))
@@ -78,14 +78,19 @@ def members(folder: Path) -> list[Path] | None:
         return None
     try:
         every = _sorted_names(*place.key)
-    except OSError:  # a file of another kind
+    except (OSError, EOFError):  # a file of another kind, or a broken one
         return None
-    lead = "".join(
-        f"{part}/" for part in ([place.lead] if place.lead else []) + list(folder.relative_to(place.top).parts)
-    )
-    first, last = bisect_left(every, lead), bisect_left(every, lead + chr(0x10FFFF))
-    names = [name.removeprefix(lead) for name in every[first:last]]
+    inside = folder.relative_to(place.top).parts
+    names: list[str] = []
+    for lead in ("".join(f"{part}/" for part in [*lead, *inside]) for lead in _leads(place)):
+        first, last = bisect_left(every, lead), bisect_left(every, lead + chr(0x10FFFF))
+        names = names or [name.removeprefix(lead) for name in every[first:last]]
     return sorted(folder / name for name in names if not name.startswith((".", "__MACOSX")) and "/." not in name)
+
+
+def _leads(place: _Place) -> list[list[str]]:
+    """The folders of an archive in which what a path names may lie, in the order in which they are tried."""
+    return [[place.lead] if place.lead else [], [], [place.top.name]]
 
 
 def alias(file: Path) -> Path | None:

@@ -48,6 +48,8 @@ def places(path: Path) -> list[Path]:
 def files(place: Path) -> list[Path]:
     """The files of a series, sorted: one file, all below a folder, or those that fit a pattern with *."""
     text = str(place)
+    if place.is_file() and text.lower().endswith(NIFTI):  # a .gz that is no archive
+        return [place]
     if "*" not in text:
         return source.tree(place).files if source.is_folder(place) else [place] if source.is_there(place) else []
     folder = Path(text.partition("*")[0].rpartition("/")[0])
