@@ -361,17 +361,39 @@ def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions)
     if layout.kind == "float" or values.dtype.itemsize > 2:
         real = values.astype(np.float64) if layout.kind == "float" else numeric(values, layout).astype(np.float64)
         return _shade(real, real, None, layout, scope, window, options)
+    wrapped = _is_wrapped(frame, scope)
+    key = None if wrapped else _table_key(layout, values.dtype, scope, window)
+    if key in _TABLES:
+        return look_up(values, _TABLES[key])
     counts = histogram(values) if window == "percentile" else None
     # Containers that differ in bits outside the stored ones mean the same number: they share table entries
     low = layout.high + 1 - layout.stored
     distinct = 8 * values.dtype.itemsize if counts is not None else layout.high + 1
     container = np.arange(0, 1 << distinct, 1 << low if counts is None else 1, dtype=values.dtype)
     stored = numeric(container, layout).astype(np.float64)
-    real = _unwrapped(stored, layout, options) if _is_wrapped(frame, scope) else stored
+    real = _unwrapped(stored, layout, options) if wrapped else stored
     table = _shade(real, stored, counts, layout, scope, window, options)
     if counts is None:
         table = np.tile(np.repeat(table, 1 << low), 1 << (8 * values.dtype.itemsize - distinct))
+    if key is not None:
+        if len(_TABLES) > 8:
+            _TABLES.clear()
+        _TABLES[key] = table
     return look_up(values, table)
+
+
+_TABLES: dict[
+    tuple[Any, ...] | None, Array
+] = {}  # of a series, one a window: making one takes as long as looking pixels up in it
+
+
+def _table_key(layout: Layout, dtype: np.dtype[Any], scope: list[Parsed], window: str) -> tuple[Any, ...] | None:
+    """All that a table depends on; None where that is more than a few numbers."""
+    if window in ("lut", "percentile") or any(one.items("ModalityLUTSequence") for one in scope):
+        return None
+    named = _file_windows(scope) if window.startswith("file:") else None
+    padding = [scope[-1].number(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    return layout, dtype.str, window, str(named), rescale(scope), *padding
 
 
 def numeric(values: Array, layout: Layout) -> Array:

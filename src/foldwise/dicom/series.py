@@ -35,7 +35,7 @@ from foldwise.dicom.render import (
 TAGS = [
     *("SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber", "AcquisitionNumber", "EchoNumbers"),
     *("TemporalPositionIdentifier", "TriggerTime", "ImageType", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector"),
+    *("PixelSpacing", "SpacingBetweenSlices", "GridFrameOffsetVector"),
     *("NumberOfFrames", "Rows", "Columns", "Modality"),
 ]
 TELLING = ("AcquisitionNumber", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "StackID")
@@ -101,11 +101,11 @@ def render_slices(
     options = volume_options(table, options)
     images: list[Array | None] = [None] * len(table)
     errors = []
-    places = pd.Series(range(len(table)))
-    for path, part in places.groupby(table["path"].to_numpy(), sort=False):
+    frames = table["frame"].tolist()
+    for path, places in _by_path(table).items():
         try:
-            frames = table["frame"].iloc[part].tolist()
-            for place, image in zip(part, decode_frames(Path(str(path)), frames, at_least, options), strict=True):
+            decoded = decode_frames(path, [frames[place] for place in places], at_least, options)
+            for place, image in zip(places, decoded, strict=True):
                 images[place] = image
         except DicomError as error:
             errors.append(str(error))
@@ -134,9 +134,10 @@ def _percentile_window(table: pd.DataFrame, options: DicomOptions) -> str:
     """'center/width' of the ramp between two percentiles of some slices' values, padding left out."""
     chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLED).round().astype(int))
     values = []
-    for path, part in table.iloc[chosen].groupby("path", sort=False):
+    part = table.iloc[chosen]
+    for path, places in _by_path(part).items():
         try:
-            values += modality_values(Path(str(path)), part["frame"].tolist(), options)
+            values += modality_values(path, part["frame"].iloc[places].tolist(), options)
         except DicomError:
             continue
     known = np.concatenate([part[np.isfinite(part)] for part in values]) if values else np.zeros(0)
@@ -146,6 +147,14 @@ def _percentile_window(table: pd.DataFrame, options: DicomOptions) -> str:
     return (
         f"{(low + high + 1) / 2:.6f}/{max(high - low + 1, 1.0):.6f}"  # LINEAR ends half a value inside (C.11.2.1.2.1)
     )
+
+
+def _by_path(table: pd.DataFrame) -> dict[Path, list[int]]:
+    """The places of a table's rows, by file."""
+    places: dict[Path, list[int]] = {}
+    for place, path in enumerate(table["path"]):
+        places.setdefault(path, []).append(place)
+    return places
 
 
 def say(*texts: str) -> None:
@@ -241,8 +250,10 @@ def _without_localizers(table: pd.DataFrame) -> pd.DataFrame:
 
 def _largest(table: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
     """The slices of the value of `column` that most have; of those with equally many, the first by InstanceNumber."""
+    if table[column].nunique() == 1:
+        return table
     counts = table.groupby(column, sort=False)["instance"].agg(["size", "min"])
-    if len(counts) == 1 or (what == "orientation" and counts["size"].max() == 1):  # planes about an axis: no stack
+    if what == "orientation" and counts["size"].max() == 1:  # planes about an axis: no stack
         return table
     best = counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
     kept = table[table[column] == best]
