@@ -256,6 +256,11 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     place.run("04_embed.py", "--run", "quick", "--head", "logreg")
     place.run("05_predict.py", "--run", "quick", "predict.tta=flip")
     place.run("06_blend.py")
+    explained = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 2)
+    assert "look at" in explained.stdout and "no verdict" not in explained.stdout
+    page = (place.runs / "quick/explain/index.html").read_text()
+    assert "slices, for target = " in page and "when a slice is left out" in page
+    assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})

@@ -71,9 +71,10 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
-        return self._of_pictures(images) if self.slices is None else self.slices(images, self._of_pictures)
+        return self.of_pictures(images) if self.slices is None else self.slices(images, self.of_pictures)
 
-    def _of_pictures(self, images: Tensor) -> Tensor:
+    def of_pictures(self, images: Tensor) -> Tensor:
+        """Pooled features of single pictures, float (B, D)."""
         pooled = _tower(self.backbone, self.inputs(images), self.pool)
         if self.second is None:
             return pooled

@@ -170,7 +170,8 @@ def _over_rows(
     ranks = current_ranks()
     readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
-    batches = Batches(cache, cache_rows[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
+    at_once = max(1, recipe.predict.batch_size // (network.slices.stack.slices if network.slices else 1))
+    batches = Batches(cache, cache_rows[mine], at_once, threads=recipe.train.loaders)
     parts: list[np.ndarray] = []
     quiet = True if ranks.rank else None
     for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):

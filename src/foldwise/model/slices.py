@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from foldwise.data import recipe
 from foldwise.model.heads import in_full
 
+AT_ONCE = 256  # pictures in the backbone at once in prediction, where no activation is kept
 Backbone = Callable[[Tensor], Tensor]  # uint8 (N, S, S, c) -> float (N, F)
 
 
@@ -48,10 +49,12 @@ class Slices(nn.Module):
         which are not black. A study that is black all over is seen as it is."""
         stack = self.stack
         slices = images.unflatten(3, (stack.series, stack.slices, stack.channels)).permute(0, 3, 4, 1, 2, 5)
-        present = slices.amax(dim=(3, 4, 5))[:, :, self.middles].flatten(1) > 0
+        there = slices.amax(dim=(3, 4, 5)) > 0
+        present = there[:, :, self.middles].flatten(1)
         present = present | ~present.any(dim=1, keepdim=True)
-        windows = slices[:, :, self.places].flatten(1, 2)  # (B, series x P, k, S, S, c)
-        return windows.permute(0, 1, 3, 4, 2, 5).flatten(4), present
+        beside = there[:, :, self.places][..., None, None, None]  # at the ends a slice is its own neighbour
+        windows = torch.where(beside, slices[:, :, self.places], slices[:, :, self.middles, None])
+        return windows.flatten(1, 2).permute(0, 1, 3, 4, 2, 5).flatten(4), present  # from (B, series, P, k, S, S, c)
 
     def through(self, backbone: Backbone, pictures: Tensor, present: Tensor) -> Tensor:
         """Features (B, N, F) of the pictures (B, N, ...); zeros where they are not `present`.
@@ -60,7 +63,7 @@ class Slices(nn.Module):
         arXiv:1604.06174): memory is that of so many pictures, whatever N.
         """
         flat = pictures[present]
-        step = self.batch or len(flat)
+        step = (self.batch or len(flat)) if self.training else AT_ONCE
         again = self.training and torch.is_grad_enabled() and step < len(flat)
         parts = []
         for part in flat.split(step):
