@@ -17,9 +17,12 @@ from foldwise import UserError, demo, dicom
 from foldwise.core.schema import validate
 from foldwise.core.source import ReadWarning
 from foldwise.data import image, series
-from foldwise.data.cache import load_cache
+from foldwise.data.cache import load_cache, load_slices
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.image import ImageError, ImageOptions
+from foldwise.data.orientation import fitted
+from foldwise.data.recipe import load_recipe
+from foldwise.train import auxiliary
 
 STUDY = {"study_id": "S1", "slices": 9, "side": 64, "apart": 2.5, "flaw": "", "kind": 1, "row": 0, "split": "x"}
 
@@ -240,6 +243,34 @@ def make_place(root: Path, studies: Path) -> Workplace:
     return place
 
 
+def learn_slices(place: Workplace, root: Path) -> None:
+    """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
+    about = load_competition(str(place.competition))
+    table = pd.DataFrame({"study": ["s0", "s0", "s1", "s9"], "file": ["2", "3", "2", "0"], "bright": [0, 0, 1, 1]})
+    table.to_csv(place.raw / "slices.csv", index=False)
+    asked = {"table": "slices.csv", "id": "study", "slice": "file", "target": "bright"}
+    place.describe(slice_labels=asked)
+    about = load_competition(str(place.competition))
+    recipe = fitted(load_recipe(str(root / "quick.yaml")), None, about.image)
+    rows = pd.DataFrame({"id": ["s1", "s0", "s2"], "split": "train"})
+    learnt = auxiliary.of_rows(about, rows, recipe)
+    assert learnt is not None and learnt.of_slices == 1 and learnt.target.shape == (3, 2 * 4)
+    # pictures of slots 1, 3, 5, 7; the second series of s1 has 8 slices of 8, t1's 6
+    seen = load_slices(about, 32).set_index(["id", "series", "slot"])["file"]
+    for row, row_id in enumerate(rows["id"]):
+        for series_number in (0, 1):
+            for picture in range(4):
+                name = seen.get((row_id, series_number, 8 * series_number + 1 + 2 * picture), "")
+                known = table[(table["study"] == row_id) & (table["file"] + ".png" == name)]["bright"]
+                value = learnt.target[row, 4 * series_number + picture]
+                assert np.isnan(value) if known.empty else value == known.iloc[0]
+    assert np.isfinite(learnt.target).sum() > 0
+    place.run("02_train.py", "--recipe", root / "quick.yaml", "--name", "slices", "--fold", 0)
+    table.assign(file="none").to_csv(place.raw / "slices.csv", index=False)
+    line = place.refused("02_train.py", "--recipe", root / "quick.yaml", "--name", "other", "--fold", 0)
+    assert "names no slice" in line
+
+
 def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch):
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
     place = make_place(tmp_path, studies)
@@ -262,6 +293,7 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     assert "slices, for target = " in page and "when a slice is left out" in page
     assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
+    learn_slices(place, tmp_path)
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})
     assert "image" in place.refused("05_predict.py", "--run", "quick", "predict.tta=d4")

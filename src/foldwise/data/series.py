@@ -60,11 +60,11 @@ def files(place: Path) -> list[Path]:
 
 def read(
     path: Path, size: Size = None, options: ImageOptions | None = None, window: Sequence[int] | None = None
-) -> Array:
-    """uint8 (H, W, options.planes) of an index's `path` below the raw folder; otherwise as image.read_image."""
+) -> tuple[Array, pd.DataFrame | None]:
+    """uint8 (H, W, options.planes) of an index's `path` below the raw folder, and of series the table of slices."""
     if options is None or options.slices is None:
-        return image.read_image(path, size, options, window)
-    return read_study(path, size, options, window)[0]
+        return image.read_image(path, size, options, window), None
+    return read_study(path, size, options, window)
 
 
 def read_study(

@@ -36,6 +36,8 @@ class Slices(nn.Module):
         self.pool = SlicePool(settings.pool, width)
         self.missing = nn.Parameter(torch.zeros(stack.series, width)) if stack.series > 1 else None
         self.width = width * stack.series
+        self.keeps = False  # whether `sequence` holds what a forward made of slices (B, series x P, F), to be `taken`
+        self.sequence: Tensor | None = None
 
     middles: Tensor
     places: Tensor
@@ -43,6 +45,12 @@ class Slices(nn.Module):
     def forward(self, images: Tensor, backbone: Backbone) -> Tensor:
         pictures, present = self.pictures(images)
         return self.study(self.through(backbone, pictures, present), present)
+
+    def taken(self) -> Tensor:
+        """The last forward's features of slices, handed over."""
+        assert self.sequence is not None
+        sequence, self.sequence = self.sequence, None
+        return sequence
 
     def pictures(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, series x P, S, S, neighbours x channels) of P slices with their neighbours, and bool (B, series x P):
@@ -81,6 +89,8 @@ class Slices(nn.Module):
         seen = present.unflatten(1, (series, -1)).flatten(0, 1)
         if self.context is not None:
             x = self.context(x, seen)
+        if self.keeps:
+            self.sequence = x.unflatten(0, (-1, series)).flatten(1, 2)
         pooled = self.pool(x, seen).unflatten(0, (-1, series))
         if self.missing is not None:
             there = seen.any(dim=1).unflatten(0, (-1, series))

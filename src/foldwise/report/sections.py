@@ -97,7 +97,7 @@ def _before_after(survey: Survey, sheet: Page) -> str:
     rows = []
     for name, options in steps.items():
         with warnings.catch_warnings(action="ignore", category=ReadWarning):  # step 01 has said what is odd
-            pixels = [series.read(survey.competition.raw() / path, size, options) for path in files["path"]]
+            pixels = [series.read(survey.competition.raw() / path, size, options)[0] for path in files["path"]]
         shown = map(image.as_picture, pixels)
         strip = "".join(page.picture(pixel, f"{i}, {name}", THUMB) for pixel, i in zip(shown, files["id"], strict=True))
         rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
