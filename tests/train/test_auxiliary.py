@@ -104,4 +104,4 @@ def test_columns_that_do_not_fit_are_refused(place, about, asked, words, tmp_pat
     made.describe(auxiliary=asked)
     table = index.load_index(about)
     with pytest.raises(UserError, match=words):
-        auxiliary.of_rows(load_competition(str(made.competition)), table[table["split"] == "train"])
+        auxiliary.of_rows(load_competition(str(made.competition)), table[table["split"] == "train"], Recipe())
