@@ -257,8 +257,9 @@ class Service:
         self, received: Uploads, recipe: Recipe, options: ImageOptions | None
     ) -> tuple[cache.Cache, np.ndarray, dict[str, str]]:
         """The images as this recipe's models see them, cropped by the competition's detector where they are."""
-        crops = crop_again(self.competition, received.folder, received.rows) if recipe.crop else None
-        return received.cached(recipe.image_size, options or self.competition.image, crops)
+        options = received.bounded(options or self.competition.image)
+        crops = crop_again(self.competition, received.folder, received.rows, options) if recipe.crop else None
+        return received.cached(recipe.image_size, options, crops)
 
     def map(
         self, answer: Answer, run: str, fold: int, output: int, metadata: dict[str, Any] | None = None

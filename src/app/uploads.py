@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, dicom
-from foldwise.core import paths
+from foldwise.core import parallel, paths
 from foldwise.core.files import temporary_folder
 from foldwise.core.parallel import parallel_map
 from foldwise.data import cache, image
@@ -195,6 +195,9 @@ def _shown(name: str) -> str:
 # -------------------------------------------------------------------------------------------- decoding apart
 
 
+WORKER_MEMORY = 3 << 30  # bytes; 50 million pixels of 16 bits take more than half of it
+
+
 def prepare() -> None:
     """Make the processes that decode start in a tenth of a second: they are forked from one that has the imports."""
     source = str(paths.SOURCE)
@@ -202,6 +205,7 @@ def prepare() -> None:
     if source not in known.split(os.pathsep):  # until Python 3.13 the fork server does not take over sys.path
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *([known] if known else [])])
     multiprocessing.set_forkserver_preload([__name__])
+    parallel.worker_memory = WORKER_MEMORY
     apart(_nothing)
 
 
@@ -227,6 +231,8 @@ def _each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]]) -> list
             results.append(function(*row))
         except UserError as error:
             results.append(error)
+        except MemoryError:
+            results.append(UserError("needs more memory than a file may take"))
         except Exception as error:
             results.append(UserError(f"can't be read ({type(error).__name__}: {error})"))
     return results

@@ -198,7 +198,7 @@ def _window(received: uploads.Uploads) -> tuple[ImageOptions | None, ImageOption
 def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
     """What the visitor says of the image; header fields of a DICOM file are filled in."""
     service = frame.service()
-    known = uploads.fields(received.path(), frame.competition().dicom_tags)
+    known = uploads.apart(uploads.fields, received.path(), frame.competition().dicom_tags)
     known |= service.known(*st.session_state["opened"]) if st.session_state.get("opened") else {}
     said: dict[str, Any] = {}
     with st.expander("Metadata: a chosen run looks at them too", expanded=True):
@@ -321,7 +321,7 @@ def _value(value: Any) -> str:
 
 
 def _header(path: Path) -> None:
-    fields = uploads.header(path)
+    fields = uploads.apart(uploads.header, path)
     if not fields:
         st.caption("Not a DICOM file.")
         return

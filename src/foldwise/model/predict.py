@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from foldwise.core import parallel
 from foldwise.core.cli import note_once
+from foldwise.core.progress import Bar
 from foldwise.core.ranks import current_ranks
 from foldwise.data import top
 from foldwise.data.batches import Batches
@@ -174,7 +174,7 @@ def _over_rows(
     batches = Batches(cache, cache_rows[mine], at_once, threads=recipe.train.loaders)
     parts: list[np.ndarray] = []
     quiet = True if ranks.rank else None
-    for batch in tqdm(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
+    for batch in Bar(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
         beside = None if metadata is None else torch.from_numpy(metadata[mine[batch.rows]]).to(device)
         total: Tensor | None = None
         for view in views:

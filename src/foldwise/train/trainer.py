@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from foldwise import augment, metrics
 from foldwise.core.cli import note, terminated
 from foldwise.core.files import write_csv, write_json
+from foldwise.core.progress import Bar
 from foldwise.core.ranks import current_ranks
 from foldwise.data import cache, oof, top
 from foldwise.data.batches import Batches
@@ -173,7 +173,7 @@ class Trainer:
         if self.recipe.train.sizes:
             self.loader = self._batches(epoch)
         network, progress = self.stepper.wrapped(), self.progress
-        bar = tqdm(
+        bar = Bar(
             self.loader.epoch(epoch, progress.step),
             total=len(self.loader),
             initial=progress.step,
