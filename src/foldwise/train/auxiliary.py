@@ -40,9 +40,8 @@ class Auxiliary:
         for asked, at in self.parts:
             said, truth = logits[:, at], target[:, at]
             known = truth.isfinite().all(dim=1)
-            total = total + asked.weight * (_loss(asked.task, said, truth.nan_to_num()) * known).sum() / max(
-                1, int(known.sum())
-            )
+            rows = (_loss(asked.task, said, truth.nan_to_num()) * known).sum()
+            total = total + asked.weight * rows / known.sum().clamp_min(1)
         return total
 
 
