@@ -1,7 +1,7 @@
 """Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
 
-    images_<size>.npy        uint8 (N, size, size, C), RGB or the channels of `image.channels`, a row per row of
-                             index.parquet, in its order
+    images_<size>.npy        uint8 (N, size, size, C), RGB, the channels of `image.channels`, or of all slices; a row
+                             per row of index.parquet, in its order
     images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
                              zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
@@ -36,11 +36,10 @@ from foldwise import UserError
 from foldwise.core.files import digest, read_voucher, write_csv, write_voucher
 from foldwise.core.parallel import parallel_map
 from foldwise.core.source import ReadWarning
-from foldwise.data import image, index
-from foldwise.data.arrays import ArrayOptions
+from foldwise.data import arrays, image, index, series
 from foldwise.data.boxes import Crops, load_crop_meta
 from foldwise.data.competition import Competition
-from foldwise.data.image import ImageOptions
+from foldwise.data.image import ImageOptions, SeriesOptions
 from foldwise.dicom import DicomOptions
 
 FORMAT = 2  # raise it when the same file and options would give other pixels
@@ -77,6 +76,13 @@ class Cache:
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """`read` as something to look at, uint8 (len(rows), size, size, 3)."""
         return image.as_picture(self.read(rows))
+
+    def views(self, rows: np.ndarray) -> list[np.ndarray]:
+        """`pictures`, or of slices nine of each study, one after the other: what must all agree in copies."""
+        if self.channels <= arrays.MOST:
+            return [self.pictures(rows)]
+        slices = np.stack([image.nine(pixels) for pixels in self.read(rows)])
+        return [np.repeat(part[..., None], 3, axis=-1) for part in slices.transpose(1, 0, 2, 3)]
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (len(rows), size, size, channels), in the order of `rows`; thread-safe.
@@ -242,7 +248,7 @@ def build_size(
     path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
     voucher = path.with_suffix(".json")
     known = read_voucher(voucher)
-    shape = (len(table), size, size, options.channels)
+    shape = (len(table), size, size, options.planes)
     whole = len(_header(shape)) + math.prod(shape)
     if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
         reasons = {int(row): reason for row, reason in known["errors"].items()}
@@ -312,9 +318,11 @@ def _options_digest(options: ImageOptions) -> str:
 
 
 def _settings(options: ImageOptions) -> dict[str, Any]:
-    """Options as plain data, those of arrays only where they are set: caches made before there were any stay good."""
-    fields = ArrayOptions.model_fields.keys() - DicomOptions.model_fields.keys()
-    unset = {name for name in fields if getattr(options, name) == ArrayOptions.model_fields[name].default}
+    """Options as plain data, those of arrays and series only where they are set: caches made before them stay good."""
+    later = {name: field for name, field in SeriesOptions.model_fields.items() if name not in DicomOptions.model_fields}
+    unset = {
+        name for name, field in later.items() if getattr(options, name) == field.get_default(call_default_factory=True)
+    }
     return options.model_dump(mode="json", exclude=unset)
 
 
@@ -368,7 +376,7 @@ def _decode_rows(
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", ReadWarning)
-                    pixels_of = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
+                    pixels_of = series.read(Path(raw) / path, size, chosen, window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue

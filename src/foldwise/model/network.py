@@ -16,6 +16,7 @@ from foldwise.core import paths
 from foldwise.core.schema import nearest
 from foldwise.data.recipe import Backbone, Head, Model, Recipe
 from foldwise.model import heads, weights
+from foldwise.model.slices import Slices
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -23,9 +24,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Network(nn.Module):
     """One or two timm models behind their normalisation, and our head on their pooled features.
 
-    uint8 (B, S, S, 3) RGB (or C channels) in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32
-    (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are channels_last, so converting is free.
-    `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
+    uint8 (B, S, S, 3) RGB (or C channels, or all slices of a study) in, and float32 (B, F) encoded metadata where
+    `uses_metadata`; logits float32 (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are
+    channels_last, so converting is free. `scale` and `shift` turn a regression's outputs into the target's units, and
+    do nothing elsewhere.
     """
 
     mean: Tensor
@@ -44,6 +46,7 @@ class Network(nn.Module):
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
         self.beside: heads.Classifier | None = None
+        self.slices: Slices | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
@@ -67,6 +70,9 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
+        return self._of_pictures(images) if self.slices is None else self.slices(images, self._of_pictures)
+
+    def _of_pictures(self, images: Tensor) -> Tensor:
         pooled = _tower(self.backbone, self.inputs(images), self.pool)
         if self.second is None:
             return pooled
@@ -196,6 +202,9 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
             network.second, settings.head, recipe, settings.second.name, network.second_mean
         )
         width += more
+    if settings.stack is not None:
+        network.slices = Slices(settings.series, settings.stack, width)
+        width = network.slices.width
     if settings.metadata:
         network.fusion = heads.Metadata(metadata, settings.fusion)
         width += network.fusion.width
