@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -427,9 +426,3 @@ def _freeze(backbone: nn.Module, settings: Model) -> None:
         learning = learning or name == start
         for parameter in module.parameters(recurse=False):  # a block's own too: layer scales, position tables
             parameter.requires_grad = learning
-
-
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """A batch's bytes on the device; pinned and asynchronous on a GPU."""
-    tensor = torch.from_numpy(images)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

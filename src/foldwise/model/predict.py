@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, product
 
 import cv2
 import numpy as np
@@ -20,10 +21,12 @@ from foldwise.data.batches import Batches
 from foldwise.data.cache import Cache
 from foldwise.data.recipe import Predict, Recipe
 from foldwise.model import precision
-from foldwise.model.network import Network, to_device
+from foldwise.model.network import Network
 from foldwise.model.precision import Precision
 from foldwise.model.targets import Targets
+from foldwise.model.transfer import on_device, to_device
 
+ON_GPU = 4  # batches of prediction in one there: no gradients are kept, and where memory is short it is halved
 Function = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -170,20 +173,27 @@ def _over_rows(
     ranks = current_ranks()
     readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
-    at_once = max(1, recipe.predict.batch_size // (network.slices.stack.slices if network.slices else 1))
-    batches = Batches(cache, cache_rows[mine], at_once, threads=recipe.train.loaders)
-    parts: list[np.ndarray] = []
+    slices = network.slices.stack.slices if network.slices else 1
+    batch_size = max(1, recipe.predict.batch_size * (ON_GPU if device.type == "cuda" else 1) // slices)
+    batches = Batches(cache, cache_rows[mine], batch_size, threads=recipe.train.loaders)
+    beside = None if metadata is None else to_device(metadata[mine], device)
     quiet = True if ranks.rank else None
-    for batch in Bar(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
-        beside = None if metadata is None else torch.from_numpy(metadata[mine[batch.rows]]).to(device)
-        total: Tensor | None = None
-        for view in views:
-            images = to_device(view(batch.images), device)
-            with how.autocast(device):
-                out = _in_pieces(function, images, beside).float()
-            total = out if total is None else total + out
-        assert total is not None
-        parts.append(kept((total / len(views)).cpu().numpy()))
+    seen = (replace(batch, images=view(batch.images)) for batch in batches.epoch() for view in views)
+    bar = Bar(on_device(seen, device), total=len(batches) * len(views), desc=label, leave=False, disable=quiet)
+
+    def outputs() -> Iterator[Tensor]:
+        """The device's float32 sum over the views of each batch."""
+        moved = iter(bar)
+        for _ in range(len(batches)):
+            total: Tensor | None = None
+            for batch in islice(moved, len(views)):
+                with how.autocast(device):
+                    out = _in_pieces(function, batch.images, None if beside is None else beside[batch.rows]).float()
+                total = out if total is None else total + out
+            assert total is not None
+            yield total
+
+    parts = [kept((total / len(views)).cpu().numpy()) for total in _one_behind(outputs())]
     values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     by_rank: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
     if ranks.size > 1:
@@ -195,6 +205,15 @@ def _over_rows(
         if len(rows):
             result[rows] = part
     return result
+
+
+def _one_behind(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same, each after the next has been asked for: the device works on that while the host reads this one."""
+    before: list[Tensor] = []
+    for value in values:
+        yield from before
+        before = [value]
+    yield from before
 
 
 def _finite(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:

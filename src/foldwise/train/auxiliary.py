@@ -45,9 +45,8 @@ class Auxiliary:
             said, truth = logits[:, at], target[:, at]
             known = truth.isfinite()
             known = known.all(dim=1) if asked.task == "multiclass" else known
-            total = total + asked.weight * (_loss(asked.task, said, truth.nan_to_num()) * known).sum() / max(
-                1, int(known.sum())
-            )
+            rows = (_loss(asked.task, said, truth.nan_to_num()) * known).sum()
+            total = total + asked.weight * rows / known.sum().clamp_min(1)
         return total
 
 
