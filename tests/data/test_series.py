@@ -13,6 +13,9 @@ import pytest
 import yaml
 from conftest import QUICK, Workplace
 
+from app import uploads
+from app.service import Service
+from app.uploads import Upload
 from foldwise import UserError, demo, dicom
 from foldwise.core.schema import validate
 from foldwise.core.source import ReadWarning
@@ -243,6 +246,24 @@ def make_place(root: Path, studies: Path) -> Workplace:
     return place
 
 
+def ask_the_app(place: Workplace, about: Competition) -> None:
+    """An archive of a test study gets what training predicted for it, and a look at its slices."""
+    service = Service(about)
+    packed = service.file("test", "s20")
+    assert packed.name == "s20.zip"
+    with uploads.receiving([packed], options=about.image) as received:
+        assert received.rows["id"].tolist() == ["s20"] and not received.refused
+        answer = service.predict(received, ["quick"])
+        lost, maps = service.slices(answer, "quick", 0, 0)
+    wanted = pd.read_csv(place.runs / "quick" / "test.csv").set_index("id").loc["s20", "pred"]
+    assert answer.table(answer.mean("quick"))["pred"].iloc[0] == pytest.approx(wanted, abs=1e-5)
+    assert len(lost) == 8 and np.isfinite(lost).sum() == 3 + 4 and len(maps) == 3  # t1: 7 slices of 8, t2: 9
+    stray = Upload("x.zip", packed.data.replace(b"t1/", b"t9/"))
+    with uploads.receiving([stray], options=about.image) as received:
+        assert all("t1 or t2" in reason for reason in received.refused.values()) and len(received.refused) == 7
+        assert received.rows["id"].tolist() == ["x"]
+
+
 def learn_slices(place: Workplace, root: Path) -> None:
     """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
     about = load_competition(str(place.competition))
@@ -293,6 +314,7 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     assert "slices, for target = " in page and "when a slice is left out" in page
     assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
+    ask_the_app(place, about)
     learn_slices(place, tmp_path)
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})
