@@ -355,6 +355,11 @@ class Competition(Strict):
         description="free: no up and down (skin, tissue, land from above), any turn is as good; upright: nothing turns "
         "them, and they are mirrored only",
     )
+    mirror: dict[str, str] = Field(
+        {},
+        description="multilabel: targets that change places in a mirror image, {left_hip: right_hip}; training then "
+        "mirrors nothing, and test-time mirrors (predict.tta=flip) answer with them exchanged",
+    )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
     sample_submission: str | None = Field(
@@ -425,6 +430,18 @@ class Competition(Strict):
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if not split.sources and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
+        return self
+
+    @model_validator(mode="after")
+    def _mirrors_are_targets(self) -> Competition:
+        named = [*self.mirror, *self.mirror.values()]
+        if named and (self.task != "multilabel" or self.delimited):
+            raise ValueError("`mirror` exchanges columns of a `target` list: task: multilabel")
+        patterns = [name for name in self.targets if tables.is_pattern(name)]
+        for name in named:
+            known = name in self.targets or name in tables.expand(patterns, [name])
+            if named.count(name) > 1 or not known:
+                raise ValueError(f"`mirror`: '{name}' is no target, or stands there twice")
         return self
 
     @model_validator(mode="after")

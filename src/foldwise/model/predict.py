@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -109,7 +110,8 @@ def predict_readable(
         return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
     kept = top.keep if targets.many else np.asarray
-    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how, kept) for one in networks]
+    rest = (recipe, label, metadata, how, kept, targets.mirror)
+    each = [_over_rows(one, cache, cache_rows, output(one), *rest) for one in networks]
     made = top.mean(each) if targets.many else np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
@@ -164,8 +166,12 @@ def _over_rows(
     metadata: np.ndarray | None = None,
     how: Precision | None = None,
     kept: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    mirror: list[int] | None = None,
 ) -> np.ndarray:
-    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all."""
+    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all.
+
+    mirror: of a mirrored view, the outputs in their places.
+    """
     network.eval()
     device = next(network.parameters()).device
     how = how or precision.of_device(recipe, device)
@@ -186,9 +192,10 @@ def _over_rows(
         moved = iter(bar)
         for _ in range(len(batches)):
             total: Tensor | None = None
-            for batch in islice(moved, len(views)):
+            for view, batch in zip(views, islice(moved, len(views)), strict=True):
                 with how.autocast(device):
                     out = _in_pieces(function, batch.images, None if beside is None else beside[batch.rows]).float()
+                out = out[:, mirror] if mirror and view.mirrored else out
                 total = out if total is None else total + out
             assert total is not None
             yield total
@@ -239,7 +246,14 @@ def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> T
     return torch.cat([_in_pieces(function, *part) for part in parts])
 
 
-View = Callable[[np.ndarray], np.ndarray]
+class View(NamedTuple):
+    """uint8 (B, S, S, C) -> (B, S', S', C), and whether it mirrors."""
+
+    apply: Callable[[np.ndarray], np.ndarray]
+    mirrored: bool
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.apply(images)
 
 
 SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
@@ -282,4 +296,4 @@ def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_
         how = cv2.INTER_AREA if side > to else cv2.INTER_LINEAR
         return np.stack([cv2.resize(image, (to, to), interpolation=how) for image in part])
 
-    return apply
+    return View(apply, bool(symmetry & 1))

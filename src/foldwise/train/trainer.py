@@ -136,11 +136,12 @@ class Trainer:
         images = (
             self.data.images if size == recipe.image_size else cache.load_cache(self.competition, size, recipe.crop)
         )
+        flips = "none" if self.data.targets.mirror else a.flips
         return Batches(
             images,
             images.rows_of(self.data.train),
             t.batch_size,
-            augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops),
+            augment.train_ops(a.preset, size, flips, a.randaugment, a.strength, a.ops),
             (recipe.seed, self.fold),
             t.loaders,
             self.data.sample_weights(t.sampling),
