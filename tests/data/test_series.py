@@ -23,8 +23,11 @@ from foldwise.data import image, series
 from foldwise.data.cache import load_cache, load_slices
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.image import ImageError, ImageOptions
+from foldwise.data.index import load_index
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe
+from foldwise.data.runs import recipe_of
+from foldwise.model.fold_models import load_fold
 from foldwise.train import auxiliary
 
 STUDY = {"study_id": "S1", "slices": 9, "side": 64, "apart": 2.5, "flaw": "", "kind": 1, "row": 0, "split": "x"}
@@ -264,6 +267,24 @@ def ask_the_app(place: Workplace, about: Competition) -> None:
         assert received.rows["id"].tolist() == ["x"]
 
 
+def keep_features(place: Workplace, about: Competition, root: Path) -> None:
+    """A frozen backbone's features are made once; what its models say of pixels is what they said in training."""
+    frozen = ["model.mode=frozen", "augment.preset=none", "augment.flips=none", "train.epochs=3"]
+    started = ["02_train.py", "--recipe", root / "quick.yaml", "--name", "frozen", *frozen]
+    place.run(*started, "--fold", 0)
+    (made,) = place.derived.glob("features_*.npy")
+    assert len(np.load(made)) == 24 and np.load(made).shape[1] % 8 == 0  # four pictures of two series
+    before = made.stat().st_mtime_ns
+    place.run(*started[:4], "again", *frozen, "--fold", 0)  # the same backbone
+    assert [path.stat().st_mtime_ns for path in place.derived.glob("features_*.npy")] == [before]
+    recipe, table = recipe_of(about, "frozen"), load_index(about)
+    rows = table[(table["split"] == "test") & table["error"].isna()]
+    images = load_cache(about, 32)
+    seen = load_fold(about, recipe, "frozen", 0, table).predict(images, images.rows_of(rows), rows)[:, 0]
+    said = pd.read_csv(place.runs / "frozen" / "fold0_test.csv").set_index("id")["pred"]
+    assert np.allclose(seen, said.loc[rows["id"]], atol=1e-5) and np.ptp(seen) > 1e-5
+
+
 def learn_slices(place: Workplace, root: Path) -> None:
     """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
     about = load_competition(str(place.competition))
@@ -315,6 +336,7 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
     ask_the_app(place, about)
+    keep_features(place, about, tmp_path)
     learn_slices(place, tmp_path)
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})
