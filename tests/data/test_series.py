@@ -144,6 +144,28 @@ def test_pictures_arrays_and_nifti_are_series_too(tmp_path):
 
 
 @pytest.mark.smoke
+def test_a_slide_is_its_tiles_with_the_most_tissue(tmp_path):
+    """Of 4 x 5 tiles of 16 px, at the edge cut off, the three dark ones; at the second level of a pyramid, too."""
+    slide = np.full((60, 75, 3), 255, np.uint8)
+    for row, column, value in ((0, 1, 90), (2, 4, 60), (3, 0, 30)):
+        slide[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = value
+    cv2.imwrite(str(tmp_path / "slide.png"), slide)
+    asked = {"slices": 4, "tile": 16, "colour": True}
+    pixels, table = quiet(tmp_path / "slide.png", 16, options(**asked))
+    assert pixels.shape == (16, 16, 12) and table["instance"].tolist() == [1, 14, 15]
+    assert (pixels[..., 0] == 90).all() and (pixels[:, :11, 3] == 60).all() and (pixels[:12, :, 6] == 30).all()
+    assert not pixels[..., 9:].any()  # no fourth with anything on it
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(slide.repeat(2, 0).repeat(2, 1), subifds=1, photometric="rgb")
+        writer.write(slide, subfiletype=1, photometric="rgb")
+    again, _ = quiet(tmp_path / "slide.tif", 16, options(**asked, level=1))
+    assert np.array_equal(again, pixels)
+    with pytest.raises(ImageError, match="of 2 levels"):
+        series.read_study(tmp_path / "slide.tif", 16, options(**asked, level=2))
+
+
+@pytest.mark.smoke
 def test_several_series_lie_side_by_side_and_a_missing_one_is_black(studies):
     two = options(slices=4, series=["A", "B"])
     pixels, table = quiet(studies / series.several(["S0", "S1"]), 32, two)
