@@ -38,8 +38,9 @@ from foldwise.data.batches import Batch, Batches
 from foldwise.data.cache import Cache
 from foldwise.data.recipe import load_recipe
 from foldwise.model import precision
-from foldwise.model.network import create_network, to_device
+from foldwise.model.network import create_network
 from foldwise.model.predict import pick_device
+from foldwise.model.transfer import on_device
 
 PRESET = "melanoma2020"
 COUNT, SOURCE = 512, 1024
@@ -156,12 +157,12 @@ def efficiency(folder: Path, paths: list[Path], name: str, size: int, batch: int
     memory = [Batch(cache.read(np.arange(batch)), np.arange(batch), batch)] * steps
 
     def run(batches: Callable[[], Iterator[Batch]]) -> float:
-        taken = batches()
+        taken = on_device(batches(), device)
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(steps):
-            images = to_device(next(taken).images, device)
+            images = next(taken).images
             with chosen.autocast(device):
                 logits = network(images)
             F.binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits.float())).backward()

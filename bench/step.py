@@ -1,4 +1,4 @@
-"""CPU time of a training step, with glibc's usual ways and with launch.settle(), in one run, one thread each.
+"""CPU time of a training step, with glibc's usual ways and with tune_allocator(), in one run, one thread each.
 
     python bench/step.py [--steps 12]
 
@@ -18,14 +18,15 @@ CASES = (("mobilenetv2_100", 224), ("resnet18", 224), ("test_resnet", 96))
 SIDE = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from foldwise import launch
+from foldwise.core import parallel
 if sys.argv[2] == "settled":
-    launch.settle()
+    parallel.tune_allocator()
 import torch
-from foldwise import config, models
-recipe = config.load("baseline", [f"model.name={sys.argv[3]}", f"image_size={sys.argv[4]}", "model.mode=scratch"])
+from foldwise.data.recipe import load_recipe
+from foldwise.model.network import create_network
+recipe = load_recipe("baseline", [f"model.name={sys.argv[3]}", f"image_size={sys.argv[4]}", "model.mode=scratch"])
 torch.set_num_threads(1)
-network = models.create(recipe, 1).train()
+network = create_network(recipe, 1).train()
 optimizer = torch.optim.AdamW(network.parameters())
 images = torch.randint(0, 255, (32, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
 target = torch.rand(32, 1)

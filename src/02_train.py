@@ -78,8 +78,7 @@ def main() -> None:
     if args.name and len(names) > 1:
         raise UserError(f"--name {args.name}: several recipes are several runs, named after them; leave it out")
     loaded = {args.name or run_name(name): load_recipe(name, args.overrides) for name in names}
-    channels = competition.image.channels
-    recipes = {run: fitted(recipe, competition.orientation, channels) for run, recipe in loaded.items()}
+    recipes = {run: fitted(recipe, competition.orientation, competition.image) for run, recipe in loaded.items()}
     if args.preview or args.lr_find:
         return look(competition, *next(iter(recipes.items())), args)
     index.try_metric(competition, index.load_index(competition))

@@ -64,7 +64,7 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     recipe = recipe_of(competition, args.run, args.overrides) if args.run else load_recipe(args.recipe, args.overrides)
-    recipe = fitted(recipe, competition.orientation, competition.image.channels)
+    recipe = fitted(recipe, competition.orientation, competition.image)
     made_of = {"run": args.run, "predict": recipe_settings(recipe)["predict"]} if args.run else recipe_settings(recipe)
     settings = {"embed": made_of, "head": args.head, "scale": args.scale}
     name = args.name or f"{args.run or run_name(args.recipe)}_{args.head}"

@@ -177,7 +177,7 @@ def test_made_again_only_for_other_settings(tmp_path: Path, capsys: pytest.Captu
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo.make_demo(40, root=tmp_path)
     before = bytes_of(folder)
-    monkeypatch.setattr(demo, "_save", lambda *_: 1 / 0)
+    monkeypatch.setattr(demo.lesions, "_save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo.make_demo(44, root=tmp_path)
     assert bytes_of(folder) == before

@@ -90,3 +90,18 @@ def test_nothing_is_pickled_or_loaded_unsafely() -> None:
     for path in sorted(SOURCE.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(pickle|joblib|dill)\b|yaml\.load\(|weights_only=False|allow_pickle=True", text), path
+
+
+def test_benches_name_what_is_there() -> None:
+    """Also the programs that they hold as text: nothing else runs them before somebody wants a figure."""
+    homeless = []
+    for path in sorted((REPOSITORY / "bench").glob("*.py")):
+        for module, names in re.findall(r"from (foldwise[\w.]*) import ([\w, ]+)", path.read_text(encoding="utf-8")):
+            home = SOURCE.joinpath(*module.split("."))
+            file = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+            for name in re.findall(r"\w+", names.split(" as ")[0]):
+                there = (home / name).is_dir() or (home / f"{name}.py").exists()
+                if not there and not re.search(rf"\b{name}\b", text):
+                    homeless.append(f"{path.name}: {module}.{name}")
+    assert not homeless

@@ -16,6 +16,7 @@ from torch.profiler import profile
 
 from foldwise import UserError
 from foldwise.core import paths
+from foldwise.data.image import ImageOptions
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Fusion, Head, Recipe, load_recipe
 from foldwise.model import heads, weights
@@ -356,7 +357,9 @@ def test_grey_input_is_the_mean_of_the_colours() -> None:
     with pytest.raises(UserError, match="in_chans=4: the images have 3 channels"):
         fitted(load_recipe("baseline", ["model.kwargs={in_chans: 4}"]), None)
     assert "in_chans" not in fitted(load_recipe("baseline"), None).model.kwargs
-    network = create_network(fitted(load_recipe("baseline", [*TINY, "model.mean=[0.2,0.4,0.6]"]), None, 6), 2)
+    network = create_network(
+        fitted(load_recipe("baseline", [*TINY, "model.mean=[0.2,0.4,0.6]"]), None, ImageOptions(channels=6)), 2
+    )
     bands = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 6), np.uint8)
     assert network(torch.from_numpy(bands)).shape == (2, 2) and network.mean.shape == (1, 6, 1, 1)
     assert network.mean.flatten().tolist() == pytest.approx([0.4 * 255] * 6)

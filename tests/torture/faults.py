@@ -1,4 +1,4 @@
-"""Faults that were tried, what happens, and the test that shows it; `python tests/torture/faults.py` writes the page."""
+"""Faults tried, what happens, and the test that shows it; `python tests/torture/faults.py` writes the page."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2_contingency, ks_2samp
 
-from foldwise import dicom, metrics, stats
-from foldwise.data import folds, index
+from foldwise import UserError, dicom, metrics, stats
+from foldwise.data import folds, index, series
 from foldwise.data.columns import typed
 from foldwise.data.competition import Competition
 
@@ -101,10 +101,10 @@ def headers(competition: Competition, table: pd.DataFrame, limit: int = HEADERS)
     picked = [part.sample(min(limit, len(part)), random_state=0) for _, part in readable.groupby("split")]
     header_of: dict[Any, dict[str, Any]] = {}
     for row, path in (pair for part in picked for pair in part["path"].items()):
-        file = competition.raw() / path
         try:
+            file = series.header_file(competition.raw() / path, competition.image)
             fields = dicom.read_header(file) | dicom.read_header(file, PLACES)
-        except dicom.DicomError:  # its pixels could be read, and that is what counts
+        except UserError:  # its pixels could be read, and that is what counts
             continue
         header_of[row] = {
             name: "\\".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -271,12 +271,14 @@ def agreement(images: Cache, pairs: pd.DataFrame, block: int = 256) -> np.ndarra
     values = np.full(len(pairs), -1.0)
     for start in range(0, len(pairs), block):
         part = pairs.iloc[start : start + block]
-        a = np.stack(
-            [_thumbnail(*one) for one in zip(images.pictures(part["a"].to_numpy()), part["look"], strict=True)]
-        )
-        b = np.stack([_thumbnail(image, 0) for image in images.pictures(part["b"].to_numpy())])
-        values[start : start + len(part)] = _agreement(a, b)
+        views = zip(*(images.views(part[side].to_numpy()) for side in "ab"), strict=True)
+        each = [_agreement(_thumbnails(a, part["look"]), _thumbnails(b, [0] * len(b))) for a, b in views]
+        values[start : start + len(part)] = np.min(each, axis=0)
     return values
+
+
+def _thumbnails(images: np.ndarray, looks: Iterable[int]) -> np.ndarray:
+    return np.stack([_thumbnail(*one) for one in zip(images, looks, strict=True)])
 
 
 def _thumbnail(image: np.ndarray, look: int) -> np.ndarray:

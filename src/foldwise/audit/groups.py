@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, dicom
-from foldwise.data import folds, tables
+from foldwise.data import folds, series, tables
 from foldwise.data.competition import NO_GROUP, Competition
 from foldwise.data.rows import table_columns
 
@@ -92,8 +92,8 @@ def _headers(competition: Competition, train: pd.DataFrame) -> pd.DataFrame:
     some = files.sort_values().iloc[:HEADERS]  # neighbours, not a sample: one study's files lie together
     rows = {}
     for row, path in some.items():
-        with suppress(dicom.DicomError):  # its pixels could be read, and that is what counts
-            rows[row] = dicom.read_header(competition.raw() / path, TAGS)
+        with suppress(UserError):  # its pixels could be read, and that is what counts
+            rows[row] = dicom.read_header(series.header_file(competition.raw() / path, competition.image), TAGS)
     return pd.DataFrame.from_dict(rows, orient="index").reindex(train.index).dropna(axis=1, how="all")
 
 

@@ -14,6 +14,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -58,7 +59,7 @@ def member(path: Path) -> tuple[Archive, str]:
     if place is None:
         raise FileNotFoundError(2, "No such file or directory", str(path))
     archive, inside = _opened(*place.key), path.relative_to(place.top).parts
-    for name in ["/".join([*lead, *inside]) for lead in ([place.lead] if place.lead else [], [], [place.top.name])]:
+    for name in ["/".join([*lead, *inside]) for lead in _leads(place)]:
         if archive.holds(name):
             return archive, name
     raise FileNotFoundError(2, "No such member of the archive", str(path))
@@ -76,14 +77,20 @@ def members(folder: Path) -> list[Path] | None:
     if place is None:
         return None
     try:
-        archive = _opened(*place.key)
-    except OSError:  # a file of another kind
+        every = _sorted_names(*place.key)
+    except (OSError, EOFError):  # a file of another kind, or a broken one
         return None
-    lead = "".join(
-        f"{part}/" for part in ([place.lead] if place.lead else []) + list(folder.relative_to(place.top).parts)
-    )
-    names = [name.removeprefix(lead) for name in archive.names if name.startswith(lead)]
+    inside = folder.relative_to(place.top).parts
+    names: list[str] = []
+    for lead in ("".join(f"{part}/" for part in [*lead, *inside]) for lead in _leads(place)):
+        first, last = bisect_left(every, lead), bisect_left(every, lead + chr(0x10FFFF))
+        names = names or [name.removeprefix(lead) for name in every[first:last]]
     return sorted(folder / name for name in names if not name.startswith((".", "__MACOSX")) and "/." not in name)
+
+
+def _leads(place: _Place) -> list[list[str]]:
+    """The folders of an archive in which what a path names may lie, in the order in which they are tried."""
+    return [[place.lead] if place.lead else [], [], [place.top.name]]
 
 
 def alias(file: Path) -> Path | None:
@@ -110,6 +117,11 @@ class _Place:
     def lead(self) -> str:
         """'train' where an archive that stands for a folder has all its members in such a folder, else ''."""
         return _only_folder(*self.key) if self.alias else ""
+
+
+@lru_cache(maxsize=64)
+def _sorted_names(file: str, process: int) -> list[str]:
+    return sorted(_opened(file, process).names)
 
 
 @lru_cache(maxsize=64)

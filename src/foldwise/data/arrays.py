@@ -123,6 +123,14 @@ def read_array(path: Path, what: str, options: ArrayOptions) -> Array:
     return array.astype(np.float32)
 
 
+def read_volume(path: Path, what: str, options: ArrayOptions) -> Array:
+    """float32 (slices, H, W); UserError where the array has not three axes of numbers."""
+    array = _read(path, what, options)
+    if array.ndim != 3 or array.dtype.kind not in "fiub":
+        raise UserError(f"{path}: an array {array.shape} of {array.dtype}; a series is (slices, H, W), numbers")
+    return array.astype(np.float32)
+
+
 def _read(path: Path, what: str, options: ArrayOptions) -> Array:
     try:
         if what == "PARQUET":

@@ -1,10 +1,11 @@
 """Decoded, resized images on disk: one uint8 file per size, keyed by what made it, written by many processes.
 
-    images_<size>.npy        uint8 (N, size, size, C), RGB or the channels of `image.channels`, a row per row of
-                             index.parquet, in its order
+    images_<size>.npy        uint8 (N, size, size, C), RGB, the channels of `image.channels`, or of all slices; a row
+                             per row of index.parquet, in its order
     images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
                              zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
+    images_<size>_slices.csv  of series: split, id, slot, and which slice it is (see series.read_study)
     images_<size>_crop...    the same three for the windows of 08_crop.py
 
 Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
@@ -36,11 +37,10 @@ from foldwise import UserError
 from foldwise.core.files import digest, read_voucher, write_csv, write_voucher
 from foldwise.core.parallel import parallel_map
 from foldwise.core.source import ReadWarning
-from foldwise.data import image, index
-from foldwise.data.arrays import ArrayOptions
+from foldwise.data import arrays, image, index, series
 from foldwise.data.boxes import Crops, load_crop_meta
 from foldwise.data.competition import Competition
-from foldwise.data.image import ImageOptions
+from foldwise.data.image import ImageOptions, SeriesOptions
 from foldwise.dicom import DicomOptions
 
 FORMAT = 2  # raise it when the same file and options would give other pixels
@@ -77,6 +77,13 @@ class Cache:
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """`read` as something to look at, uint8 (len(rows), size, size, 3)."""
         return image.as_picture(self.read(rows))
+
+    def views(self, rows: np.ndarray) -> list[np.ndarray]:
+        """`pictures`, or of slices nine of each study, one after the other: what must all agree in copies."""
+        if self.channels <= arrays.MOST:
+            return [self.pictures(rows)]
+        slices = np.stack([image.nine(pixels) for pixels in self.read(rows)])
+        return [np.repeat(part[..., None], 3, axis=-1) for part in slices.transpose(1, 0, 2, 3)]
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (len(rows), size, size, channels), in the order of `rows`; thread-safe.
@@ -242,7 +249,7 @@ def build_size(
     path, key = folder / f"{_stem(size, crops is not None)}.npy", _key(table, size, options, crops)
     voucher = path.with_suffix(".json")
     known = read_voucher(voucher)
-    shape = (len(table), size, size, options.channels)
+    shape = (len(table), size, size, options.planes)
     whole = len(_header(shape)) + math.prod(shape)
     if known is not None and known["key"] == key and path.exists() and path.stat().st_size == whole:
         reasons = {int(row): reason for row, reason in known["errors"].items()}
@@ -268,6 +275,8 @@ def build_size(
     ids = table[["split", "id"]].assign(ok=ok.astype(int), crc=np.where(ok, marks - 1, 0))
     voucher.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
     write_csv(_ids_file(path), ids)
+    if options.slices is not None:
+        write_csv(_slices_file(path), _seen_slices(state, ids))
     pixels.replace(path)
     write_voucher(
         voucher,
@@ -284,9 +293,44 @@ def build_size(
         },
         _ids_file(path),
     )
-    for part in (state, path.with_suffix(".key.part"), _remarks_file(state)):
+    for part in (state, path.with_suffix(".key.part"), _remarks_file(state), _slices_part(state)):
         part.unlink(missing_ok=True)
     return pd.Series(reasons, dtype=object).reindex(table.index)
+
+
+def load_slices(competition: Competition, size: int) -> pd.DataFrame:
+    """Which slice each slot of a cache of series shows: split, id, slot, series, file, instance, position."""
+    path = _slices_file(competition.derived() / f"{_stem(size, False)}.npy")
+    try:
+        return pd.read_csv(path, dtype={"id": str, "split": str, "file": str})
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not there, or damaged; delete images_{size}.npy and run 01_preprocess.py") from None
+
+
+def _slices_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_slices.csv")
+
+
+def _slices_part(state: Path) -> Path:
+    return state.with_suffix(".slices")
+
+
+def _seen_slices(state: Path, ids: pd.DataFrame) -> pd.DataFrame:
+    """What the workers wrote down, in the order of rows and slots; a row that a kill made twice counts once."""
+    file = _slices_part(state)
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    columns = ["row", *SEEN]
+    table = pd.DataFrame([[row, *one] for row, slices in lines for one in slices], columns=columns)
+    table = table.drop_duplicates(["row", "slot"]).sort_values(["row", "slot"])
+    return (
+        ids[["split", "id"]]
+        .loc[table["row"]]
+        .reset_index(drop=True)
+        .join(table.drop(columns="row").reset_index(drop=True))
+    )
+
+
+SEEN = ["slot", "series", "file", "instance", "position"]
 
 
 def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -312,9 +356,11 @@ def _options_digest(options: ImageOptions) -> str:
 
 
 def _settings(options: ImageOptions) -> dict[str, Any]:
-    """Options as plain data, those of arrays only where they are set: caches made before there were any stay good."""
-    fields = ArrayOptions.model_fields.keys() - DicomOptions.model_fields.keys()
-    unset = {name for name in fields if getattr(options, name) == ArrayOptions.model_fields[name].default}
+    """Options as plain data, those of arrays and series only where they are set: caches made before them stay good."""
+    later = {name: field for name, field in SeriesOptions.model_fields.items() if name not in DicomOptions.model_fields}
+    unset = {
+        name for name, field in later.items() if getattr(options, name) == field.get_default(call_default_factory=True)
+    }
     return options.model_dump(mode="json", exclude=unset)
 
 
@@ -328,7 +374,7 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, shape: tuple[i
     """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
     if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
         return
-    for stale in (keyfile, pixels, state, _remarks_file(state)):
+    for stale in (keyfile, pixels, state, _remarks_file(state), _slices_part(state)):
         stale.unlink(missing_ok=True)
     header = _header(shape)
     total = len(header) + math.prod(shape)
@@ -368,7 +414,7 @@ def _decode_rows(
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", ReadWarning)
-                    pixels_of = image.read_image(Path(raw) / path, size=size, options=chosen, window=window)
+                    pixels_of, slices = series.read(Path(raw) / path, size, chosen, window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue
@@ -381,6 +427,10 @@ def _decode_rows(
             if odd:  # one short line at once: other workers write there too
                 with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
                     file.write(json.dumps([row, "; ".join(odd)]) + "\n")
+            if slices is not None:
+                table = slices.assign(file=[Path(one).name for one in slices["path"]])[SEEN].astype(object)
+                with _slices_part(Path(state)).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([row, table.where(table.notna(), None).to_numpy().tolist()]) + "\n")
             data = np.ascontiguousarray(pixels_of).data
             os.pwrite(out.fileno(), data, header + row * pixels_of.size)
             os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)

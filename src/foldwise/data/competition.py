@@ -93,6 +93,11 @@ class Split(Strict):
         "(train.zip, train.tar.gz stand for train; 'train.hdf5/{isic_id}'); 'train/{id}/*.dcm': the middle one of "
         "several; a list: each row's image is the first of them that is there; without a table, a folder of images",
     )
+    series: str | dict[str, str] | None = Field(
+        None,
+        description="instead of `images`, the slices of a row, with `image.slices`: 'train/{study}/{series}/*.dcm', a "
+        "folder, or a file that holds them (multi-frame DICOM, NIfTI, .npy); several by name: {FLAIR: ..., T1w: ...}",
+    )
     folders: str | list[str] | None = Field(
         None, description="a folder that holds a folder per class, instead of a table; a list: the classes' folders"
     )
@@ -108,10 +113,13 @@ class Split(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> Split:
-        if (self.folders is not None and self.images is not None) or not (self.folders or self.images or self.sources):
-            raise ValueError("give either `images` or `folders`")
+        given = [name for name in ("images", "series", "folders") if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or self.sources) or (self.series and not self.sources):
+            raise ValueError("give either `images` or `folders`, or a `table` and `series`")
         if self.sources and not all(template_columns(template) for template in self.templates):
-            raise ValueError("`images` beside a `table` needs a column in braces, such as 'train/{image_id}.jpg'")
+            raise ValueError(
+                "`images` or `series` beside a `table` need a column in braces, such as 'train/{image_id}.jpg'"
+            )
         if not self.sources and isinstance(self.images, list):
             raise ValueError("a list of `images` needs a `table` with a row per image")
         if self.folders and self.sources:
@@ -129,8 +137,11 @@ class Split(Strict):
 
     @property
     def templates(self) -> list[str]:
-        """Where a row's image may lie, in the order in which it is looked for; [] without `images`."""
-        return self.images if isinstance(self.images, list) else [self.images] if self.images else []
+        """Where a row's image may lie, in the order in which it is looked for, or its series; [] without either."""
+        if isinstance(self.series, dict):
+            return list(self.series.values())
+        given = self.images or self.series
+        return given if isinstance(given, list) else [given] if given else []
 
 
 class Labels(Strict):
@@ -263,6 +274,21 @@ class AuxiliaryTarget(Strict):
     weight: float = Field(gt=0, description="of its loss, where the target's counts 1")
 
 
+class SliceLabels(Strict):
+    """Labels of single slices, which networks of `series` learn beside the target of the row."""
+
+    table: str = Field(description="CSV, parquet... with a row per slice")
+    slice: str = Field(description="its column that names a slice: a file, with or without suffix, or InstanceNumber")
+    id: str | None = Field(None, description="its column that names the row, where that is not the competition's `id`")
+    target: str | list[str] = Field(description="its columns of 0 and 1")
+    weight: float = Field(0.5, gt=0, description="of their loss, where the target's counts 1")
+
+    @property
+    def targets(self) -> list[str]:
+        """Its columns of labels."""
+        return [self.target] if isinstance(self.target, str) else self.target
+
+
 NO_GROUP = "none"
 
 
@@ -291,6 +317,9 @@ class Competition(Strict):
         {},
         description="columns of the train table that networks learn beside the target, each with a loss of its own: "
         "{age: {task: regression, weight: 0.1}, site: {task: multiclass, weight: 0.2}}; gaps are ignored",
+    )
+    slice_labels: SliceLabels | None = Field(
+        None, description="of `series`, labels of single slices, learnt beside: {table: slices.csv, slice: file, ...}"
     )
     derive: dict[str, tuple[str, str]] = Field(
         {},
@@ -325,6 +354,11 @@ class Competition(Strict):
         None,
         description="free: no up and down (skin, tissue, land from above), any turn is as good; upright: nothing turns "
         "them, and they are mirrored only",
+    )
+    mirror: dict[str, str] = Field(
+        {},
+        description="multilabel: targets that change places in a mirror image, {left_hip: right_hip}; training then "
+        "mirrors nothing, and test-time mirrors (predict.tta=flip) answer with them exchanged",
     )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
@@ -373,7 +407,7 @@ class Competition(Strict):
     @model_validator(mode="after")
     def _metadata_is_new(self) -> Competition:
         reserved = {"split", "id", "row_id", "group", "host_group", "path", "target", "width", "height", "bytes"}
-        reserved |= {"format", "frame", "frames", "error", "modified", "content", *self.truth}
+        reserved |= {"format", "frame", "frames", "slices", "error", "modified", "content", *self.truth}
         listed = [*self.metadata.numeric, *self.metadata.categorical, *self.metadata.dates, *self.dicom_tags]
         for column in listed:
             if listed.count(column) > 1:
@@ -390,13 +424,42 @@ class Competition(Strict):
             raise ValueError("`positive` belongs to task: binary")
         if self.group is not None and self.group_pattern is not None:
             raise ValueError("`group` and `group_pattern` say the same thing in two ways; keep one")
-        for split in filter(None, [self.train, self.test, *self.extra]):
-            if split.sources and not split.images and not self.image.bands:
+        for split in self._splits():
+            if split.sources and not split.templates and not self.image.bands:
                 raise ValueError("give `images`, or `image.bands` where they are columns of the table")
         for name, split in [("train", self.train), *(("extra", split) for split in self.extra)]:
             if not split.sources and split.folders is None and split.target_pattern is None:
                 raise ValueError(f"`{name}` needs a table, `folders`, or `images` with a `target_pattern`")
         return self
+
+    @model_validator(mode="after")
+    def _mirrors_are_targets(self) -> Competition:
+        named = [*self.mirror, *self.mirror.values()]
+        if named and (self.task != "multilabel" or self.delimited):
+            raise ValueError("`mirror` exchanges columns of a `target` list: task: multilabel")
+        patterns = [name for name in self.targets if tables.is_pattern(name)]
+        for name in named:
+            known = name in self.targets or name in tables.expand(patterns, [name])
+            if named.count(name) > 1 or not known:
+                raise ValueError(f"`mirror`: '{name}' is no target, or stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_alike(self) -> Competition:
+        names = {tuple(one.series) if isinstance(one.series, dict) else () for one in self._splits()}
+        if len({one.series is None for one in self._splits()}) > 1 or len(names) > 1:
+            raise ValueError("`series` of train, test and extra have the same names")
+        if (self.train.series is None) != (self.image.slices is None):
+            raise ValueError("`series` and `image: {slices: N}` belong together")
+        if self.slice_labels is not None and self.train.series is None:
+            raise ValueError("`slice_labels` belong to `series`")
+        if self.train.series is not None and self.frames == "each":
+            raise ValueError("`frames: each` belongs to `images`, not to `series`")
+        self.image = self.image.model_copy(update={"series": list(names.pop())})
+        return self
+
+    def _splits(self) -> list[Split]:
+        return [split for split in (self.train, self.test, *self.extra) if split is not None]
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> Competition:

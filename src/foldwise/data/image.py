@@ -38,7 +38,46 @@ class ImageError(UserError):
     """A file that is no image, or cannot be read safely: one line that names it, with the true reason."""
 
 
-class ImageOptions(ArrayOptions):
+class SeriesOptions(ArrayOptions):
+    """The part of `image:` that says which slices of a row's series are seen."""
+
+    slices: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="of each `series` so many, in gray, or a channel a `window`; together they are the row's pixels",
+    )
+    colour: bool = Field(False, description="slices in RGB, as of tissue or video")
+    choose: Literal["even", "middle"] = Field(
+        "even", description="of more slices than `slices`: evenly spaced ones, or those in the middle of the stack"
+    )
+    resample: tuple[float, float, float] | None = Field(
+        None, description="mm between slices, rows and columns, [z, y, x], made equal about the middle of each series"
+    )
+    series: list[str] = Field([], description="the names of several `series`; filled in from `train`")
+
+    @property
+    def per_slice(self) -> int:
+        """Channels of a slice, or of a picture."""
+        if self.slices is None:
+            return self.channels
+        return 3 if self.colour or not isinstance(self.window, str) else 1
+
+    @property
+    def planes(self) -> int:
+        """Channels of a row's pixels: of its picture, or of all slices of all its series."""
+        return self.per_slice * (self.slices or 1) * max(1, len(self.series))
+
+    @model_validator(mode="after")
+    def _a_stack(self) -> SeriesOptions:
+        if self.resample is not None and (self.slices is None or min(self.resample) <= 0):
+            raise ValueError("`resample` is [z, y, x], mm above 0, of `slices`")
+        if self.slices is not None and (self.channels != 3 or self.bands):
+            raise ValueError("`slices` are gray, `colour: true`, or a channel a window; no `channels` or `bands`")
+        return self
+
+
+class ImageOptions(SeriesOptions):
     """`image:` of competition.yaml: how every file becomes pixels."""
 
     fit: Literal["squash", "pad", "crop"] = Field(
@@ -69,8 +108,8 @@ class ImageOptions(ArrayOptions):
 
     @model_validator(mode="after")
     def _colours_are_three(self) -> ImageOptions:
-        if self.channels != 3 and (self.grayscale or self.colour_constancy or self.clahe):
-            raise ValueError(f"grayscale, colour_constancy and clahe are for 3 channels, not {self.channels}")
+        if self.per_slice != 3 and (self.grayscale or self.colour_constancy or (self.clahe and self.slices is None)):
+            raise ValueError(f"grayscale, colour_constancy and clahe are for 3 channels, not {self.per_slice}")
         return self
 
 
@@ -87,8 +126,13 @@ def read_image(
     filled.
     """
     options = options or _DEFAULT
-    image = _decoded(Path(path), size if window is None else None, options)
-    image = crop(image, options) if window is None else _cut(image, window, Path(path))
+    image = decoded(Path(path), size if window is None else None, options)
+    image = crop(image, options) if window is None else cut(image, window, Path(path))
+    return finished(image, size, options, path)
+
+
+def finished(image: Array, size: Size, options: ImageOptions, path: str | Path) -> Array:
+    """What is left of `read_image` for a cropped uint8 (H, W) or (H, W, C)."""
     if size is None:
         return _as_channels(_tones(image, options), options.channels, path)
     height, width = (size, size) if isinstance(size, int) else size
@@ -97,10 +141,40 @@ def read_image(
 
 
 def as_picture(images: Array) -> Array:
-    """uint8 (..., C) as something to look at, (..., 3): the first three channels, or the first one in gray."""
+    """uint8 (..., C) as something to look at, (..., 3): the first three channels, or the first one in gray.
+
+    Of more channels than an array may have, which are slices: nine of them as a sheet.
+    """
     if images.shape[-1] == 3:
         return images
+    if images.shape[-1] > arrays.MOST:
+        return _sheet(images)
     return np.ascontiguousarray(images[..., :3] if images.shape[-1] > 3 else images[..., [0, 0, 0]])
+
+
+def nine(pixels: Array) -> Array:
+    """uint8 (9, S, S): evenly spaced slices of (S, S, slices), black ones left out."""
+    places = np.flatnonzero(pixels.any(axis=(0, 1)))
+    places = places if len(places) else np.arange(pixels.shape[-1])
+    return np.ascontiguousarray(
+        pixels[..., places[((np.arange(9) + 0.5) * len(places) / 9).astype(int)]].transpose(2, 0, 1)
+    )
+
+
+def _sheet(images: Array) -> Array:
+    """(..., S, S, slices) -> (..., S, S, 3) gray: three rows of three slices."""
+    import cv2
+
+    if images.ndim > 3:
+        return np.stack([_sheet(one) for one in images])
+    height, width = images.shape[:2]
+    sheet = np.zeros((height, width), np.uint8)
+    for k, plane in enumerate(nine(images)):
+        (top, bottom), (left, right) = (
+            (side * at // 3, side * (at + 1) // 3) for side, at in zip((height, width), divmod(k, 3), strict=True)
+        )
+        sheet[top:bottom, left:right] = cv2.resize(plane, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    return np.repeat(sheet[..., None], 3, axis=-1)
 
 
 def probe(path: str | Path, options: ImageOptions | None = None) -> dict[str, Any]:
@@ -198,10 +272,20 @@ def listing(folder: Path, within: Path | None = None) -> Listing:
     folder that links are to stay in (see source.tree).
     """
     tree = source.tree(folder, within)
-    images = [path for path in tree.files if path.suffix.lower() in SUFFIXES or _is_image(path)]
+    images = [path for path in tree.files if is_picture(path)]
     kept = set(images)
     others = Counter(path.suffix.lower() or "no suffix" for path in tree.files if path not in kept)
     return Listing(images, others + tree.others, tree.outside)
+
+
+def is_picture(path: Path) -> bool:
+    """By its suffix, or where that does not say, by its first bytes."""
+    return path.suffix.lower() in SUFFIXES or _is_image(path)
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is, or says by its suffix that it is, a DICOM file."""
+    return _is_dicom(_head(path)[0], path)
 
 
 def _is_image(path: Path) -> bool:
@@ -216,7 +300,7 @@ def _is_dicom(head: bytes, path: Path) -> bool:
     return (not head.startswith(_MAGIC) and dicom.is_dicom(head, path.suffix)) or head[128:132] == b"DICM"
 
 
-def _decoded(path: Path, size: Size, options: ImageOptions) -> Array:
+def decoded(path: Path, size: Size, options: ImageOptions) -> Array:
     """uint8 (H, W) or (H, W, 3), reduced while decoding where `size` allows."""
     head, length = _head(path)
     if not length:
@@ -478,20 +562,28 @@ def _whole_range(dtype: np.dtype[Any], finite: Array) -> tuple[float, float]:
 
 # ----------------------------------------------------------------------------------------------- crop
 
+Box = tuple[int, int, int, int]  # top, bottom, left, right; the ends not included
+
 
 def crop(image: Array, options: ImageOptions) -> Array:
     """The part of an image that `options.crop` keeps; all of it where it finds nothing to leave out."""
     if options.crop == "none":
         return image
-    gray = _gray(image)
-    find = {"black_border": _content_box, "vignette": _vignette_box, "threshold": _object_box}[options.crop]
-    top, bottom, left, right = find(gray, options)
-    if bottom - top < 8 or right - left < 8:
-        return image
+    top, bottom, left, right = crop_box(image, options)
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
-def _cut(image: Array, window: Sequence[int], path: Path) -> Array:
+def crop_box(image: Array, options: ImageOptions) -> Box:
+    """Where that part lies."""
+    find = {"black_border": _content_box, "vignette": _vignette_box, "threshold": _object_box}[options.crop]
+    top, bottom, left, right = find(_gray(image), options)
+    if bottom - top < 8 or right - left < 8:
+        return 0, image.shape[0], 0, image.shape[1]
+    return top, bottom, left, right
+
+
+def cut(image: Array, window: Sequence[int], path: Path) -> Array:
+    """A window (left, top, right, bottom) of an image; ImageError where it does not lie in it."""
     left, top, right, bottom = window
     rows, columns = image.shape[:2]
     if not (0 <= left < right <= columns and 0 <= top < bottom <= rows):
@@ -500,9 +592,6 @@ def _cut(image: Array, window: Sequence[int], path: Path) -> Array:
             "run 08_crop.py again"
         )
     return np.ascontiguousarray(image[top:bottom, left:right])
-
-
-Box = tuple[int, int, int, int]  # top, bottom, left, right; the ends not included
 
 
 def _gray(image: Array) -> Array:

@@ -10,6 +10,7 @@ Columns of index.parquet, one row per image:
     path       str, below the competition's raw folder (or absolute: an extra with its own root)
     target     binary 0/1, multiclass the class's name, regression a number; multilabel: target_<column>...
     width, height, format             of the image
+    slices     of a competition of series: how many the row has, files or frames
     bytes, modified, content          of its file: size, time in ns, a hash of head, middle and tail
     frame      where the competition makes each frame a row: its number, null in a file with one
     error      str, why the file can't be used; null where it can
@@ -35,7 +36,7 @@ from foldwise.core.cli import note
 from foldwise.core.files import digest, locked, replacing, write_csv
 from foldwise.core.parallel import parallel_map
 from foldwise.core.schema import nearest
-from foldwise.data import arrays, image
+from foldwise.data import arrays, image, series
 from foldwise.data.columns import by_number, date_parts, is_number, read_dates, read_numbers, text, typed
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
@@ -262,6 +263,7 @@ def headers(
     for (row, _), result in parallel_map(job, rows, workers=workers, label="headers", dask=dask):
         each[row] = {"error": str(result)} if isinstance(result, Exception) else result
     columns = ["format", "width", "height", "frames", "bytes", "modified", "content", "error", *dict.fromkeys(tags)]
+    columns += [] if competition.image.slices is None else ["slices"]
     return pd.DataFrame(each, columns=columns)
 
 
@@ -298,16 +300,17 @@ def _read_headers(
 
 def _read_header(path: Path, tags: tuple[str, ...], options: ImageOptions) -> dict[str, Any]:
     try:
-        if not source.is_there(path):
+        if options.slices is None and not source.is_there(path):
             return {"error": "missing file"}
-        header: dict[str, Any] = {**image.probe(path, options), **source.identity(path)}
+        header = series.probe(path, options)
         if tags and header["format"] == "DICOM":
-            header.update({tag: _scalar(value) for tag, value in dicom.read_header(path, list(tags)).items()})
+            file = series.header_file(path, options)
+            header.update({tag: _scalar(value) for tag, value in dicom.read_header(file, list(tags)).items()})
         return header
     except UserError as error:
-        return {"error": str(error).removeprefix(f"{path}: "), **source.identity(path)}
+        return {"error": str(error).removeprefix(f"{path}: "), **series.identity(path, options)}
     except Exception as error:  # whatever a damaged file does to a parser, the other files go on
-        return {"error": f"{type(error).__name__}: {error}", **source.identity(path)}
+        return {"error": f"{type(error).__name__}: {error}", **series.identity(path, options)}
 
 
 def _scalar(value: Any) -> Any:
@@ -329,7 +332,7 @@ def _typed(competition: Competition, index: pd.DataFrame) -> pd.DataFrame:
         index[column] = text(index[column])
     for column in competition.dicom_tags:
         index[column] = typed(index[column])
-    for column in ("width", "height", "bytes", "modified"):
+    for column in [name for name in ("width", "height", "bytes", "modified", "slices") if name in index]:
         index[column] = index[column].astype("Int64")
     for column in ("format", "content", "error"):
         index[column] = text(index[column])

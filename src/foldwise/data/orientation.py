@@ -13,7 +13,8 @@ from PIL import Image
 
 from foldwise import UserError, augment, dicom
 from foldwise.core.cli import note
-from foldwise.data.recipe import Backbone, Recipe
+from foldwise.data.image import ImageOptions
+from foldwise.data.recipe import Backbone, Recipe, Series, Stack
 
 B = TypeVar("B", bound=Backbone)
 Orientation = Literal["free", "upright"]
@@ -84,12 +85,13 @@ def _cardinal(image: np.ndarray) -> float:
     return float((strength * np.cos(4 * np.arctan2(*along))).sum() / max(float(strength.sum()), 1e-6))
 
 
-def fitted(recipe: Recipe, orientation: str | None, channels: int = 3) -> Recipe:
+def fitted(recipe: Recipe, orientation: str | None, options: ImageOptions | None = None) -> Recipe:
     """The recipe for images that are `orientation`; what would turn upright ones is left out, and said.
 
-    augment.flips: auto becomes d4 where they are free, else horizontal. channels: of the images, which the backbones'
-    in_chans follow.
+    augment.flips: auto becomes d4 where they are free, else horizontal. options: of the images; the backbones'
+    in_chans follow their channels, model.stack their slices.
     """
+    recipe, channels = _stacked(recipe, options or ImageOptions())
     flips, tta, preset = recipe.augment.flips, recipe.predict.tta, recipe.augment.preset
     if flips == "auto":
         flips = "d4" if orientation == "free" else "horizontal"
@@ -109,6 +111,20 @@ def fitted(recipe: Recipe, orientation: str | None, channels: int = 3) -> Recipe
         second = recipe.model.second and _seeing(recipe.model.second, channels)
         update["model"] = _seeing(recipe.model, channels).model_copy(update={"second": second})
     return recipe.model_copy(update=update)
+
+
+def _stacked(recipe: Recipe, options: ImageOptions) -> tuple[Recipe, int]:
+    """The recipe with the shape of a row's slices, and the channels of a picture."""
+    model = recipe.model
+    if options.slices is None:
+        if model.series != Series():
+            raise UserError("model.series belongs to competitions with `series` and `image: {slices: N}`")
+        return recipe, options.channels
+    if model.mode == "as_is":
+        raise UserError("model.mode=as_is: a pretrained head sees one picture, and this competition's rows are series")
+    stack = Stack(series=max(1, len(options.series)), slices=options.slices, channels=options.per_slice)
+    recipe = recipe.model_copy(update={"model": model.model_copy(update={"stack": stack})})
+    return recipe, model.series.neighbours * options.per_slice
 
 
 def _seeing(backbone: B, channels: int) -> B:

@@ -65,6 +65,34 @@ class Head(Strict):
     centers: int = Field(1, ge=1, description="centres a class, the nearest counts (sub-centre ArcFace: 3)")
 
 
+class Series(Strict):
+    """How a network sees the slices of a competition with `image.slices`; without effect elsewhere."""
+
+    neighbours: int = Field(3, ge=1, description="slices side by side that are one picture's channels (2.5D); 1: alone")
+    step: int = Field(1, ge=1, description="slices from one picture's middle to the next one's; 3: 96 as 32 x 3")
+    context: Literal["none", "gru", "transformer"] = Field(
+        "none", description="what slices know of each other before they are pooled: a GRU both ways, or two layers"
+    )
+    pool: Literal["mean", "max", "attention"] = Field(
+        "attention", description="over slices; attention: gated (Ilse 2018)"
+    )
+    width: int = Field(256, ge=2, multiple_of=2, description="of the GRU or transformer")
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="pictures in the backbone at once in training, activations made again (slower by a third): memory "
+        "of so many; null: all",
+    )
+
+
+class Stack(Strict):
+    """What a row's pixels are made of; filled in from the competition."""
+
+    series: int = Field(1, ge=1, description="series")
+    slices: int = Field(ge=1, description="of each")
+    channels: int = Field(1, ge=1, description="of each")
+
+
 class Model(Backbone):
     """The network."""
 
@@ -82,6 +110,8 @@ class Model(Backbone):
         {}, description="mode as_is: competition class -> pretrained classes, where names differ, as {ants: [ant]}"
     )
     head: Head = Head()
+    series: Series = Series()
+    stack: Stack | None = Field(None, description="series, slices and channels of a row; filled in")
     second: Backbone | None = Field(None, description="another backbone whose features are concatenated: {name: ...}")
     metadata: bool = Field(False, description="fuse the metadata columns with the image features (`model.fusion`)")
     fusion: Fusion = Fusion()
@@ -213,7 +243,7 @@ class Predict(Strict):
     crop_fraction: float = Field(0.875, gt=0, le=1, description="side of those crops, of the image's side")
     scales: list[float] = Field([1.0], min_length=1, description="sizes of each view, relative: [1.0, 1.25]")
     average: Literal["probability", "logit"] = Field("probability", description="what is averaged over the views")
-    batch_size: int = Field(64, ge=1, description="images a step")
+    batch_size: int = Field(64, ge=1, description="images a step; on a GPU four times as many")
 
 
 class Recipe(Strict):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections import Counter
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -14,10 +12,11 @@ from foldwise import UserError, dicom
 from foldwise.core import source
 from foldwise.core.cli import note
 from foldwise.core.schema import nearest
-from foldwise.data import arrays, image, tables
+from foldwise.data import arrays, image, series, tables
 from foldwise.data.competition import Competition, Split, condition_columns
 from foldwise.data.labels import label_columns, labelled, read_targets, target_of
 from foldwise.data.template import fill, template_columns
+from foldwise.dicom.series import natural
 
 
 def rows_of_split(competition: Competition, name: str, split: Split) -> pd.DataFrame:
@@ -211,6 +210,9 @@ def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: P
         packed = competition.derived() / f"bands_{where.name.partition('.')[0]}.zip"
         return arrays.pack(table, where, competition.image, packed.resolve())
     places = list(zip(*(fill(template, table, where) for template in split.templates), strict=True))
+    if split.series is not None:
+        at = raw.as_posix() + "/" if split.root is not None else ""
+        return [series.several([at + place for place in row]) for row in places]
     plain = len(split.templates) == 1 and "*" not in split.templates[0]
     if plain and all(source.is_there(raw / row[0]) for row in places[:: max(1, len(places) // TRIED)]):
         paths = [row[0] for row in places]
@@ -233,13 +235,7 @@ def _place(raw: Path, path: str) -> str | None:
 
 def _middle(raw: Path, path: str) -> str | None:
     """Of the files that fit, by the numbers in their names, the middle one."""
-    folder = path.partition("*")[0].rpartition("/")[0]
-    if (raw / folder).is_dir():
-        fit = [p.relative_to(raw).as_posix() for p in raw.glob("*".join(map(glob.escape, path.split("*"))))]
-    else:
-        fit = [p.relative_to(raw).as_posix() for p in source.tree(raw / folder).files]
-        fit = [p for p in fit if fnmatchcase(p, path)]
-    fit.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    fit = sorted((file.relative_to(raw).as_posix() for file in series.files(raw / path)), key=natural)
     return fit[len(fit) // 2] if fit else None
 
 

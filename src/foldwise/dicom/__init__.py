@@ -2,12 +2,14 @@
 
 read_image(path, size=None) -> uint8 (H, W) or (H, W, 3)
 read_header(path, tags=None) -> {keyword: value}
+read_series(folder or paths, size=None) -> uint8 (Z, H, W) or (Z, H, W, 3), and a table of the slices
 """
 
 from foldwise.dicom.parse import DicomError, is_keyword
 from foldwise.dicom.render import (
     DicomOptions,
     Size,
+    apply_window,
     decode_reduced,
     describe,
     frame_count,
@@ -15,12 +17,15 @@ from foldwise.dicom.render import (
     read_header,
     read_image,
     resize,
+    window_values,
 )
+from foldwise.dicom.series import read_series
 
 __all__ = [
     "DicomError",
     "DicomOptions",
     "Size",
+    "apply_window",
     "decode_reduced",
     "describe",
     "frame_count",
@@ -28,5 +33,7 @@ __all__ = [
     "is_keyword",
     "read_header",
     "read_image",
+    "read_series",
     "resize",
+    "window_values",
 ]

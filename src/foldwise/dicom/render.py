@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +125,11 @@ def _check_window(name: str) -> None:
         raise ValueError(f"unknown window '{name}'{nearest(name, known)}, or 'center/width'")
 
 
+def window_values(name: str) -> tuple[float, float] | None:
+    """(center, width) of a window by name or of 'center/width'; None of one that depends on the file."""
+    return WINDOWS.get(name) or _numbers(name)
+
+
 def _numbers(name: str) -> tuple[float, float] | None:
     match = re.fullmatch(r"(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", name)
     return (float(match[1]), float(match[2])) if match else None
@@ -153,7 +158,67 @@ def decode_reduced(path: str | Path, at_least: int | None = None, options: Dicom
     """The image at its native size or, where `at_least` and the codestream allow, at a half, a quarter, ...
     of it, its shorter side never below `at_least` (unless it was before)."""
     options = options or _DEFAULT
-    return _guarded(path, lambda data: _render(parse(data), options, at_least))
+    return guarded(path, lambda data: _render(parse(data), options, at_least))
+
+
+def decode_frames(
+    path: Path, frames: Sequence[int], at_least: int | None = None, options: DicomOptions | None = None
+) -> list[Array]:
+    """Some frames of one file as `decode_reduced` gives them; the file is read once."""
+    options = options or _DEFAULT
+
+    def work(data: memoryview) -> list[Array]:
+        parsed = parse(data)
+        layout = layout_of(parsed, options.max_pixels)
+        places = [_frame_index(frame, layout.frames) for frame in frames]
+        return [_render_frame(parsed, layout, place, options, at_least) for place in places]
+
+    return guarded(path, work)
+
+
+def modality_values(path: Path, frames: Sequence[int], options: DicomOptions | None = None) -> list[Array]:
+    """float64 values of every second pixel of frames after the modality transformation (C.11.1); padding is NaN."""
+    options = options or _DEFAULT
+
+    def work(data: memoryview) -> list[Array]:
+        parsed = parse(data)
+        layout = layout_of(parsed, options.max_pixels)
+        return [_modality_values(parsed, layout, _frame_index(frame, layout.frames)) for frame in frames]
+
+    return guarded(path, work)
+
+
+def _modality_values(parsed: Parsed, layout: Layout, index: int) -> Array:
+    frame = decode_frame(parsed, layout, index)
+    if frame.layout.samples > 1 or frame.layout.photometric == "PALETTE COLOR":
+        return np.zeros(0)
+    stored = _numbers_of(frame)[::2, ::2].astype(np.float64)
+    scope = [*_functional_groups(parsed, index), parsed]
+    padding = _padding(stored, scope, layout)
+    values = _modality(stored, scope)
+    return values if padding is None else np.where(padding, np.nan, values)
+
+
+WITHOUT_UNIT = ("MR", "PT", "NM")  # what a value means differs by scanner, sequence and even file
+
+
+def series_window(path: Path, frame: int, window: str, options: DicomOptions) -> str:
+    """What one window of the options means for the whole series that a frame is of: another window, by its values."""
+
+    def work(data: memoryview) -> str:
+        parsed = parse(data)
+        layout = layout_of(parsed, options.max_pixels)
+        scope = [*_functional_groups(parsed, _frame_index(frame, layout.frames)), parsed]
+        named = _auto_window(scope, layout, options) if window == "auto" else _named_window(window, scope)
+        if window == "auto" and named != "full" and parsed.first("Modality") in WITHOUT_UNIT:
+            return "percentile"
+        known = _file_windows(scope)
+        place = int(named[5:]) if named.startswith("file:") else len(known)
+        if place < len(known) and known[place][2] in ("", "LINEAR"):
+            return f"{known[place][0]:.6f}/{known[place][1]:.6f}"
+        return "auto" if named == "lut" else named
+
+    return guarded(path, work)
 
 
 def read_header(path: str | Path, tags: Iterable[str] | None = None) -> dict[str, Any]:
@@ -164,7 +229,7 @@ def read_header(path: str | Path, tags: Iterable[str] | None = None) -> dict[str
     personal fields (PS3.15 basic profile; see tags.PERSONAL), sequences and bulk data.
     """
     wanted = None if tags is None else list(tags)
-    return _guarded(path, lambda data: _header(data, wanted, path), read=_head)
+    return guarded(path, lambda data: _header(data, wanted, path), read=_head)
 
 
 def frame_count(path: str | Path) -> int:
@@ -183,11 +248,12 @@ def is_dicom(head: bytes, suffix: str = "") -> bool:
     )
 
 
-def _whole(path: Path) -> memoryview:
+def whole(path: Path) -> memoryview:
+    """All bytes of a file or member."""
     return memoryview(source.read(path))
 
 
-def _guarded(path: str | Path, work: Callable[[memoryview], Any], read: Callable[[Path], memoryview] = _whole) -> Any:
+def guarded(path: str | Path, work: Callable[[memoryview], Any], read: Callable[[Path], memoryview] = whole) -> Any:
     """`work` on the file's bytes; whatever goes wrong becomes one DicomError line that names the file."""
     try:
         data = read(Path(path))
@@ -226,7 +292,7 @@ def _header(head: memoryview, tags: list[str] | None, path: str | Path) -> dict[
     sequences = any(dictionary_VR(keyword) == "SQ" for keyword in tags or ())
     parsed = None if sequences else scan(head, header_only=True)
     if parsed is None or (len(head) == HEAD and not parsed.pixel_tag):
-        parsed = parse_with_pydicom(_whole(Path(path)), header_only=True)
+        parsed = parse_with_pydicom(whole(Path(path)), header_only=True)
     return metadata(parsed, tags)
 
 
@@ -295,17 +361,39 @@ def _gray(frame: Frame, scope: list[Parsed], window: str, options: DicomOptions)
     if layout.kind == "float" or values.dtype.itemsize > 2:
         real = values.astype(np.float64) if layout.kind == "float" else numeric(values, layout).astype(np.float64)
         return _shade(real, real, None, layout, scope, window, options)
+    wrapped = _is_wrapped(frame, scope)
+    key = None if wrapped else _table_key(layout, values.dtype, scope, window)
+    if key in _TABLES:
+        return look_up(values, _TABLES[key])
     counts = histogram(values) if window == "percentile" else None
     # Containers that differ in bits outside the stored ones mean the same number: they share table entries
     low = layout.high + 1 - layout.stored
     distinct = 8 * values.dtype.itemsize if counts is not None else layout.high + 1
     container = np.arange(0, 1 << distinct, 1 << low if counts is None else 1, dtype=values.dtype)
     stored = numeric(container, layout).astype(np.float64)
-    real = _unwrapped(stored, layout, options) if _is_wrapped(frame, scope) else stored
+    real = _unwrapped(stored, layout, options) if wrapped else stored
     table = _shade(real, stored, counts, layout, scope, window, options)
     if counts is None:
         table = np.tile(np.repeat(table, 1 << low), 1 << (8 * values.dtype.itemsize - distinct))
+    if key is not None:
+        if len(_TABLES) > 8:
+            _TABLES.clear()
+        _TABLES[key] = table
     return look_up(values, table)
+
+
+_TABLES: dict[
+    tuple[Any, ...] | None, Array
+] = {}  # of a series, one a window: making one takes as long as looking pixels up in it
+
+
+def _table_key(layout: Layout, dtype: np.dtype[Any], scope: list[Parsed], window: str) -> tuple[Any, ...] | None:
+    """All that a table depends on; None where that is more than a few numbers."""
+    if window in ("lut", "percentile") or any(one.items("ModalityLUTSequence") for one in scope):
+        return None
+    named = _file_windows(scope) if window.startswith("file:") else None
+    padding = [scope[-1].number(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    return layout, dtype.str, window, str(named), rescale(scope), *padding
 
 
 def numeric(values: Array, layout: Layout) -> Array:
@@ -532,7 +620,7 @@ def _voi(
         return _ramp(modality, low, high)
     if window == "percentile":
         return _ramp(modality, *_percentiles(modality, padding, counts, options.percentiles))
-    center, width = WINDOWS.get(window) or _numbers(window) or (0.0, 1.0)
+    center, width = window_values(window) or (0.0, 1.0)
     return apply_window(modality, center, width, "LINEAR")
 
 
@@ -724,7 +812,7 @@ def describe(path: str | Path, options: DicomOptions | None = None) -> dict[str,
     """What a file is and that all of it can be read: transfer_syntax, photometric, bits, shape (as
     pydicom's pixel_array), min and max of the stored values over all frames (RGB values for colour)."""
     options = options or _DEFAULT
-    return _guarded(path, lambda data: _describe(parse(data), options))
+    return guarded(path, lambda data: _describe(parse(data), options))
 
 
 def _describe(parsed: Parsed, options: DicomOptions) -> dict[str, Any]:

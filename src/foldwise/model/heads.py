@@ -22,7 +22,7 @@ def tokens(features: Tensor, channels: int, nhwc: bool, prefix: int) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def _in_full(x: Tensor) -> AbstractContextManager[object]:
+def in_full(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast; the meta device, where large networks are only laid out, knows none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -44,7 +44,7 @@ class Pool(nn.Module):
             self.query = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        with _in_full(x):
+        with in_full(x):
             x = x.float()
             if self.kind == "max":
                 return x.amax(dim=1)
@@ -101,8 +101,17 @@ class Classifier(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, D) -> float32 (B, outputs)."""
-        with _in_full(input):
+        with in_full(input):
             return super().forward(input.float())
+
+
+class Beside(nn.Module):
+    """Linear layers (width, outputs) of what is learnt beside: of a row, and of each slice."""
+
+    def __init__(self, row: tuple[int, int] | None, slices: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.row = None if row is None else Classifier(*row)
+        self.slice = None if slices is None else Classifier(*slices)
 
 
 class Cosine(nn.Module):
@@ -125,7 +134,7 @@ class Cosine(nn.Module):
         return len(self.weight) // self.centers
 
     def forward(self, input: Tensor) -> Tensor:
-        with _in_full(input):
+        with in_full(input):
             cosine = F.linear(F.normalize(input.float()), F.normalize(self.weight.float()))
             return self.scale * cosine.unflatten(1, (-1, self.centers)).amax(dim=2)
 

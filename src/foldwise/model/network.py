@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from foldwise.core import paths
 from foldwise.core.schema import nearest
 from foldwise.data.recipe import Backbone, Head, Model, Recipe
 from foldwise.model import heads, weights
+from foldwise.model.slices import Slices
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -24,9 +24,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Network(nn.Module):
     """One or two timm models behind their normalisation, and our head on their pooled features.
 
-    uint8 (B, S, S, 3) RGB (or C channels) in, and float32 (B, F) encoded metadata where `uses_metadata`; logits float32
-    (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are channels_last, so converting is free.
-    `scale` and `shift` turn a regression's outputs into the target's units, and do nothing elsewhere.
+    uint8 (B, S, S, 3) RGB (or C channels, or all slices of a study) in, and float32 (B, F) encoded metadata where
+    `uses_metadata`; logits float32 (B, outputs) out. NHWC bytes are what the cache holds; permuted, they are
+    channels_last, so converting is free. `scale` and `shift` turn a regression's outputs into the target's units, and
+    do nothing elsewhere.
     """
 
     mean: Tensor
@@ -44,7 +45,8 @@ class Network(nn.Module):
         self.pool: heads.Pool | None = None
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
-        self.beside: heads.Classifier | None = None
+        self.beside: heads.Beside | None = None
+        self.slices: Slices | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
         self.register_buffer("scale", torch.ones(()))
@@ -64,10 +66,18 @@ class Network(nn.Module):
         return _normalised(images, self.mean, self.std)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        return self.classify(self.features(images), metadata)
+        logits = self.classify(self.features(images), metadata)
+        if self.beside is None or self.beside.slice is None or not self.training:
+            return logits
+        assert self.slices is not None
+        return torch.cat([logits, self.beside.slice(self.slices.taken()).flatten(1)], dim=1)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
+        return self.of_pictures(images) if self.slices is None else self.slices(images, self.of_pictures)
+
+    def of_pictures(self, images: Tensor) -> Tensor:
+        """Pooled features of single pictures, float (B, D)."""
         pooled = _tower(self.backbone, self.inputs(images), self.pool)
         if self.second is None:
             return pooled
@@ -81,14 +91,19 @@ class Network(nn.Module):
         """
         joined = self._joined(features, metadata)
         logits = self._units(self.head(joined))
-        if self.beside is None or not self.training:
+        if self.beside is None or self.beside.row is None or not self.training:
             return logits
-        return torch.cat([logits, self.beside(self.head.neck(joined))], dim=1)
+        return torch.cat([logits, self.beside.row(self.head.neck(joined))], dim=1)
 
-    def learn_beside(self, outputs: int) -> None:
-        """Give the network logits of auxiliary targets; they are in no file of weights."""
-        self.beside = heads.Classifier(self.head.classifier.weight.shape[1], outputs)
-        self.learns |= {"beside.weight", "beside.bias"}
+    def learn_beside(self, outputs: int, of_slices: int = 0) -> None:
+        """Give the network logits of auxiliary targets, and so many of each picture of a study; they are in no file
+        of weights."""
+        width = self.head.classifier.weight.shape[1]
+        slices = (self.slices.width // self.slices.stack.series, of_slices) if self.slices and of_slices else None
+        if self.slices is not None:
+            self.slices.keeps = slices is not None
+        self.beside = heads.Beside((width, outputs) if outputs else None, slices)
+        self.learns |= {f"beside.{name}" for name, _ in self.beside.named_parameters()}
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""
@@ -197,6 +212,9 @@ def _add_head(network: Network, recipe: Recipe, outputs: int, metadata: int) -> 
             network.second, settings.head, recipe, settings.second.name, network.second_mean
         )
         width += more
+    if settings.stack is not None:
+        network.slices = Slices(settings.series, settings.stack, width)
+        width = network.slices.width
     if settings.metadata:
         network.fusion = heads.Metadata(metadata, settings.fusion)
         width += network.fusion.width
@@ -408,9 +426,3 @@ def _freeze(backbone: nn.Module, settings: Model) -> None:
         learning = learning or name == start
         for parameter in module.parameters(recurse=False):  # a block's own too: layer scales, position tables
             parameter.requires_grad = learning
-
-
-def to_device(images: np.ndarray, device: torch.device) -> Tensor:
-    """A batch's bytes on the device; pinned and asynchronous on a GPU."""
-    tensor = torch.from_numpy(images)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -95,7 +95,10 @@ def probe(
 
     metadata: some rows, float32 (at least `batch`, F), for a fusion network.
     """
-    shape = (batch, image_size, image_size, max(3, network.mean.shape[1]))
+    stack = network.slices and network.slices.stack
+    channels = stack.series * stack.slices * stack.channels if stack else max(3, network.mean.shape[1])
+    batch = 2 if stack else batch  # of studies, each of many pictures
+    shape = (batch, image_size, image_size, channels)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     training, random = network.training, torch.get_rng_state()

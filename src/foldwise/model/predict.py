@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,10 +22,12 @@ from foldwise.data.batches import Batches
 from foldwise.data.cache import Cache
 from foldwise.data.recipe import Predict, Recipe
 from foldwise.model import precision
-from foldwise.model.network import Network, to_device
+from foldwise.model.network import Network
 from foldwise.model.precision import Precision
 from foldwise.model.targets import Targets
+from foldwise.model.transfer import on_device, to_device
 
+ON_GPU = 4  # batches of prediction in one there: no gradients are kept, and where memory is short it is halved
 Function = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -106,7 +110,8 @@ def predict_readable(
         return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
     kept = top.keep if targets.many else np.asarray
-    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how, kept) for one in networks]
+    rest = (recipe, label, metadata, how, kept, targets.mirror)
+    each = [_over_rows(one, cache, cache_rows, output(one), *rest) for one in networks]
     made = top.mean(each) if targets.many else np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
@@ -161,8 +166,12 @@ def _over_rows(
     metadata: np.ndarray | None = None,
     how: Precision | None = None,
     kept: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    mirror: list[int] | None = None,
 ) -> np.ndarray:
-    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all."""
+    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all.
+
+    mirror: of a mirrored view, the outputs in their places.
+    """
     network.eval()
     device = next(network.parameters()).device
     how = how or precision.of_device(recipe, device)
@@ -170,19 +179,28 @@ def _over_rows(
     ranks = current_ranks()
     readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
-    batches = Batches(cache, cache_rows[mine], recipe.predict.batch_size, threads=recipe.train.loaders)
-    parts: list[np.ndarray] = []
+    slices = network.slices.stack.slices if network.slices else 1
+    batch_size = max(1, recipe.predict.batch_size * (ON_GPU if device.type == "cuda" else 1) // slices)
+    batches = Batches(cache, cache_rows[mine], batch_size, threads=recipe.train.loaders)
+    beside = None if metadata is None else to_device(metadata[mine], device)
     quiet = True if ranks.rank else None
-    for batch in Bar(batches.epoch(), total=len(batches), desc=label, leave=False, disable=quiet):
-        beside = None if metadata is None else torch.from_numpy(metadata[mine[batch.rows]]).to(device)
-        total: Tensor | None = None
-        for view in views:
-            images = to_device(view(batch.images), device)
-            with how.autocast(device):
-                out = _in_pieces(function, images, beside).float()
-            total = out if total is None else total + out
-        assert total is not None
-        parts.append(kept((total / len(views)).cpu().numpy()))
+    seen = (replace(batch, images=view(batch.images)) for batch in batches.epoch() for view in views)
+    bar = Bar(on_device(seen, device), total=len(batches) * len(views), desc=label, leave=False, disable=quiet)
+
+    def outputs() -> Iterator[Tensor]:
+        """The device's float32 sum over the views of each batch."""
+        moved = iter(bar)
+        for _ in range(len(batches)):
+            total: Tensor | None = None
+            for view, batch in zip(views, islice(moved, len(views)), strict=True):
+                with how.autocast(device):
+                    out = _in_pieces(function, batch.images, None if beside is None else beside[batch.rows]).float()
+                out = out[:, mirror] if mirror and view.mirrored else out
+                total = out if total is None else total + out
+            assert total is not None
+            yield total
+
+    parts = [kept((total / len(views)).cpu().numpy()) for total in _one_behind(outputs())]
     values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     by_rank: list[tuple[np.ndarray, np.ndarray]] = [(mine, values)]
     if ranks.size > 1:
@@ -194,6 +212,15 @@ def _over_rows(
         if len(rows):
             result[rows] = part
     return result
+
+
+def _one_behind(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same, each after the next has been asked for: the device works on that while the host reads this one."""
+    before: list[Tensor] = []
+    for value in values:
+        yield from before
+        before = [value]
+    yield from before
 
 
 def _finite(function: Function, images: Tensor, metadata: Tensor | None) -> Tensor:
@@ -219,7 +246,14 @@ def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> T
     return torch.cat([_in_pieces(function, *part) for part in parts])
 
 
-View = Callable[[np.ndarray], np.ndarray]
+class View(NamedTuple):
+    """uint8 (B, S, S, C) -> (B, S', S', C), and whether it mirrors."""
+
+    apply: Callable[[np.ndarray], np.ndarray]
+    mirrored: bool
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.apply(images)
 
 
 SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
@@ -262,4 +296,4 @@ def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_
         how = cv2.INTER_AREA if side > to else cv2.INTER_LINEAR
         return np.stack([cv2.resize(image, (to, to), interpolation=how) for image in part])
 
-    return apply
+    return View(apply, bool(symmetry & 1))

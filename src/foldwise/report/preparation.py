@@ -10,7 +10,7 @@ from pandas import DataFrame
 from foldwise.audit import groups
 from foldwise.audit.duplicates import SIZE, duplicate_groups
 from foldwise.core.cli import note
-from foldwise.data import cache, decisions, folds, index, orientation, submission
+from foldwise.data import cache, decisions, folds, index, orientation, series, submission
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model.crops import warn_of_stale_crops
@@ -87,7 +87,7 @@ def _look_at_orientation(competition: Competition, table: DataFrame, images: cac
     """Say what the training images are taken for, where the competition file says nothing."""
     train = table[(table["split"] == "train") & table["error"].isna()]
     some = train.iloc[:: max(1, len(train) // orientation.LOOKED_AT)]
-    files = [competition.raw() / path for path in some["path"]]
+    files = [series.header_file(competition.raw() / path, competition.image) for path in some["path"]]
     judged = orientation.judge(files, images.pictures(images.rows_of(some)))
     if competition.orientation is None and judged.orientation is not None:
         line, turn = f"orientation: {judged.orientation}", "no recipe" if judged.orientation == "upright" else "recipes"

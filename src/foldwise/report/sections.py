@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -12,7 +13,8 @@ import pandas as pd
 from foldwise.audit import drift, label_noise
 from foldwise.audit.duplicates import SIZE
 from foldwise.core.cli import counted
-from foldwise.data import cache, image, index
+from foldwise.core.source import ReadWarning
+from foldwise.data import cache, image, index, series
 from foldwise.data.boxes import contact_sheet, crops, load_boxes, load_crop_meta
 from foldwise.data.image import ImageOptions
 from foldwise.report import figures, noise, page
@@ -79,8 +81,8 @@ def _strip(survey: Survey, name: str, count: str, split: str, ids: np.ndarray) -
 def _before_after(survey: Survey, sheet: Page) -> str:
     """Each image option that is set, alone, and all of them together, on the same raw files."""
     chosen = survey.competition.image
-    kept = {"max_pixels", "truncated", "channels", "axes", "key", "bands", "scaling"}  # what is read at all
-    default = ImageOptions(**{name: getattr(chosen, name) for name in kept})
+    read = ("max_pixels", "truncated", "channels", "axes", "key", "bands", "scaling", "slices", "colour", "series")
+    default = ImageOptions(**{name: getattr(chosen, name) for name in read})
     changed = [name for name in ImageOptions.model_fields if getattr(chosen, name) != getattr(default, name)]
     if not changed:
         return ""
@@ -94,9 +96,9 @@ def _before_after(survey: Survey, sheet: Page) -> str:
     size = min(WHOLE, 2 * survey.images.size)
     rows = []
     for name, options in steps.items():
-        shown = [
-            image.read_image(survey.competition.raw() / path, size=size, options=options) for path in files["path"]
-        ]
+        with warnings.catch_warnings(action="ignore", category=ReadWarning):  # step 01 has said what is odd
+            pixels = [series.read(survey.competition.raw() / path, size, options)[0] for path in files["path"]]
+        shown = map(image.as_picture, pixels)
         strip = "".join(page.picture(pixel, f"{i}, {name}", THUMB) for pixel, i in zip(shown, files["id"], strict=True))
         rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
     lead = "The same images without and with each option of `image:`, all else at its default."

@@ -80,7 +80,7 @@ def folder(competition: Competition, recipe: Recipe, source: str, run: str | Non
         return competition.runs() / run
     name = run_name(source)
     own = _made_of(recipe)
-    changed = own != _made_of(fitted(load_recipe(source), competition.orientation, competition.image.channels))
+    changed = own != _made_of(fitted(load_recipe(source), competition.orientation, competition.image))
     return competition.runs() / (f"{name}-{digest(own)[:6]}_embeddings" if changed else f"{name}_embeddings")
 
 

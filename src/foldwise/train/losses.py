@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.loss import AsymmetricLossMultiLabel
-from torch import Tensor, nn
+from torch import Tensor
 
 from foldwise import UserError
 from foldwise.data.recipe import Train
@@ -33,8 +32,7 @@ def make_loss(settings: Train, targets: Targets, weights: Tensor | None = None, 
     if settings.loss == "ordinal":
         return lambda logits, target: F.binary_cross_entropy_with_logits(logits, above(target))
     if settings.loss == "asymmetric":
-        asymmetric: nn.Module = AsymmetricLossMultiLabel()
-        return lambda logits, target: asymmetric(*_known(logits, target)) / len(target)
+        return _asymmetric_loss
     gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
     if targets.activation == "softmax":
         return lambda logits, target: _softmax_loss(logits, target, gamma, weights)
@@ -95,7 +93,7 @@ def _softmax_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor 
     if gamma:  # Lin 2017, for soft targets class by class
         terms = terms * (1 - log_p.exp()) ** gamma
     if weights is not None:
-        terms = terms * weights.to(logits.device)
+        terms = terms * weights
     return -terms.sum(dim=1).mean()
 
 
@@ -125,11 +123,15 @@ def _sigmoid_loss(logits: Tensor, target: Tensor, gamma: float, weights: Tensor 
         p = logits.sigmoid()
         yes, no = yes * (1 - p) ** gamma, no * p**gamma
     if weights is not None:
-        weights = weights.to(logits.device)
         yes, no = yes * weights[-1], no * weights[0]
     return -((yes + no) * known).sum() / known.sum().clamp_min(1)
 
 
-def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    known = target.isfinite()
-    return (logits, target) if bool(known.all()) else (logits[known], target[known])
+def _asymmetric_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Ridnik 2021 (arXiv:2009.14119), gamma 4 and 1, margin 0.05: sums over the outputs."""
+    known, target = target.isfinite(), target.nan_to_num()
+    yes = logits.sigmoid()
+    no = (1 - yes + 0.05).clamp(max=1)
+    terms = target * yes.clamp(min=1e-8).log() + (1 - target) * no.clamp(min=1e-8).log()
+    right = yes * target + no * (1 - target)
+    return -(terms * (1 - right) ** (target + 4 * (1 - target)) * known).sum() / len(target)

@@ -18,15 +18,14 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from foldwise import UserError
-from foldwise.data.batches import Batch
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
 from foldwise.model import precision
 from foldwise.model.finetune import unfreeze
 from foldwise.model.heads import Cosine
-from foldwise.model.network import Network, to_device
+from foldwise.model.network import Network
+from foldwise.model.transfer import DeviceBatch, on_device
 from foldwise.train.optim import Schedule
-from foldwise.train.step import Stepper
 from foldwise.train.trainer import Trainer
 
 LOW, HIGH = 1e-5, 1.0
@@ -89,16 +88,17 @@ def range_test(competition: Competition, recipe: Recipe, fold: int, fold_table: 
             count = int(min(STEPS, max(FEWEST, SECONDS / pace)))
             share = min(1.0, SECONDS / (pace * count))
         stepper.schedule = Ramp(recipe.train, len(trainer.loader), count)
-        loss, rows, begun, batch = progress.loss, progress.rows, time.monotonic(), _part(batch, share)
+        batch = batch.first(max(min(4, len(batch.rows)), round(share * len(batch.rows))))
+        loss, rows, begun = progress.loss, progress.rows, time.monotonic()
         stepper.step(network, batch, epoch, step, True)
+        stepper.look()
         if progress.rows == rows:  # no number any more
             break
         late = time.monotonic() - started > 1.4 * SECONDS
         if number < WARM:
             continue
-        of_labels = stepper.backward(
-            constant, to_device(batch.images, trainer.device), _target(stepper, batch), None, batch.of, False
-        )
+        target = stepper.soft_target(batch.rows)
+        of_labels = float(stepper.backward(constant, batch.images, target, None, batch.of, False))
         rates.append(recipe.train.lr * stepper.schedule.factor(number))
         losses.append((progress.loss - loss) / (progress.rows - rows) - of_labels)
         if number >= count + WARM or late or (number > FEWEST / 2 and np.mean(losses[-5:]) > BROKEN * abs(of_labels)):
@@ -120,22 +120,13 @@ class _Constant(nn.Module):
         return self.answer.expand(len(images), -1)
 
 
-def _target(stepper: Stepper, batch: Batch) -> Tensor:
-    return stepper.soft_target(torch.from_numpy(batch.rows).to(stepper.device))
-
-
-def _part(batch: Batch, share: float) -> Batch:
-    rows = max(min(4, len(batch.rows)), round(share * len(batch.rows)))
-    return Batch(batch.images[:rows], batch.rows[:rows], rows) if rows < len(batch.rows) else batch
-
-
 def _smooth(losses: list[float]) -> np.ndarray:
     return gaussian_filter1d(np.array(losses), max(1.0, SMOOTH * len(losses)), mode="nearest")
 
 
-def _batches(trainer: Trainer) -> Iterator[tuple[int, int, Batch]]:
+def _batches(trainer: Trainer) -> Iterator[tuple[int, int, DeviceBatch]]:
     epoch = 0
     while True:
-        for step, batch in enumerate(trainer.loader.epoch(epoch, 0)):
+        for step, batch in enumerate(on_device(trainer.loader.epoch(epoch, 0), trainer.device)):
             yield epoch, step, batch
         epoch += 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foldwise.data.recipe import Augment
+from foldwise.model.transfer import to_device
 
 
 def mix(
@@ -21,7 +22,7 @@ def mix(
     draw = rng.random()
     if draw >= settings.mixup + settings.cutmix or len(images) < 2:
         return images, target, metadata
-    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    other = to_device(rng.permutation(len(images)), images.device)
     if draw < settings.mixup:
         fraction = float(rng.beta(settings.mixup_alpha, settings.mixup_alpha))
         mixed = (fraction * images.float() + (1 - fraction) * images[other].float()).round().to(torch.uint8)

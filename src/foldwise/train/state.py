@@ -83,6 +83,8 @@ class State:
                 )
                 note(f"fold {fold}: {why}; the fold starts anew")
             return False
+        for group, own in zip(saved["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            group |= {key: own[key] for key in ("fused",) if key in own}  # of this device, not of the one before
         for name in MOVING:
             getattr(self, name).load_state_dict(saved[name])
         vars(self.progress).update(saved["progress"])
@@ -100,7 +102,9 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     features = 0 if data.encoder is None else len(data.encoder.names)
     network = create_network(recipe, data.targets.outputs, features, data.targets.learnt)
     if data.auxiliary is not None:
-        network.learn_beside(data.auxiliary.outputs)
+        of_slices = data.auxiliary.of_slices
+        columns = [at.stop - at.start for _, at in data.auxiliary.parts]
+        network.learn_beside(sum(columns[:-1] if of_slices else columns), of_slices)
     _set_units(network, data)
     if file is not None:
         init_from(network, file)
@@ -110,7 +114,7 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     half = precision.of_device(recipe, device).half
     return State(
         network,
-        _optimizer(network, recipe),
+        _optimizer(network, recipe, device),
         torch.amp.GradScaler(device.type, enabled=half == torch.float16),  # bf16 has fp32's range: it needs none
         Averaged(network, recipe.train),
     )
@@ -124,10 +128,12 @@ def _set_units(network: Network, data: FoldData) -> None:
         start_at_base_rate(network, data.train_target, len(data.targets.learnt), data.targets.task == "soft")
 
 
-def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(network: Network, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     t = recipe.train
     if t.optimizer not in list_optimizers():
         hint = nearest(t.optimizer, map(str, list_optimizers()))
         raise UserError(f"train.optimizer={t.optimizer}: timm has none such{hint}")
     groups: list[dict[str, Any]] = parameter_groups(network, recipe) or [{"params": [torch.zeros(())]}]  # as_is
-    return create_optimizer_v2(groups, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay)
+    # one pass over all weights, which a flag on the device can skip; SGD's leaves its momentum undefined in that case
+    more: dict[str, Any] = {"fused": True} if device.type == "cuda" and t.optimizer in {"adam", "adamw"} else {}
+    return create_optimizer_v2(groups, opt=t.optimizer, lr=t.lr, weight_decay=t.weight_decay, **more)

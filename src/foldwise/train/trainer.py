@@ -31,6 +31,7 @@ from foldwise.model import checkpoint, precision, weights
 from foldwise.model.finetune import count_parameters, unfreeze
 from foldwise.model.network import Network
 from foldwise.model.predict import pick_device, predict_rows, say_unreadable
+from foldwise.model.transfer import on_device
 from foldwise.train import fold_data, losses
 from foldwise.train.logger import Logger
 from foldwise.train.optim import make_schedule
@@ -135,11 +136,12 @@ class Trainer:
         images = (
             self.data.images if size == recipe.image_size else cache.load_cache(self.competition, size, recipe.crop)
         )
+        flips = "none" if self.data.targets.mirror else a.flips
         return Batches(
             images,
             images.rows_of(self.data.train),
             t.batch_size,
-            augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops),
+            augment.train_ops(a.preset, size, flips, a.randaugment, a.strength, a.ops),
             (recipe.seed, self.fold),
             t.loaders,
             self.data.sample_weights(t.sampling),
@@ -174,7 +176,7 @@ class Trainer:
             self.loader = self._batches(epoch)
         network, progress = self.stepper.wrapped(), self.progress
         bar = Bar(
-            self.loader.epoch(epoch, progress.step),
+            on_device(self.loader.epoch(epoch, progress.step), self.device),
             total=len(self.loader),
             initial=progress.step,
             desc=f"fold {self.fold} epoch {epoch + 1}",
@@ -189,8 +191,9 @@ class Trainer:
             self.stepper.step(network, batch, epoch, step, move)
             progress.step = step + 1
             bar.set_postfix(loss=f"{progress.loss / max(1, progress.rows):.4f}", refresh=False)
-            if move and not last:  # a checkpoint holds no gradients
+            if move and self.stepper.looked and not last:  # a checkpoint holds no gradients, and all of the sums
                 self._save_inside((time.monotonic() - begun) / (step + 1 - first))
+        self.stepper.look()
 
     def _report(self, row: dict[str, float]) -> None:
         """The epoch's line in the log, for the logger and on the terminal."""
