@@ -33,7 +33,7 @@ lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-LONG := bench/gpu.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
+LONG := bench/fits.py bench/gpu.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
 
 # the quick ones; those in LONG take half an hour and more each, or a GPU: python bench/NAME.py
 bench: $(VENV)/installed-tests

@@ -16,8 +16,8 @@ from foldwise.core.files import digest
 from foldwise.core.ranks import current_ranks
 from foldwise.core.schema import nearest
 from foldwise.data.recipe import Recipe, recipe_settings
-from foldwise.model import checkpoint, precision
-from foldwise.model.finetune import init_from, parameter_groups, start_at_base_rate
+from foldwise.model import checkpoint, lora, precision
+from foldwise.model.finetune import checkpoint_gradients, init_from, parameter_groups, start_at_base_rate
 from foldwise.model.network import Network, create_network
 from foldwise.train.fold_data import FoldData
 from foldwise.train.optim import Averaged
@@ -106,6 +106,9 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     _set_units(network, data)
     if file is not None:
         init_from(network, file)
+    lora.add(network, recipe)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_gradients(network)
     network.to(device)
     if recipe.train.sync_bn and current_ranks().size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
