@@ -2,12 +2,11 @@
 
     python bench/fits.py [--memory 15] [--sizes 224 384 512] [--models NAME ...] [--markdown docs/fits.md]
 
-A step in half precision with AdamW is run on fake tensors (shapes alone) at two batch sizes, and every storage that
-lives is counted: weights, gradients, the optimizer's moments, activations and what an operation needs beside them.
-Peak memory is a line in the batch size; the largest batch is what fits into --memory GiB (a T4 has 15 after its
-driver) less 1 GiB for CUDA's context and libraries and a tenth for gaps between blocks. Attention keeps no matrix of
-all pairs, as on a GPU. train: everything learns; twice: the same with train.gradient_checkpointing; rank 8: with
-model.lora, too; head: frozen.
+A step in half precision with AdamW is run on fake tensors (shapes alone), and every storage that lives is counted:
+weights, gradients, the optimizer's moments, activations and what an operation needs beside them. The largest batch is
+what fits into --memory GiB (a T4 has 15 after its driver) less 1 GiB for CUDA's context and libraries and a tenth for
+gaps between blocks. Attention keeps no matrix of all pairs, as on a GPU. train: everything learns; twice: the same with
+train.gradient_checkpointing; rank 8: with model.lora, too; head: frozen.
 """
 
 from __future__ import annotations
@@ -111,12 +110,21 @@ def peak(recipe: Recipe, batch: int) -> int:
 
 
 def largest(recipe: Recipe, gib: float) -> str:
-    """The largest batch that fits, as a cell of the table."""
-    small, large = (peak(recipe, batch) for batch in (2, 4))
-    each = (large - small) / 2
-    room = (gib - CONTEXT) * GIB / GAPS - (small - 2 * each)
-    batch = int(room // each)
-    return "-" if batch < 1 else f"{batch}" if batch < MOST else f"{MOST}+"
+    """The largest batch that fits, as a cell of the table.
+
+    The peak is the highest of several lines in the batch size (at the optimizer's step, in the backward pass, ...):
+    what a chord of it says fits, fits.
+    """
+    room = (gib - CONTEXT) * GIB / GAPS
+    batch, fitting, most = 2, peak(recipe, 2), peak(recipe, MOST)
+    if fitting > room:
+        return "-"
+    if most <= room:
+        return f"{MOST}+"
+    for _ in range(2):
+        batch += int((room - fitting) / (most - fitting) * (MOST - batch))
+        fitting = peak(recipe, batch)
+    return str(batch)
 
 
 def fits(name: str, size: int, way: str, gib: float) -> str:
@@ -146,7 +154,7 @@ Computed by `python bench/fits.py --markdown docs/fits.md`, not measured: no GPU
 half precision with AdamW that {gib:g} GiB hold: everything learns (train), the same with
 `train.gradient_checkpointing=true` (twice), with `model.lora={{rank: 8}}` as well (rank 8), the head alone (head).
 Counted is every tensor that lives when most do, with 1 GiB for CUDA and a tenth for gaps; `no`: the model can't, `-`:
-not even one image. cuDNN's workspaces are not in it, so begin a step below; a batch that does not fit after all is
+not even two images. cuDNN's workspaces are not in it, so begin a step below; a batch that does not fit after all is
 computed in halves by itself.
 
 """
