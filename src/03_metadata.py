@@ -34,6 +34,7 @@ from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
 from foldwise.data.runs import write_run
 from foldwise.report import importance
+from foldwise.report.ending import end_run
 from foldwise.tabular import boosting, features, learners
 
 
@@ -97,6 +98,7 @@ def arguments() -> argparse.Namespace:
         help="principal components of what 04_embed.py wrote for a run, or of a .npy file",
     )
     add("--components", type=_positive, default=16, metavar="N", help="of each embedding (default: 16)")
+    cli.add_report_flag(parser)
     args = parser.parse_args()
     args.name = args.name or args.model
     if args.trials and not args.tune:
@@ -115,7 +117,7 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     learner = learners.get(args.model)
-    asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name"}}
+    asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name", "report"}}
     settings = {
         **asked,
         "params": learners.settings_of(learner, dict(args.params)),
@@ -154,9 +156,7 @@ def main() -> None:
     info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
     boosting.save_models(competition.runs() / args.name, results)
     importance.write_importance(competition.runs() / args.name, problem, results)
-    from foldwise.report.run import report_run  # matplotlib
-
-    report_run(competition, info)
+    end_run(competition, info, args.report)
     if args.tune:
         cli.say(boosting.tuning_line(info, results))
     cli.next_step(args.competition, "06_blend.py")

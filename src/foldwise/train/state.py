@@ -41,6 +41,7 @@ class Progress:
     lr_scale: float = 1.0  # halved at every bad step
     bad_steps: int = 0  # with a loss or gradient that was no number, in all
     consecutive: int = 0  # of those, up to the last step
+    on_device: bool = False  # images are augmented on the GPU, which had to wait for them
     micro_batches: int = 1  # a batch is computed in so many, where memory does not hold it whole
     seconds: float = 0.0
     predict_seconds: float = 0.0  # of the last validation, a row
