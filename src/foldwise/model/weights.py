@@ -22,6 +22,7 @@ from foldwise.core import paths
 from foldwise.core.cli import note
 from foldwise.core.files import replacing
 from foldwise.data.recipe import Backbone
+from foldwise.model import lora
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 FORMAT = 2  # of the tensors' names: raise it when they change (finetune reads those of before)
@@ -70,7 +71,8 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
     """All weights and buffers as safetensors, written whole, with the names of what the outputs mean."""
     from safetensors.torch import save_file
 
-    state = {key: value.contiguous() for key, value in network.state_dict().items() if not key.startswith("beside.")}
+    state = lora.merged(network.state_dict())
+    state = {key: value.contiguous() for key, value in state.items() if not key.startswith("beside.")}
     with replacing(path) as part:
         # one entry: safetensors writes several in an order of chance, and the same weights are to be the same bytes
         meta = {"format": FORMAT, "classes": list(classes), "checksum": checksum(state)}
