@@ -118,6 +118,7 @@ def test_position_comes_before_number_and_name(tmp_path):
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "more than one orientation", 5),
         ({"Rows": 4}, "more than one image size", 5),
         ({"AcquisitionNumber": 2, "z": 3.0}, "more than one AcquisitionNumber", 5),
+        ({"ImageOrientationPatient": [1, -1e-5, 0, 0, 1, 0], "z": 15.0}, "", 6),
         ({"z": 3.0}, "copies of slices", 5),
         ({"z": 30.0}, "gaps", 6),
     ],
@@ -127,8 +128,26 @@ def test_what_is_no_part_of_the_stack_is_named_and_left_out(tmp_path, tags, rema
     stack(tmp_path, AcquisitionNumber=1)
     slice_file(tmp_path / "other.dcm", given.pop("z", 20.0), 99, 9, **{"AcquisitionNumber": 1, **given})
     pixels, table, remarks = said(tmp_path)
-    assert len(pixels) == kept and any(remark in one for one in remarks), remarks
+    assert len(pixels) == kept and (any(remark in one for one in remarks) if remark else not remarks), remarks
     assert (table["path"].map(lambda path: path.name) == "other.dcm").sum() == kept - 5
+
+
+def test_a_place_that_two_acquisitions_share_costs_one_slice(tmp_path):
+    """Slabs that meet: all places stay, and each slice a number of its own tells nothing."""
+    for k in range(6):
+        slice_file(tmp_path / f"a{k}.dcm", float(k), k, k, AcquisitionNumber=1)
+    for k in range(5, 10):
+        slice_file(tmp_path / f"b{k}.dcm", float(k), k, k, AcquisitionNumber=2)
+    pixels, table, _ = said(tmp_path)
+    assert table["position"].tolist() == list(range(10)) and table["path"].iloc[5].name == "a5.dcm"
+    stack(tmp_path / "one", AcquisitionNumber=1)
+    for k, file in enumerate(sorted((tmp_path / "one").iterdir())):
+        again = pydicom.dcmread(file)
+        again.AcquisitionNumber = k
+        again.save_as(file)
+    shutil.copyfile(file, tmp_path / "one" / "copy.dcm")
+    pixels, _, remarks = said(tmp_path / "one")
+    assert len(pixels) == 5 and any("copies" in one for one in remarks)
 
 
 def test_without_positions_numbers_count_then_names(tmp_path):

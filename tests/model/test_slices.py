@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from foldwise import UserError
+from foldwise.augment import train_ops
 from foldwise.data.image import ImageOptions
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Series, Stack, load_recipe
@@ -71,7 +72,7 @@ def test_neighbours_are_channels_in_their_order():
     pictures, present = module(stack, neighbours=3, step=2).pictures(images)
     slices = images.reshape(SIZE, SIZE, 6, 2)
     assert pictures.shape == (1, 3, SIZE, SIZE, 6) and present.all()
-    for place, middle in enumerate((1, 3, 5)):
+    for place, middle in enumerate((1, 3, 5)):  # of two slices, the second
         around = [min(max(middle + k, 0), 5) for k in (-1, 0, 1)]
         assert torch.equal(pictures[0, place].reshape(SIZE, SIZE, 3, 2), slices[:, :, around])
 
@@ -172,3 +173,27 @@ def test_a_slices_effect_is_what_the_answer_loses_without_it():
     for curve in curves.values():
         assert curve.shape == (1, 15) and curve[0, 0] == pytest.approx(float(whole.sigmoid()), abs=1e-5)
         assert curve[0, -1] == pytest.approx(float(study.logits(nothing).sigmoid()), abs=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 16, 40])
+def test_no_slice_is_lost_between_pictures(step):
+    """A slice alone in its stretch stands for it; a study of one slice is one picture, whatever the step."""
+    stack = Stack(series=2, slices=8)
+    images = studies(stack, [8, 1])
+    images.reshape(2, SIZE, SIZE, 2, 8)[0, :, :, 0, 4:] = 0
+    slices = module(stack, neighbours=1, step=step)
+    pictures, present = slices.pictures(images)
+    count = -(-8 // step)
+    assert present.shape == (2, 2 * count)
+    assert present[0].tolist() == [k * step < 4 for k in range(count)] + [True] * count
+    assert present[1].tolist() == ([True] + [False] * (count - 1)) * 2
+    own = images.reshape(2, SIZE, SIZE, 2, 8)[1, :, :, 0, 0]
+    assert torch.equal(pictures[1, 0, :, :, 0], own)
+
+
+def test_black_slices_stay_black_under_augmentation():
+    """Noise and brightness would make pictures of what a study lacks."""
+    images = studies(Stack(slices=12), [6] * 8).numpy().repeat(4, 1).repeat(4, 2)
+    for preset in ("medium", "heavy", "melanoma2020"):
+        seen = train_ops(preset, 32, randaugment=9)(images, np.random.default_rng(0))
+        assert not seen[..., 6:].any() and seen[..., :6].any(axis=(1, 2)).mean() > 0.9

@@ -168,12 +168,14 @@ def pipeline(ops: Sequence[Operation], image_size: int) -> Ops:
 
     def in_threes(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         state, channels = rng.bit_generator.state, images.shape[3]
+        black = images.max(axis=(1, 2)) == 0  # slices that a study lacks: whatever is done, they stay so
         places = np.arange(-(-channels // 3) * 3).reshape(-1, 3) % channels
         parts = []
         for place in places:
             rng.bit_generator.state = state  # the same warp, table and hole
             parts.append(apply(np.ascontiguousarray(images[..., place]), rng, plain))
-        return np.ascontiguousarray(np.concatenate(parts, axis=3)[..., :channels])
+        done = np.concatenate(parts, axis=3)[..., :channels]
+        return np.ascontiguousarray(np.where(black[:, None, None], np.uint8(0), done) if black.any() else done)
 
     def apply(images: np.ndarray, rng: np.random.Generator, ops: Sequence[Operation] = ops) -> np.ndarray:
         if images.ndim == 4 and images.shape[3] != 3:

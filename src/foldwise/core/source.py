@@ -49,6 +49,14 @@ def stamp(path: Path) -> tuple[int, int]:
     return (0, 0)
 
 
+def stamp_of_folder(folder: Path) -> int:
+    """When a folder, or the archive that stands for it, was changed last, in ns; 0 where neither is there."""
+    for place in (folder, archives.file_of(folder)):
+        if place is not None and place.exists():
+            return place.stat().st_mtime_ns
+    return 0
+
+
 def identity(path: Path) -> dict[str, Any]:
     """What tells a file from another under the same name, without reading all of it: bytes, modified (ns), content (a
     hash of head, middle and tail, or an archive's checksum)."""

@@ -278,7 +278,13 @@ class SliceLabels(Strict):
     """Labels of single slices, which networks of `series` learn beside the target of the row."""
 
     table: str = Field(description="CSV, parquet... with a row per slice")
-    slice: str = Field(description="its column that names a slice: a file, with or without suffix, or InstanceNumber")
+    slice: str = Field(description="its column that names a slice")
+    by: Literal["file", "instance"] = Field(
+        "file",
+        description="what it names: a file, with or without suffix, or InstanceNumber (of a multi-frame file the "
+        "frame, from 1)",
+    )
+    series: str | None = Field(None, description="its column that names the series, where there are several")
     id: str | None = Field(None, description="its column that names the row, where that is not the competition's `id`")
     target: str | list[str] = Field(description="its columns of 0 and 1")
     weight: float = Field(0.5, gt=0, description="of their loss, where the target's counts 1")

@@ -43,7 +43,7 @@ class SeriesOptions(ArrayOptions):
 
     slices: int | None = Field(
         None,
-        ge=2,
+        ge=4,
         le=1024,
         description="of each `series` so many, in gray, or a channel a `window`; together they are the row's pixels",
     )

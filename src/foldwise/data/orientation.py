@@ -122,6 +122,8 @@ def _stacked(recipe: Recipe, options: ImageOptions) -> tuple[Recipe, int]:
         return recipe, options.channels
     if model.mode == "as_is":
         raise UserError("model.mode=as_is: a pretrained head sees one picture, and this competition's rows are series")
+    if recipe.train.compile and model.series.batch:
+        raise UserError("train.compile=true does not go with model.series.batch, whose activations are made again")
     stack = Stack(series=max(1, len(options.series)), slices=options.slices, channels=options.per_slice)
     recipe = recipe.model_copy(update={"model": model.model_copy(update={"stack": stack})})
     return recipe, model.series.neighbours * options.per_slice

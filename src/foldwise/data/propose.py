@@ -286,13 +286,18 @@ def _images(raw: Raw, table: pd.DataFrame, name: str) -> tuple[str, str, int]:
     """(column, template, how often it was found): the column whose values name files, wherever those lie."""
     best: tuple[int, str, str] = (0, "", "")
     for find in (_files, _folders_named):
-        for column in table if not best[0] else []:
+        for column in (name for name in table if not best[0] and not _is_label(table[name])):
             count, template = _template(raw, table, str(column), "test", find)
             better = count > best[0] or (count == best[0] > 0 and table[column].nunique() > table[best[1]].nunique())
             best = (count, str(column), template) if better else best
     if not best[0]:
         raise UserError(f"{raw.folder / name}: no column names an image file; write the competition file by hand")
     return best[1], best[2], best[0]
+
+
+def _is_label(values: pd.Series) -> bool:
+    """Few values for many rows: no name of an image, though a slice may be called 0 as a label is."""
+    return values.nunique() <= 20 and 3 * values.nunique() < len(values)
 
 
 Find = Callable[["Raw", str, str, dict[str, str], str], Iterator[str]]

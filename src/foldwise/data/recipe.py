@@ -79,7 +79,7 @@ class Series(Strict):
     width: int = Field(256, ge=2, multiple_of=2, description="of the GRU or transformer")
     batch: int | None = Field(
         None,
-        ge=1,
+        ge=2,
         description="pictures in the backbone at once in training, activations made again (slower by a third): memory "
         "of so many; null: all",
     )

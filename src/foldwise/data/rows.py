@@ -212,6 +212,12 @@ def _paths(competition: Competition, split: Split, table: pd.DataFrame, where: P
     places = list(zip(*(fill(template, table, where) for template in split.templates), strict=True))
     if split.series is not None:
         at = raw.as_posix() + "/" if split.root is not None else ""
+        for row, filled in zip(table.index, places, strict=True):
+            if any(
+                series.SEVERAL in place or place.count("*") > template.count("*")
+                for place, template in zip(filled, split.templates, strict=True)
+            ):
+                raise UserError(f"{where}: row {row + 2}: '{filled[0]}' holds | or *, which no path of a series can")
         return [series.several([at + place for place in row]) for row in places]
     plain = len(split.templates) == 1 and "*" not in split.templates[0]
     if plain and all(source.is_there(raw / row[0]) for row in places[:: max(1, len(places) // TRIED)]):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import glob
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +28,11 @@ from foldwise.data import arrays, image
 from foldwise.data.image import ImageError, ImageOptions
 from foldwise.dicom import Size
 from foldwise.dicom import series as stacks
-from foldwise.dicom.decode import Array
+from foldwise.dicom.decode import Array, captured_stderr
 from foldwise.dicom.series import COLUMNS, natural, say, unread
 
 T = TypeVar("T")
+MAX_RESAMPLED = 16_000_000  # pixels of a slice: a PixelSpacing that asks for more is damaged
 SEVERAL = "|"  # before each of a row's series in the index's `path`, where there are several
 NIFTI = (".nii", ".nii.gz")
 SLIDE = 2_000_000_000  # pixels of a slide that is cut into tiles
@@ -55,8 +58,16 @@ def files(place: Path) -> list[Path]:
         return source.tree(place).files if source.is_folder(place) else [place] if source.is_there(place) else []
     folder = Path(text.partition("*")[0].rpartition("/")[0])
     fits = "*".join(map(glob.escape, text.split("*")))
-    depth = len(place.parts)  # a * is no folder's end
-    return [file for file in source.tree(folder).files if len(file.parts) == depth and fnmatchcase(str(file), fits)]
+    depth, lead = len(place.parts), text.partition("*")[0]  # a * is no folder's end
+    names = _listed(folder, source.stamp_of_folder(folder))
+    some = names[bisect_left(names, lead) : bisect_left(names, lead + chr(0x10FFFF))]
+    return [file for name in some if fnmatchcase(name, fits) and len((file := Path(name)).parts) == depth]
+
+
+@lru_cache(maxsize=8)
+def _listed(folder: Path, stamped: int) -> list[str]:
+    """All files below a folder, sorted as text; read once where it is not changed."""
+    return sorted(map(str, source.tree(folder).files))
 
 
 def read(
@@ -114,7 +125,7 @@ def identity(path: Path, options: ImageOptions) -> dict[str, Any]:
         return source.identity(path)
     every = [file for place in places(path) for file in files(place)]
     each = [source.identity(file) for file in every]
-    contents = [[file.name, one["content"]] for file, one in zip(every, each, strict=True)]
+    contents = [[str(file.parent), file.name, *one.values()] for file, one in zip(every, each, strict=True)]
     size, modified = sum(one["bytes"] for one in each), max((one["modified"] for one in each), default=0)
     return {"bytes": size, "modified": modified, "content": digest(contents)[:16]}
 
@@ -135,9 +146,9 @@ TRIED = 5  # files of a series, from its middle on, before it counts as unreadab
 
 
 def _first_readable(path: Path, look: Callable[[Path], T]) -> T:
-    every = next((some for place in places(path) if (some := files(place))), [])
     error: UserError = ImageError(f"{path}: missing series")
-    for file in [*every[len(every) // 2 :], *every[: len(every) // 2]][:TRIED]:
+    each = [files(place) for place in places(path)]
+    for file in [file for every in each for file in [*every[len(every) // 2 :], *every[: len(every) // 2]][:TRIED]]:
         try:
             return look(file)
         except UserError as reason:
@@ -230,6 +241,8 @@ def _alike(
 
 def _at_spacing(pixels: Array, by_rows: float, by_columns: float) -> Array:
     height, width = (max(1, round(side * by)) for side, by in zip(pixels.shape[:2], (by_rows, by_columns), strict=True))
+    if not (by_rows > 0 < by_columns and height * width <= MAX_RESAMPLED):
+        raise ImageError(f"its PixelSpacing would make {height} x {width} pixels of {pixels.shape[:2]}")
     return dicom.resize(pixels, (height, width))
 
 
@@ -252,14 +265,48 @@ def _stack(place: Path, size: Size, options: ImageOptions, most: int) -> Stack:
         return _tiles(every[0], options, most)
     if len(every) == 1 and (volume := _volume(every[0], options)) is not None:
         return volume
+    if len({file.suffix.lower() for file in every}) > 1:
+        every = _of_one_kind(every)
     if image.is_dicom_file(every[len(every) // 2]):
         at_least = None if size is None or options.crop != "none" else max(np.atleast_1d(size))
         return Stack(stacks.slices(every), lambda rows: stacks.render_slices(rows, options, at_least))
     pictures = sorted((file for file in every if image.is_picture(file)), key=lambda file: natural(file.name))
     if not pictures:
         raise ImageError(f"{place}: no images in it")
-    table = pd.DataFrame({"path": pictures, "frame": 0, "instance": np.arange(len(pictures))}, columns=list(COLUMNS))
-    return Stack(table, lambda rows: _pictures(rows, size, options))
+    table = pd.DataFrame({"path": pictures, "frame": 0}, columns=list(COLUMNS))
+    ends = _deep_ends(pictures, options) if options.deep == "percentile" else None
+    return Stack(table, lambda rows: _pictures(rows, size, options, ends))
+
+
+def _of_one_kind(every: list[Path]) -> list[Path]:
+    """Of DICOM files and pictures in one folder the more numerous; the others are told."""
+    dicoms = {file for file in every if image.is_dicom_file(file)}
+    pictures = [file for file in every if file not in dicoms and image.is_picture(file)]
+    if dicoms and pictures:
+        say("DICOM files and pictures in one series: the more numerous are used")
+    return pictures if len(pictures) > len(dicoms) else [file for file in every if file in dicoms] or every
+
+
+def _deep_ends(pictures: list[Path], options: ImageOptions) -> tuple[float, float] | None:
+    """Values that become 0 and 255 in all slices: percentiles of some of them, where they hold 16 bits of gray."""
+    some = [pictures[k] for k in np.unique(np.linspace(0, len(pictures) - 1, 9).round().astype(int))]
+    values = [one[::2, ::2].ravel() for one in map(_deep, some) if one is not None]
+    if not values:
+        return None
+    low, high = np.percentile(np.concatenate(values), options.percentiles, method="inverted_cdf")
+    return float(low), float(max(high, low + 1))
+
+
+def _deep(path: Path) -> Array | None:
+    """uint16 (H, W) of a PNG or TIFF with so many bits of gray; None of any other file."""
+    import cv2
+
+    data = np.frombuffer(source.read(path), np.uint8)
+    if not bytes(data[:4]).startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
+        return None
+    with captured_stderr():
+        values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    return values if values is not None and values.ndim == 2 and values.dtype == np.uint16 else None
 
 
 def _tiles(path: Path, options: ImageOptions, most: int) -> Stack:
@@ -299,12 +346,20 @@ def _level(path: Path, options: ImageOptions) -> Array:
     return np.ascontiguousarray(values[..., :3])
 
 
-def _pictures(rows: pd.DataFrame, size: Size, options: ImageOptions) -> tuple[list[Array | None], list[str]]:
+def _pictures(
+    rows: pd.DataFrame, size: Size, options: ImageOptions, ends: tuple[float, float] | None
+) -> tuple[list[Array | None], list[str]]:
     images: list[Array | None] = []
     errors = []
     for path in rows["path"]:
         try:
-            images.append(image.decoded(path, size, options))
+            image.probe(path, options)  # refuses what claims too many pixels
+            deep = None if ends is None else _deep(path)
+            if deep is None or ends is None:
+                images.append(image.decoded(path, size, options))
+            else:
+                scaled = (deep.astype(np.float32) - ends[0]) / (ends[1] - ends[0])
+                images.append(np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8))
         except ImageError as error:
             images.append(None)
             errors.append(str(error))

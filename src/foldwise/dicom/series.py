@@ -36,7 +36,7 @@ TAGS = [
     *("SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber", "AcquisitionNumber", "EchoNumbers"),
     *("TemporalPositionIdentifier", "TriggerTime", "ImageType", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SpacingBetweenSlices", "GridFrameOffsetVector"),
-    *("NumberOfFrames", "Rows", "Columns", "Modality"),
+    *("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "Modality"),
 ]
 TELLING = ("AcquisitionNumber", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "StackID")
 COLUMNS = ("path", "frame", "instance", "position", "spacing", "row_spacing", "column_spacing")
@@ -55,7 +55,14 @@ def read_series(
     window (series_window). DicomError where there is nothing to read; a slice that can't be read is left out and said.
     """
     options = options or DicomOptions()
-    files = source.tree(Path(series)).files if isinstance(series, str | Path) else [Path(one) for one in series]
+    if size is not None and min(np.atleast_1d(size)) < 1:
+        raise DicomError(f"size={size}: pixels, 1 or more")
+    if isinstance(series, str | Path):
+        files = [Path(series)] if Path(series).is_file() else source.tree(Path(series)).files
+    else:
+        files = [Path(one) for one in series]
+    if not files:
+        raise DicomError(f"{series}: no such folder, or no files in it")
     table = slices(files)
     images, errors = render_slices(table, options, None if size is None else max(np.atleast_1d(size)))
     kept = [place for place, image in enumerate(images) if image is not None]
@@ -83,7 +90,12 @@ def slices(files: Sequence[Path]) -> pd.DataFrame:
     if refused:
         say("files of the series left out that are no DICOM images")
     table = pd.DataFrame(rows)
-    table = _without_localizers(table.iloc[np.lexsort([table["path"].astype(str), table["uid"]])])
+    table = table.iloc[np.lexsort([table["path"].astype(str), table["uid"]])]
+    copies = table.duplicated(["uid", "frame"]) & (table["uid"] != "None")
+    if copies.any():
+        say("copies of slices, at the same place as others, left out")
+    table = _without_localizers(table[~copies])
+    table = table.assign(orientation=_orientations(table["cosines"].tolist()))
     for column, what in (("series", "series"), ("shape", "image size"), ("orientation", "orientation")):
         table = _largest(table, column, what)
     table = _in_order(table).reset_index(drop=True)
@@ -165,7 +177,7 @@ def say(*texts: str) -> None:
 
 def unread(errors: Sequence[str]) -> str:
     """What is said of slices that can't be read, with the first one's reason; '' of none."""
-    return f"slices left out that can't be read: {errors[0].rpartition(': ')[2]}" if errors else ""
+    return f"slices left out that can't be read: {errors[0].partition(': ')[2] or errors[0]}" if errors else ""
 
 
 # --- headers --------------------------------------------------------------------------------------------------
@@ -193,15 +205,30 @@ def _row(path: Path, frame: int, fields: dict[str, Any]) -> dict[str, Any]:
         **{"row_spacing": spacing[0], "column_spacing": spacing[1], "apart": fields.get("SpacingBetweenSlices")},
         "uid": str(fields["SOPInstanceUID"]),
         "series": str(fields["SeriesInstanceUID"]),
-        "shape": f"{fields['Rows']} x {fields['Columns']}",
+        "shape": f"{fields['Rows']} x {fields['Columns']} x {fields['SamplesPerPixel']}",
         "localizer": "LOCALIZER" in np.atleast_1d(fields["ImageType"] or ""),
-        "orientation": "" if np.isnan(orientation).any() else " ".join(f"{value:.2f}" for value in orientation + 0.0),
         **{"cosines": orientation, "place": position, "offset": fields.get("offset", np.nan)},
         **telling,
     }
 
 
 ORIENTATION_POSITION = (("Orientation", 6), ("Position", 3))
+
+
+NEAR = 0.02  # between cosines of one orientation
+
+
+def _orientations(cosines: Sequence[Array]) -> list[int]:
+    """A number for each orientation, of those within NEAR of its first; -1 of slices without one."""
+    first: list[Array] = []
+    numbers = []
+    for one in cosines:
+        same = next((k for k, other in enumerate(first) if np.abs(one - other).max() <= NEAR), None)
+        if same is None and not np.isnan(one).any():
+            same = len(first)
+            first.append(one)
+        numbers.append(-1 if same is None else same)
+    return numbers
 
 
 def _vector(value: Any, length: int) -> Array:
@@ -217,7 +244,7 @@ def _of_frame(parsed: Parsed, fields: dict[str, Any], frame: int) -> dict[str, A
     """A frame's own fields: functional groups (PS3.3 C.7.6.16.2.1, 2.3, 2.4), grid offsets of a dose (C.8.8.3.2)."""
     groups = parsed.items("PerFrameFunctionalGroupsSequence")[frame : frame + 1]
     groups += parsed.items("SharedFunctionalGroupsSequence")[:1]
-    own: dict[str, Any] = {"InstanceNumber": frame}
+    own: dict[str, Any] = {"InstanceNumber": frame + 1}
     for name, keywords in FUNCTIONAL.items():
         for item in [item for group in groups for item in group.items(name)[:1]][:1]:
             own |= {keyword: value for keyword in keywords if (value := item.get(keyword)) is not None}
@@ -253,7 +280,7 @@ def _largest(table: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
     if table[column].nunique() == 1:
         return table
     counts = table.groupby(column, sort=False)["instance"].agg(["size", "min"])
-    if what == "orientation" and counts["size"].max() == 1:  # planes about an axis: no stack
+    if what in ("orientation", "series") and counts["size"].max() == 1:  # planes about an axis: no stack
         return table
     best = counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
     kept = table[table[column] == best]
@@ -281,7 +308,8 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def natural(path: Path | str) -> list[Any]:
     """A sort key: numbers in a name count as numbers, IM9 before IM10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", str(path))]
+    parts = re.split(r"([0-9]+)", str(path))
+    return [(k % 2 == 0, int(part) if k % 2 else 0, part) for k, part in enumerate(parts)]
 
 
 def _positions(table: pd.DataFrame) -> Array:
@@ -300,15 +328,21 @@ def _positions(table: pd.DataFrame) -> Array:
 
 def _one_a_place(table: pd.DataFrame) -> pd.DataFrame:
     """Of slices at one place those of one acquisition, echo or time, else the first."""
-    for column in TELLING:
-        if not table["position"].round(3).duplicated().any():
-            return table
-        if table[column].nunique() > 1:
-            table = _largest(table, column, column)
-    twice = table["position"].round(3).duplicated()
-    if twice.any():
+    place = table["position"].round(3)
+    twice = place.duplicated(keep=False)
+    if not twice.any():
+        return table
+    told = next((column for column in TELLING if table.loc[twice, column].nunique() > 1), None)
+    if told is None:
         say("copies of slices, at the same place as others, left out")
-    return table[~twice]
+        return table[~place.duplicated()]
+    say(f"slices of more than one {told} at the same places: one of each place is used")
+    counts = table.groupby(told, sort=False)["instance"].agg(["size", "min"])
+    best = counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
+    first = np.argsort((table[told] != best).to_numpy(), kind="stable")
+    return table.loc[
+        table.iloc[first].loc[~place.iloc[first].duplicated()].index.sort_values(key=table.index.get_indexer)
+    ]
 
 
 def with_spacing(table: pd.DataFrame) -> pd.DataFrame:

@@ -334,6 +334,8 @@ def predict_folder(
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
+    if competition.image.slices is not None:
+        raise UserError("--images is for single pictures; of studies, name the table in `test`: --submission NAME")
     if recipe.model.metadata:
         raise UserError(f"run {run} fuses metadata with the image: a folder of images alone can't be predicted with it")
     listed = image.listing(folder)

@@ -119,6 +119,8 @@ def swap(competition: Competition, fold: int, folder: Path, most: int) -> Hidden
     table, fold_table, test = index.load_index(competition), folds.load_folds(competition), competition.test
     if test is None or competition.frames == "each":
         raise UserError(f"{competition.file}: a rehearsal needs `test`, and a row a file (frames: one)")
+    if competition.id_template:
+        raise UserError(f"{competition.file}: an id made of columns can't be rehearsed; the bundle can be sent")
     if competition.submission.melted:
         raise UserError(f"{competition.file}: a row for each target can't be rehearsed; the bundle can be sent")
     mine = folds.rows(table, fold_table)[(fold_table["fold"] == fold).to_numpy()]

@@ -27,10 +27,12 @@ class Slices(nn.Module):
     def __init__(self, settings: recipe.Series, stack: recipe.Stack, features: int) -> None:
         super().__init__()
         self.stack, self.neighbours, self.batch = stack, settings.neighbours, settings.batch
-        middles = torch.arange(settings.step // 2, stack.slices, settings.step)
-        around = torch.arange(settings.neighbours) - settings.neighbours // 2
+        # of `step` slices that a picture stands for, the one in the middle first, then those nearest to it
+        nearest = sorted(range(settings.step), key=lambda k: abs(k - settings.step // 2))
+        begins = torch.arange(0, stack.slices, settings.step)
+        middles = (begins[:, None] + torch.tensor(nearest)).clamp(0, stack.slices - 1)
         self.register_buffer("middles", middles, persistent=False)
-        self.register_buffer("places", (middles[:, None] + around).clamp(0, stack.slices - 1), persistent=False)
+        self.register_buffer("around", torch.arange(settings.neighbours) - settings.neighbours // 2, persistent=False)
         self.context = Context(settings, features, len(middles)) if settings.context != "none" else None
         width = features if self.context is None else self.context.width
         self.pool = SlicePool(settings.pool, width)
@@ -40,7 +42,7 @@ class Slices(nn.Module):
         self.sequence: Tensor | None = None
 
     middles: Tensor
-    places: Tensor
+    around: Tensor
 
     def forward(self, images: Tensor, backbone: Backbone) -> Tensor:
         pictures, present = self.pictures(images)
@@ -58,11 +60,17 @@ class Slices(nn.Module):
         stack = self.stack
         slices = images.unflatten(3, (stack.series, stack.slices, stack.channels)).permute(0, 3, 4, 1, 2, 5)
         there = slices.amax(dim=(3, 4, 5)) > 0
-        present = there[:, :, self.middles].flatten(1)
-        present = present | ~present.any(dim=1, keepdim=True)
-        beside = there[:, :, self.places][..., None, None, None]  # at the ends a slice is its own neighbour
-        windows = torch.where(beside, slices[:, :, self.places], slices[:, :, self.middles, None])
-        return windows.flatten(1, 2).permute(0, 1, 3, 4, 2, 5).flatten(4), present  # from (B, series, P, k, S, S, c)
+        seen = there[:, :, self.middles]  # (B, series, P, step)
+        present = seen.any(dim=3)
+        present = present | ~present.flatten(1).any(dim=1)[:, None, None]
+        middle = self.middles[torch.arange(len(self.middles), device=images.device), seen.int().argmax(dim=3)]
+        places = (middle[..., None] + self.around).clamp(0, stack.slices - 1)
+        studies, series = (torch.arange(n, device=images.device) for n in there.shape[:2])
+        at = (studies[:, None, None, None], series[:, None, None])
+        # where there is no neighbour, at the ends, a slice is its own
+        places = torch.where(there[(*at, places)], places, middle[..., None])
+        windows = slices[(*at, places)]  # (B, series, P, k, S, S, c)
+        return windows.flatten(1, 2).permute(0, 1, 3, 4, 2, 5).flatten(4), present.flatten(1)
 
     def through(self, backbone: Backbone, pictures: Tensor, present: Tensor) -> Tensor:
         """Features (B, N, F) of the pictures (B, N, ...); zeros where they are not `present`.
@@ -74,7 +82,9 @@ class Slices(nn.Module):
         step = (self.batch or len(flat)) if self.training else AT_ONCE
         again = self.training and torch.is_grad_enabled() and step < len(flat)
         parts = []
-        for part in flat.split(step):
+        for part in flat.tensor_split(
+            max(1, len(flat) // step)
+        ):  # none of a single picture, which batch norm can't take
             contexts = partial(_first_and_again, backbone)
             parts.append(
                 checkpoint(backbone, part, use_reentrant=False, context_fn=contexts) if again else backbone(part)

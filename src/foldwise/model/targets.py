@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError
+from foldwise import UserError, augment
 from foldwise.core.schema import nearest
 from foldwise.data import index, top
 from foldwise.data.columns import by_number, is_number
@@ -118,8 +118,11 @@ def _mirrored(competition: Competition, recipe: Recipe, names: list[str]) -> lis
     """Where each output of a mirror image stands; None where none changes places."""
     if not competition.mirror:
         return None
-    if recipe.predict.tta == "d4" or recipe.augment.flips == "d4":
-        raise UserError(f"{competition.file}: `mirror` goes with predict.tta=flip and augment.flips=auto, not with d4")
+    if recipe.predict.tta == "d4" or recipe.augment.flips == "d4" or augment.turns(recipe.augment.preset):
+        odd = f"augment.preset={recipe.augment.preset}" if augment.turns(recipe.augment.preset) else "d4"
+        raise UserError(
+            f"{competition.file}: `mirror` goes with predict.tta=flip and augment.flips=auto, not with {odd}"
+        )
     pairs = competition.mirror | {right: left for left, right in competition.mirror.items()}
     return [names.index(pairs.get(name, name)) for name in names]
 

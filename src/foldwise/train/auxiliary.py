@@ -77,30 +77,43 @@ def of_rows(competition: Competition, rows: pd.DataFrame, recipe: Recipe) -> Aux
 def _of_slices(competition: Competition, asked: SliceLabels, rows: pd.DataFrame, recipe: Recipe) -> np.ndarray:
     """float32 (rows, pictures x labels), NaN of slices that the table does not name."""
     key, where = asked.id or competition.id, competition.raw_of(competition.train) / asked.table
-    table = read_table(where, [key, asked.slice])
-    for column in [key, asked.slice, *asked.targets]:
+    columns = [key, asked.slice, *([asked.series] if asked.series else [])]
+    table = read_table(where, columns)
+    for column in [*columns, *asked.targets]:
         if column not in table:
             raise UserError(f"{where}: no column '{column}', which `slice_labels` names{nearest(column, table)}")
-    shown = load_slices(competition, recipe.image_size)
-    shown = shown[shown["split"] == "train"]
-    stems = shown["file"].str.rsplit(".", n=1).str[0]
-    names = [shown["file"], stems, shown["instance"].map(lambda value: f"{value:g}")]
-    named = table[key].astype(str) + "\n" + table[asked.slice].astype(str)
-    keys = max((shown["id"] + "\n" + name for name in names), key=lambda each: each.isin(set(named)).sum())
-    if not keys.isin(set(named)).any():
-        raise UserError(
-            f"{where}: '{asked.slice}' names no slice: neither files ({names[0].iloc[0]}) nor InstanceNumbers"
-        )
+    series = competition.image.series
+    if series and not asked.series:
+        raise UserError(f"{competition.file}: `slice_labels: {{series: COLUMN}}` says which of {', '.join(series)}")
+    named = table[columns].astype(str).assign(**{asked.slice: _bare(table[asked.slice])}).agg("\n".join, axis=1)
     values = table[asked.targets].apply(pd.to_numeric, errors="coerce").set_axis(named).groupby(level=0).max()
-    stack, series = recipe.model.stack, recipe.model.series
+    own = rows.assign(at=np.arange(len(rows)), key=rows["id"])[(rows["split"] == "train").to_numpy()]
+    told = table_columns(competition, own)
+    if asked.id is not None and asked.id in told:
+        own = own.assign(key=told[asked.id].astype(str).to_numpy())
+    shown = load_slices(competition, recipe.image_size)
+    shown = shown[shown["split"] == "train"].merge(own[["id", "at", "key"]], on="id")
+    seen = shown["file"] if asked.by == "file" else shown["instance"].map(lambda value: f"{value:g}")
+    parts = [shown["key"], _bare(seen), *([shown["series"].map(dict(enumerate(series)))] if series else [])]
+    keys = pd.concat(parts, axis=1).agg("\n".join, axis=1) if len(shown) else pd.Series([], dtype=str)
+    if not keys.isin(values.index).any():
+        row, file = (shown["key"].iloc[0], shown["file"].iloc[0]) if len(shown) else ("none", "none")
+        raise UserError(
+            f"{where}: '{asked.slice}' names no slice by {asked.by}: {key} is {table[key].iloc[0]} there, {row} here; a"
+            f"  slice is {table[asked.slice].iloc[0]} there, {file} here"
+        )
+    stack, step = recipe.model.stack, recipe.model.series.step
     assert stack is not None
     labels = np.full((len(rows), stack.series * stack.slices, len(asked.targets)), np.nan, np.float32)
-    places = pd.Series(np.arange(len(rows)), rows["id"].where(rows["split"] == "train"))
-    at = places.reindex(shown["id"]).to_numpy()
-    there = ~np.isnan(at)
-    labels[at[there].astype(int), shown["slot"].to_numpy()[there]] = values.reindex(keys).to_numpy()[there]
-    middles = labels.reshape(len(rows), stack.series, stack.slices, -1)[:, :, series.step // 2 :: series.step]
-    return middles.reshape(len(rows), -1)
+    labels[shown["at"], shown["slot"]] = values.reindex(keys).to_numpy()
+    middles = [min(k + step // 2, stack.slices - 1) for k in range(0, stack.slices, step)]
+    return labels.reshape(len(rows), stack.series, stack.slices, -1)[:, :, middles].reshape(len(rows), -1)
+
+
+def _bare(names: pd.Series) -> pd.Series:
+    """File names without their suffix, numbers without leading zeros."""
+    bare = names.astype(str).str.replace(r"\.[A-Za-z][A-Za-z0-9.]*$", "", regex=True)
+    return bare.where(~bare.str.fullmatch(r"[0-9]+"), bare.str.lstrip("0").replace("", "0"))
 
 
 def _of_columns(competition: Competition, rows: pd.DataFrame) -> Auxiliary | None:

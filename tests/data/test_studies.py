@@ -67,8 +67,8 @@ def test_slices_are_channels_in_space(studies, study):
     ("choice", "seen"),
     [
         ({"slices": 12}, [0, 1, 2, 3, 4, 5, 6, 7, 8, None, None, None]),
-        ({"slices": 3}, [1, 4, 7]),
-        ({"slices": 3, "choose": "middle"}, [3, 4, 5]),
+        ({"slices": 4}, [1, 3, 5, 7]),
+        ({"slices": 4, "choose": "middle"}, [2, 3, 4, 5]),
         ({"slices": 5, "resample": [5, 4, 4]}, [0, 2, 4, 6, 8]),
         ({"slices": 7, "resample": [5, 4, 4]}, [None, 0, 2, 4, 6, 8, None]),
     ],
@@ -282,7 +282,7 @@ def ask_the_app(place: Workplace, about: Competition) -> None:
         lost, maps = service.slices(answer, "quick", 0, 0)
     wanted = pd.read_csv(place.runs / "quick" / "test.csv").set_index("id").loc["s20", "pred"]
     assert answer.table(answer.mean("quick"))["pred"].iloc[0] == pytest.approx(wanted, abs=1e-5)
-    assert len(lost) == 8 and np.isfinite(lost).sum() == 3 + 4 and len(maps) == 3  # t1: 7 slices of 8, t2: 9
+    assert len(lost) == 8 and np.isfinite(lost).sum() == 4 + 4 and len(maps) == 3  # t1: 7 slices of 8, t2: 9
     stray = Upload("x.zip", packed.data.replace(b"t1/", b"t9/"))
     with uploads.receiving([stray], options=about.image) as received:
         assert all("t1 or t2" in reason for reason in received.refused.values()) and len(received.refused) == 7
@@ -310,9 +310,10 @@ def keep_features(place: Workplace, about: Competition, root: Path) -> None:
 def learn_slices(place: Workplace, root: Path) -> None:
     """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
     about = load_competition(str(place.competition))
-    table = pd.DataFrame({"study": ["s0", "s0", "s1", "s9"], "file": ["2", "3", "2", "0"], "bright": [0, 0, 1, 1]})
+    table = pd.DataFrame({"study": ["s0", "s0", "s1", "s9"], "file": ["2", "03", "2", "0"], "bright": [0, 0, 1, 1]})
+    table["series"] = ["t1", "t2", "t1", "t1"]
     table.to_csv(place.raw / "slices.csv", index=False)
-    asked = {"table": "slices.csv", "id": "study", "slice": "file", "target": "bright"}
+    asked = {"table": "slices.csv", "id": "study", "slice": "file", "target": "bright", "series": "series"}
     place.describe(slice_labels=asked)
     about = load_competition(str(place.competition))
     recipe = fitted(load_recipe(str(root / "quick.yaml")), None, about.image)
@@ -325,11 +326,16 @@ def learn_slices(place: Workplace, root: Path) -> None:
         for series_number in (0, 1):
             for picture in range(4):
                 name = seen.get((row_id, series_number, 8 * series_number + 1 + 2 * picture), "")
-                known = table[(table["study"] == row_id) & (table["file"] + ".png" == name)]["bright"]
+                same = (table["study"] == row_id) & (table["series"] == ("t1", "t2")[series_number])
+                known = table[same & (table["file"].str.lstrip("0") + ".png" == name)]["bright"]
                 value = learnt.target[row, 4 * series_number + picture]
                 assert np.isnan(value) if known.empty else value == known.iloc[0]
     assert np.isfinite(learnt.target).sum() > 0
     place.run("02_train.py", "--recipe", root / "quick.yaml", "--name", "slices", "--fold", 0)
+    place.describe(slice_labels={**asked, "series": None})
+    line = place.refused("02_train.py", "--recipe", root / "quick.yaml", "--name", "other", "--fold", 0)
+    assert "says which of t1, t2" in line
+    place.describe(slice_labels=asked)
     table.assign(file="none").to_csv(place.raw / "slices.csv", index=False)
     line = place.refused("02_train.py", "--recipe", root / "quick.yaml", "--name", "other", "--fold", 0)
     assert "names no slice" in line
