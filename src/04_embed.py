@@ -4,7 +4,7 @@ reads    input/derived/<competition>/ (index, folds, images), and one of
            oof/<competition>/<run>/fold<K>.safetensors   with --run: fold K's head uses the network of fold K, which
                                                          did not see the rows it predicts
            the recipe's pretrained weights                with --recipe: one network, never trained on this data
-writes   oof/<competition>/<recipe or run>_<head>/: the same tables as step 2, report/report.html, and
+writes   oof/<competition>/<recipe or run>_<head>/: the same tables as step 2, and
            fold<K>_head.npz, the head as arrays, by which 05 predicts new rows
          oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
            (killed, or stopped by --hours, the same command continues), and used again by every head; a JSON beside each
@@ -31,6 +31,7 @@ from foldwise.data.competition import load_competition
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe, recipe_settings, run_name
 from foldwise.data.runs import recipe_of, write_run
+from foldwise.report.ending import end_run
 from foldwise.tabular.heads import HEADS, NEAREST, check
 
 
@@ -53,13 +54,13 @@ def main() -> None:
     )
     parser.add_argument("--name", type=cli.name, metavar="RUN", help="name of the new run's folder")
     cli.add_hours(parser)
+    cli.add_report_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings; with --run only predict.*")
     args = parser.parse_intermixed_args()
     cli.stop_after(args.hours)
 
     parallel.tune_allocator()
-    from foldwise.report.run import report_run
-    from foldwise.tabular import embeddings  # torch, matplotlib
+    from foldwise.tabular import embeddings  # torch
 
     competition = load_competition(args.competition)
     if args.head != NEAREST:
@@ -80,7 +81,7 @@ def main() -> None:
     info = write_run(competition, name, settings, fold_table, table, preds, meta)
     for fold, head in heads.items():
         embeddings.save_head(competition.runs() / name, fold, head)
-    report_run(competition, info)
+    end_run(competition, info, args.report)
     cli.next_step(args.competition, "06_blend.py")
 
 

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--out", metavar="FILE.csv", default="predictions.csv", help="where to write (default: predictions.csv)"
     )
+    cli.add_report_flag(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="predict.* settings, such as predict.tta=flip"
     )
@@ -75,8 +76,8 @@ def main() -> None:
             parser.error(f"--{flag} goes with --submission")
     recipe = recipe_of(competition, args.run, args.overrides)
     parallel.tune_allocator()
-    from foldwise.model import fold_models  # torch, matplotlib
-    from foldwise.report.run import report_run
+    from foldwise.model import fold_models  # torch
+    from foldwise.report.ending import end_run
 
     if args.images:
         from foldwise.inference.predict import predict_folder
@@ -93,7 +94,7 @@ def main() -> None:
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
     meta = {"weights_of": args.run}
     info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
-    report_run(competition, info)
+    end_run(competition, info, args.report)
     cli.next_step(args.competition, "06_blend.py")
 
 

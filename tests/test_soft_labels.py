@@ -50,7 +50,7 @@ def voted(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place = make_votes(tmp_path_factory.mktemp("votes"))
     place.run("01_preprocess.py", "--sizes", 32)
     place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all", "train.threads=1", "train.precision=plain")
-    place.run("03_metadata.py")
+    place.run("03_metadata.py", "--report")
     place.run("04_embed.py", "--run", "quick", "--head", "logreg")
     return place
 

@@ -9,27 +9,60 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import REPOSITORY
 from timm.optim import create_optimizer_v2
 
 from foldwise.core import paths
-from foldwise.data.recipe import load_recipe
-from foldwise.model.finetune import count_parameters, parameter_groups
+from foldwise.data.recipe import Recipe, load_recipe
+from foldwise.model import lora
+from foldwise.model.finetune import checkpoint_gradients, count_parameters, parameter_groups
 from foldwise.model.network import create_network
 
 NAMES = sorted(path.stem for path in paths.RECIPES.glob("*.yaml"))
 TABLE = REPOSITORY / "docs" / "recipes.md"
 LARGE = {
     *("beit", "clip_resnet50x16", "clip_vit_b16", "convnext", "convnextv2", "eva02", "eva02_convnextv2"),
+    *("dinov2", "dinov2_full", "dinov3", "dinov3_full", "dinov3_last", "dinov3_lora", "efficientnetv2", "eva02_lora"),
+    *("siglip2", "siglip2_full"),
     *("eva02_convnextv2_frozen", "seresnext50", "swin", "vgg16", *(f"efficientnet_b{k}" for k in range(1, 8))),
 }
+
+
+LAST = {  # of each family, where its last blocks begin: model.mode=partial model.unfreeze_from=...
+    **dict.fromkeys(("dinov2", "dinov3", "siglip2", "eva02"), "blocks.10"),
+    **{"convnextv2": "stages.3", "efficientnetv2": "blocks.5", "mobilenetv4": "blocks.3"},
+}
+
+
+MODES = """
+Any of them trains in any way: `model.mode=frozen` (the head alone), `model.mode=partial model.unfreeze_from=LAYER`
+(last blocks: {last}), `model.mode=finetune` (all of it), and with `model.lora={{rank: 8}}` low-rank terms on its linear
+layers, which the saved weights hold merged: step 5, the app and the bundle read them as any. `train.layer_decay=null`
+where a recipe has one that the mode has no use for. Tables of positions are resampled to `image_size`.
+`train.gradient_checkpointing=true` spares most of the memory of activations for a third more time;
+[fits.md](fits.md) says what fits a T4.
+
+Licences are those that timm names for the weights (fetched from the hub by whoever trains, or put there as a file):
+`dinov3-license` is Meta's own, with terms to accept; `cc-by-nc-4.0` forbids commercial use; read a competition's rules
+on external data.
+"""
+
+
+def licence(name: str) -> str:
+    """Of a model's weights, as timm has it."""
+    config = timm.models.get_pretrained_cfg(name)
+    return (config and config.license) or "not said"
 
 
 def step(name: str, overrides: list[str] | None = None) -> tuple[float, float]:
     """Build a recipe's network and train it one step on two images; how much its parameters moved: (head, all)."""
     recipe = load_recipe(name, overrides)
     network = create_network(recipe, 3, metadata=5 if recipe.model.metadata else 0, pretrained=False)
+    lora.add(network, recipe)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_gradients(network)
     images = torch.randint(0, 255, (2, recipe.image_size, recipe.image_size, 3)).to(torch.uint8)
     metadata = torch.randn(2, 5) if recipe.model.metadata else None
     t = recipe.train
@@ -56,6 +89,16 @@ def test_it_builds_and_trains_a_step(name: str) -> None:
 def test_it_builds_and_trains_a_step_at_full_size_without_memory(name: str) -> None:
     with torch.device("meta"):
         step(name)
+
+
+@pytest.mark.parametrize("name", sorted(LAST))
+def test_last_blocks_and_low_ranks_learn_at_another_size(name: str) -> None:
+    """A table of positions is resampled; rotary positions and convolutions take any size."""
+    partial = ["model.mode=partial", f"model.unfreeze_from={LAST[name]}", "train.layer_decay=null"]
+    with torch.device("meta"):
+        step(name, ["image_size=336", *partial])
+        if LAST[name].startswith("blocks.1"):
+            step(name, ["image_size=336", "model.mode=finetune", "model.lora={rank: 4}"])
 
 
 @pytest.mark.nightly
@@ -85,8 +128,14 @@ def described(name: str) -> str:
     recipe = load_recipe(name)
     names = [recipe.model.name, *([recipe.model.second.name] if recipe.model.second else [])]
     shown = " + ".join(f"`{model}`" for model in names) + (" + metadata" if recipe.model.metadata else "")
-    cells = [f"`{name}`", shown, str(recipe.image_size), recipe.model.mode, comment[0], " ".join(comment[1:])]
+    licences = " + ".join(dict.fromkeys(map(licence, names)))
+    cells = [f"`{name}`", shown, str(recipe.image_size), _mode(recipe), licences, comment[0], " ".join(comment[1:])]
     return "| " + " | ".join(cells) + " |"
+
+
+def _mode(recipe: Recipe) -> str:
+    lora = recipe.model.lora
+    return f"low rank {lora.rank}" if lora else recipe.model.mode
 
 
 def table() -> str:
@@ -94,9 +143,10 @@ def table() -> str:
     head = (
         "# Recipes\n\n`python src/02_train.py --recipe NAME`; any knob of `--help-recipe` can follow as `key=value`. "
         "Sizes in pixels.\nMade from `src/recipes/*.yaml` by `python tests/data/test_recipes.py`; a test compares.\n\n"
-        "| recipe | model | size | mode | idea | measured |\n|---|---|---|---|---|---|\n"
+        "| recipe | model | size | mode | licence of its weights | idea | measured |\n|---|---|---|---|---|---|---|\n"
     )
-    return head + "\n".join(map(described, NAMES)) + "\n"
+    last = ", ".join(f"`{name}` {layer}" for name, layer in LAST.items())
+    return head + "\n".join(map(described, NAMES)) + "\n" + MODES.format(last=last)
 
 
 @pytest.mark.smoke

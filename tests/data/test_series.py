@@ -23,8 +23,11 @@ from foldwise.data import image, series
 from foldwise.data.cache import load_cache, load_slices
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.image import ImageError, ImageOptions
+from foldwise.data.index import load_index
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe
+from foldwise.data.runs import recipe_of
+from foldwise.model.fold_models import load_fold
 from foldwise.train import auxiliary
 
 STUDY = {"study_id": "S1", "slices": 9, "side": 64, "apart": 2.5, "flaw": "", "kind": 1, "row": 0, "split": "x"}
@@ -138,6 +141,28 @@ def test_pictures_arrays_and_nifti_are_series_too(tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes((tmp_path / "v.nii.gz").read_bytes()[:200])
     with pytest.raises(ImageError, match="damaged or truncated NIfTI"):
         series.read_study(tmp_path / "bad.nii.gz", None, options(slices=4))
+
+
+@pytest.mark.smoke
+def test_a_slide_is_its_tiles_with_the_most_tissue(tmp_path):
+    """Of 4 x 5 tiles of 16 px, at the edge cut off, the three dark ones; at the second level of a pyramid, too."""
+    slide = np.full((60, 75, 3), 255, np.uint8)
+    for row, column, value in ((0, 1, 90), (2, 4, 60), (3, 0, 30)):
+        slide[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = value
+    cv2.imwrite(str(tmp_path / "slide.png"), slide)
+    asked = {"slices": 4, "tile": 16, "colour": True}
+    pixels, table = quiet(tmp_path / "slide.png", 16, options(**asked))
+    assert pixels.shape == (16, 16, 12) and table["instance"].tolist() == [1, 14, 15]
+    assert (pixels[..., 0] == 90).all() and (pixels[:, :11, 3] == 60).all() and (pixels[:12, :, 6] == 30).all()
+    assert not pixels[..., 9:].any()  # no fourth with anything on it
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(slide.repeat(2, 0).repeat(2, 1), subifds=1, photometric="rgb")
+        writer.write(slide, subfiletype=1, photometric="rgb")
+    again, _ = quiet(tmp_path / "slide.tif", 16, options(**asked, level=1))
+    assert np.array_equal(again, pixels)
+    with pytest.raises(ImageError, match="of 2 levels"):
+        series.read_study(tmp_path / "slide.tif", 16, options(**asked, level=2))
 
 
 @pytest.mark.smoke
@@ -264,6 +289,24 @@ def ask_the_app(place: Workplace, about: Competition) -> None:
         assert received.rows["id"].tolist() == ["x"]
 
 
+def keep_features(place: Workplace, about: Competition, root: Path) -> None:
+    """A frozen backbone's features are made once; what its models say of pixels is what they said in training."""
+    frozen = ["model.mode=frozen", "augment.preset=none", "augment.flips=none", "train.epochs=3"]
+    started = ["02_train.py", "--recipe", root / "quick.yaml", "--name", "frozen", *frozen]
+    place.run(*started, "--fold", 0)
+    (made,) = place.derived.glob("features_*.npy")
+    assert len(np.load(made)) == 24 and np.load(made).shape[1] % 8 == 0  # four pictures of two series
+    before = made.stat().st_mtime_ns
+    place.run(*started[:4], "again", *frozen, "--fold", 0)  # the same backbone
+    assert [path.stat().st_mtime_ns for path in place.derived.glob("features_*.npy")] == [before]
+    recipe, table = recipe_of(about, "frozen"), load_index(about)
+    rows = table[(table["split"] == "test") & table["error"].isna()]
+    images = load_cache(about, 32)
+    seen = load_fold(about, recipe, "frozen", 0, table).predict(images, images.rows_of(rows), rows)[:, 0]
+    said = pd.read_csv(place.runs / "frozen" / "fold0_test.csv").set_index("id")["pred"]
+    assert np.allclose(seen, said.loc[rows["id"]], atol=1e-5) and np.ptp(seen) > 1e-5
+
+
 def learn_slices(place: Workplace, root: Path) -> None:
     """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
     about = load_competition(str(place.competition))
@@ -315,6 +358,7 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
     ask_the_app(place, about)
+    keep_features(place, about, tmp_path)
     learn_slices(place, tmp_path)
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})

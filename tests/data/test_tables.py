@@ -100,7 +100,7 @@ def test_positive_over_many_labels(tiny: Workplace, monkeypatch: pytest.MonkeyPa
 def test_classes_with_names_to_show(trained: Workplace, tmp_path: Path) -> None:
     about = tmp_path / "named.yaml"
     about.write_text(trained.competition.read_text() + "classes: {0: well, 1: ill}\n")
-    trained.run("05_predict.py", "--competition", about, "--run", "quick", "--name", "named")
+    trained.run("05_predict.py", "--competition", about, "--run", "quick", "--name", "named", "--report")
     named = pd.read_csv(trained.runs / "named" / "report" / "per_class.csv")
     assert set(named["class"]) == {"well", "ill"}
     assert load_competition(str(about)).shown("1") == "ill"

@@ -42,7 +42,20 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.run(*QUICK, "--name", "fusion", *PLAIN, "model.metadata=true")
     place.run("03_metadata.py", "--params", "rounds=20", "--group-features")
     place.run("04_embed.py", "--run", "plain", "--head", "svm")
-    place.run("03_metadata.py", "--model", "logreg", "--name", "stacked", "--oof", "plain", "--embeddings", "plain")
+    place.run(
+        "03_metadata.py",
+        "--model",
+        "logreg",
+        "--name",
+        "stacked",
+        "--oof",
+        "plain",
+        "--embeddings",
+        "plain",
+        "--group-features",
+        "--lof",
+        "plain",
+    )
     place.run("06_blend.py", "--all", "--method", "stack", "--name", "stack")
     place.run("06_blend.py", "--all", "--method", "rank", "--name", "rank")
     return place

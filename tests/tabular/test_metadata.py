@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Workplace, make_tiny
+from sklearn.metrics import roc_auc_score
 
 from foldwise import UserError, metrics
 from foldwise.data import folds
 from foldwise.data.competition import load_competition
 from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 from foldwise.data.runs import RunInfo, check_folds, load_run
-from foldwise.tabular import boosting, features, learners
+from foldwise.tabular import boosting, features, groups, learners
 
 MODELS = ["lightgbm", "xgboost", "catboost", "logreg"]
 QUICKLY = {"rounds": 60, "patience": 10}
@@ -387,12 +388,100 @@ def test_drift_is_told_and_files_come_with_a_warning(tmp_path: Path, monkeypatch
 def test_group_columns_count_and_rank_within_the_patient(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     about, table, fold_table = make(tmp_path, monkeypatch)
     table.loc[:3, "group"], table.loc[:3, "age"] = "p", [30.0, 40.0, 40.0, 60.0]
-    made = features.group_columns(about, table)
+    made = features.group_columns(about, table, features.Wish(groups=True))
     assert made.loc[:3, "images in group"].tolist() == [4] * 4
     assert made.loc[:3, "age rank in group"].tolist() == [0, 0.5, 0.5, 1]
+    assert made.loc[:3, "age z in group"].tolist() == pytest.approx([-1.1471, -0.2294, -0.2294, 1.6059], abs=1e-4)
     about.group = None
     with pytest.raises(UserError, match="names no `group`"):
         features.gather(about, table, fold_table, features.Wish(groups=True))
+
+
+PATIENTS, EACH = 40, 8  # in training; a third as many rows at test
+
+
+def patients(root: Path, monkeypatch: pytest.MonkeyPatch, shuffled: bool = False):  # type: ignore[no-untyped-def]
+    """As `make`: a lesion is sick that is larger than its patient's others; sizes differ more between patients."""
+    rows, tests = PATIENTS * EACH, PATIENTS * EACH // 3 // EACH * EACH
+    about, table, _ = make(root, monkeypatch, rows, tests)
+    rng = np.random.default_rng(1)
+    patient = np.arange(rows + tests) // EACH
+    inside = rng.normal(0, 1, rows + tests)
+    table["group"] = [f"p{k}" for k in patient]
+    table["age"] = 50 + rng.normal(0, 20, patient.max() + 1)[patient] + inside
+    sick = (inside + rng.normal(0, 0.3, rows + tests) > 1).astype(float)
+    table["target"] = np.where(table["split"] == "train", rng.permutation(sick) if shuffled else sick, np.nan)
+    fold_table = table.loc[: rows - 1, ["id", "group"]].assign(fold=patient[:rows] % 4)
+    return about, table, fold_table
+
+
+def test_an_effect_within_patients_is_found_and_none_where_labels_are_drawn(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    auc = {}
+    for shuffled, groups_asked in ((False, False), (False, True), (True, True)):
+        made = patients(tmp_path, monkeypatch, shuffled)
+        wish = features.Wish(groups=groups_asked, outliers=["age"] if groups_asked else [])
+        problem, parts = fitted(made, wish=wish, negatives=2.0, seeds=3)
+        auc[shuffled, groups_asked] = roc_auc_score(problem.y, oof_of(problem, parts))
+    assert auc[False, False] < 0.65 and auc[False, True] > 0.85 and 0.3 < auc[True, True] < 0.62, auc
+
+
+def test_predictions_are_compared_within_a_patient_and_a_fold(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What models of other folds say of a patient's rows, which may have seen a row's target, does not touch it."""
+    about, table, fold_table = patients(tmp_path, monkeypatch)
+    fold_table["fold"] = np.arange(len(fold_table)) % 2  # patients over both folds
+    rng, test = np.random.default_rng(0), table.loc[table["split"] == "test", "id"]
+    run = about.runs() / "other"
+    run.mkdir(parents=True)
+    pred = fold_table[["id", "fold"]].assign(target=table["target"], pred=rng.random(len(fold_table)))
+    pd.DataFrame({"id": test, "pred": rng.random(len(test))}).to_csv(run / "test.csv", index=False)
+    stacks = []
+    for change in (0.0, 0.3):
+        moved = pred.assign(
+            pred=np.where(pred["fold"] == 1, pred["pred"] * (1 - change * rng.random(len(pred))), pred["pred"])
+        )
+        moved.to_csv(run / "oof.csv", index=False)
+        wish = features.Wish(groups=True, runs=["other"], outliers=["other"])
+        (stack,) = features.gather(about, table, fold_table, wish).stacks
+        stacks.append(stack.train)
+    names = ["run other", *(f"run other {what} in group" for what in ("rank", "z", "outlier"))]
+    assert list(stacks[0]) == names
+    same = fold_table["fold"].to_numpy() == 0
+    pd.testing.assert_frame_equal(stacks[0][same], stacks[1][same])
+    assert (stacks[0]["run other z in group"][~same] != stacks[1]["run other z in group"][~same]).any()
+    with pytest.raises(UserError, match="--lof ager: no column of numbers, nor a run of --oof; did you mean 'age'"):
+        features.gather(about, table, fold_table, features.Wish(outliers=["ager"]))
+
+
+@pytest.mark.smoke
+def test_an_ugly_duckling_is_far_from_its_patient_s_others() -> None:
+    """By two columns together: neither is unusual alone."""
+    rng = np.random.default_rng(0)
+    key = pd.Series(np.repeat(np.arange(20), 40))
+    along = rng.normal(0, 1, 800)
+    values = pd.DataFrame({"a": along, "b": along + rng.normal(0, 0.1, 800)})
+    odd = np.arange(800) % 40 == 0
+    values.loc[odd, "b"] -= 1.5 * np.sign(values.loc[odd, "a"])
+    factor = groups.outlyingness(values, key)
+    assert roc_auc_score(odd, factor) > 0.95 and roc_auc_score(odd, values["b"].abs()) < 0.75
+    few = groups.outlyingness(values.head(4), key.head(4))
+    assert few.isna().all()
+
+
+@pytest.mark.smoke
+def test_thinned_negatives_leave_probabilities_true() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20000, 1))
+    y = (rng.random(20000) < 1 / (1 + np.exp(4 - x[:, 0]))).astype(float)
+    part, share = learners.thinned(learners.Data(x, y), 3.0, 0)
+    assert part.y.mean() == pytest.approx(0.25, abs=1e-3) and share == pytest.approx(
+        3 * y.sum() / (y == 0).sum(), abs=1e-3
+    )
+    model = learners.Thinned(learners.get("logreg").fit({"C": 100.0}, 1, part, None, 1), share)
+    assert model.predict(x).mean() == pytest.approx(y.mean(), rel=0.1)
+    odds = model.contributions(x[:5]).sum(axis=2)
+    assert 1 / (1 + np.exp(-odds)) == pytest.approx(model.predict(x[:5]))
+    assert not np.array_equal(part.x, learners.thinned(learners.Data(x, y), 3.0, 1)[0].x)
+    assert learners.thinned(part, 3.0, 0)[1] == 1.0 and learners.thinned(learners.Data(x, 0 * y), 3.0, 0)[1] == 1.0
 
 
 # --- the script -------------------------------------------------------------------------------------------
@@ -440,6 +529,7 @@ def test_stacking_and_every_option_by_the_script(tabled: Workplace, tmp_path: Pa
     for fold in range(3):
         np.save(place.runs / "quick" / f"fold{fold}_embeddings.npy", rng.normal(size=(ids, 8)).astype(np.float32))
     options = ["--oof", "quick", "--embeddings", "quick", "--components", 3, "--group-features", "--file-features"]
+    options += ["--lof", "age", "quick", "--negatives", 1.5, "--seeds", 2]
     done = place.run("03_metadata.py", "--model", "logreg", "--name", "stacked", "--target-encode", "site", *options)
     assert "scanner" in done.stderr
     assert len(pd.read_csv(folder / "oof.csv")) == 59 and len(pd.read_csv(folder / "test.csv")) == 12

@@ -131,6 +131,21 @@ class Canvas:
             self._warp()
         self._do(change)
 
+    def add_noise(self, start: int, weight: float, keep_white: bool) -> None:
+        """Normal noise from a place of the bank on, times `weight`; white pixels stay white where `keep_white`."""
+        noise = np.resize(noise_bank()[start : start + self.size**2 * 3], (self.size, self.size, 3))
+
+        def change(image: Image, out: Image) -> None:
+            cv2.addWeighted(image, 1, noise, weight, -NOISE_ZERO * weight, dst=out)
+            if keep_white:
+                np.copyto(out, 255, where=(image == 255).all(axis=2, keepdims=True))
+
+        self.filter(change)
+
+    def blacken(self, top: int, left: int, side: int) -> None:
+        """A black square after all that came before."""
+        self.settled()[top : top + side, left : left + side] = 0
+
     def settled(self) -> Image:
         """The image with everything done; the caller may write to it."""
         self._apply_table()
@@ -172,9 +187,12 @@ class Canvas:
         if self._bent:
             self._do(self._remap)
         else:
-            matrix = _chained([step for step in self._steps if isinstance(step, np.ndarray)])
+            matrix = self._matrix()
             self._do(lambda image, out: self._straight(matrix, image, out))
         self._forget_warp()
+
+    def _matrix(self) -> Matrix:
+        return _chained([step for step in self._steps if isinstance(step, np.ndarray)])
 
     def _straight(self, matrix: Matrix, image: Image, out: Image) -> None:
         if self._exact:
@@ -184,19 +202,34 @@ class Canvas:
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             cv2.warpAffine(image, matrix, (self.size, self.size), out, flags, mode, (level,) * 3)
 
-    def _remap(self, image: Image, out: Image) -> None:
-        places, spacing = self._lattice
+    def _places(self) -> Plane:
+        """Where the nodes come from, (n, n, 2)."""
+        places = self._lattice.places
         x, y = places[None, :], places[:, None]
         for step in reversed(self._steps):
             x, y = step(x, y) if callable(step) else _moved(step, x, y)
         self._nodes[..., 0], self._nodes[..., 1] = x, y
-        cv2.resize(self._nodes, self._map.shape[:2], dst=self._map, interpolation=cv2.INTER_LINEAR)
+        return self._nodes
+
+    def _remap(self, image: Image, out: Image) -> None:
+        spacing = self.spacing
+        cv2.resize(self._places(), self._map.shape[:2], dst=self._map, interpolation=cv2.INTER_LINEAR)
         first = spacing // 2
         part = self._map[first : first + self.size, first : first + self.size]
         mode, level = self._border or REFLECT
         cv2.remap(image, part, None, cv2.INTER_LINEAR, out, mode, (level,) * 3)  # type: ignore[call-overload]
         if self._outside:
             _fill_outside(out, *self._outside)
+
+
+NOISE_ZERO, NOISE_UNIT = 128, 28.0  # the bank holds 128 + 28 normal: to 4.5 sigma, in steps of 1/28 sigma
+
+
+@lru_cache(maxsize=1)
+def noise_bank() -> Image:
+    """Normal noise as uint8, 4 M values: drawing them an image at a time would cost more than all else."""
+    values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32)
+    return np.clip(np.rint(NOISE_ZERO + NOISE_UNIT * values), 0, 255).astype(np.uint8)
 
 
 class _Lattice(NamedTuple):

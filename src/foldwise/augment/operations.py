@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from foldwise.augment.canvas import BLACK, REFLECT, Border, Canvas, Image, Plane, about_centre
+from foldwise.augment.canvas import BLACK, NOISE_UNIT, REFLECT, Border, Canvas, Image, Plane, about_centre, noise_bank
 
 Rng = np.random.Generator
 
@@ -401,18 +401,8 @@ class GaussNoise(Operation):
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
         sigma = self.low + (self.high - self.low) * rng.random()
-        bank = _noise_bank()
-        count = canvas.size**2 * 3
-        start = int(rng.random() * max(1, len(bank) - count))
-        noise = np.resize(bank[start : start + count], (canvas.size, canvas.size, 3))
-        weight = sigma / _NOISE_UNIT
-
-        def change(image: Image, out: Image) -> None:
-            cv2.addWeighted(image, 1, noise, weight, -_NOISE_ZERO * weight, dst=out)
-            if self.keep_white:
-                np.copyto(out, 255, where=(image == 255).all(axis=2, keepdims=True))
-
-        canvas.filter(change)
+        start = int(rng.random() * max(1, len(noise_bank()) - canvas.size**2 * 3))
+        canvas.add_noise(start, sigma / NOISE_UNIT, self.keep_white)
 
     def reference(self, A: Any, size: int) -> Any:
         kind: Any = _on_strokes(A.GaussNoise) if self.keep_white else A.GaussNoise
@@ -428,16 +418,6 @@ def _on_strokes(kind: Any) -> Any:
     return StrokeNoise
 
 
-_NOISE_ZERO, _NOISE_UNIT = 128, 28.0  # the bank holds 128 + 28 normal: to 4.5 sigma, in steps of 1/28 sigma
-
-
-@lru_cache(maxsize=1)
-def _noise_bank() -> Image:
-    """Normal noise as uint8, 4 M values: drawing them an image at a time would cost more than all else."""
-    values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32)
-    return np.clip(np.rint(_NOISE_ZERO + _NOISE_UNIT * values), 0, 255).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class CutOut(Operation):
     """One black square, its side this share of the image's (DeVries 2017), wholly inside."""
@@ -449,10 +429,9 @@ class CutOut(Operation):
         return replace(self, share=min(0.8, self.share * strength))
 
     def apply(self, canvas: Canvas, rng: Rng) -> None:
-        image = canvas.settled()
         side = int(canvas.size * self.share)
         top, left = (int(rng.random() * (canvas.size - side + 1)) for _ in range(2))
-        image[top : top + side, left : left + side] = 0
+        canvas.blacken(top, left, side)
 
     def reference(self, A: Any, size: int) -> Any:
         return A.CoarseDropout((1, 1), (self.share, self.share), (self.share, self.share), fill=BLACK.level, p=self.p)

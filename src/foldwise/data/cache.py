@@ -53,6 +53,7 @@ class Cache:
     path: Path
     size: int
     ids: pd.DataFrame
+    holds_features = False  # in place of pixels (train.kept_features)
 
     @cached_property
     def _file(self) -> tuple[int, int, int]:

@@ -93,6 +93,13 @@ class Stack(Strict):
     channels: int = Field(1, ge=1, description="of each")
 
 
+class Lora(Strict):
+    """Low-rank terms on the linear layers of a backbone, which is frozen otherwise (Hu 2021)."""
+
+    rank: int = Field(8, ge=1, description="of each term: more learns more, and takes more memory")
+    alpha: float = Field(16.0, gt=0, description="a term counts alpha / rank times")
+
+
 class Model(Backbone):
     """The network."""
 
@@ -115,6 +122,11 @@ class Model(Backbone):
     second: Backbone | None = Field(None, description="another backbone whose features are concatenated: {name: ...}")
     metadata: bool = Field(False, description="fuse the metadata columns with the image features (`model.fusion`)")
     fusion: Fusion = Fusion()
+    lora: Lora | None = Field(
+        None,
+        description="mode finetune: the head and low-rank terms on the backbone's linear layers learn, {rank: 8}; the "
+        "saved weights are plain",
+    )
     init_from: str | None = Field(
         None, description="a run whose fold models this one starts from (its layers of the same name and shape)"
     )
@@ -197,6 +209,9 @@ class Train(Strict):
     )
     channels_last: bool = Field(True, description="NHWC memory format on a GPU")
     compile: bool = Field(False, description="torch.compile: a minute to start, then faster steps")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: far less memory, a third more time"
+    )
     sync_bn: bool = Field(False, description="under torchrun: batch-norm statistics over all devices")
     threads: int | None = Field(
         None, ge=1, description="torch's CPU threads (default: all cores); the last digits of a CPU run depend on it"
@@ -327,6 +342,12 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
         "model.unfreeze_epochs train.layer_decay train.head_lr",
         "another model.mode than frozen, where the head alone learns",
         lambda r: r.model.mode != "frozen",
+    ),
+    ("model.lora", "model.mode=finetune", lambda r: r.model.mode == "finetune"),
+    (
+        "train.gradient_checkpointing",
+        "another model.mode than frozen or as_is: no activations are kept there",
+        lambda r: r.model.mode not in {"frozen", "as_is"},
     ),
     ("model.second", "another model.mode than partial: that names a layer of one", lambda r: r.model.mode != "partial"),
     ("model.head.samples", "model.head.dropout", lambda r: r.model.head.dropout > 0),

@@ -39,7 +39,7 @@ from foldwise.inference.writer import Submission, process_start
 from foldwise.model.fold_models import trained_folds
 from foldwise.model.predict import say_unreadable, with_fallback
 from foldwise.tabular import boosting, embeddings
-from foldwise.tabular.features import Wish, as_columns, columns
+from foldwise.tabular.features import Wish, as_columns, columns, host_group
 
 FIRST_REPLACED = 120.0  # seconds between two replacements, at least: each costs what heads and the CSV cost
 
@@ -113,12 +113,12 @@ class Work(Submission):
         self, model: boosting.Model, member: Member, fold: int, pixels: Pixels | None, rows: np.ndarray
     ) -> Rows:
         """What a model on columns looks at."""
-        wish = Wish(member.config["group_features"], member.config["file_features"])
+        wish = Wish.of(member.config)
         frame = columns(self.competition, self.table, wish)[(self.table["split"] == "test").to_numpy()][rows]
         ids = self.rows["id"][rows]
         for other in member.rests_on:
             own = oof.read_table(self.folder / "runs" / other / f"fold{fold}_test.csv").set_index("id")
-            stacked = as_columns(self.competition, other, own.loc[ids, self.columns])
+            stacked = as_columns(self.competition, other, own.loc[ids, self.columns], host_group(self.rows)[rows], wish)
             frame = pd.concat([frame, stacked.set_index(frame.index)], axis=1)
         vectors = {}
         for column, by_fold in member.embeddings.items():

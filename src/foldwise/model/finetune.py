@@ -150,6 +150,20 @@ def _body_groups(body: nn.Module, train: Train) -> list[dict[str, Any]]:
     return param_groups_weight_decay(body, train.weight_decay, no_weight_decay_list=spared)
 
 
+def checkpoint_gradients(network: Network) -> None:
+    """Keep the inputs of blocks alone and compute the rest again for the gradient (Chen 2016, arXiv:1604.06174).
+
+    The same gradients; a batch norm's running statistics take each batch in twice. UserError where timm's model
+    does not know how.
+    """
+    for body in filter(None, (network.backbone, network.second)):
+        try:
+            body.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError, NotImplementedError):
+            name = type(body).__name__
+            raise UserError(f"train.gradient_checkpointing: timm's {name} can't; set it to false") from None
+
+
 def count_parameters(network: Network) -> tuple[int, int]:
     """(that learn, all)."""
     every: Iterable[tuple[int, bool]] = [(p.numel(), p.requires_grad) for p in network.parameters()]

@@ -74,6 +74,8 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
+        if images.ndim < 4:  # features already (train.kept_features)
+            return images if self.slices is None else self.slices.study(images, images.abs().amax(dim=2) > 0)
         return self.of_pictures(images) if self.slices is None else self.slices(images, self.of_pictures)
 
     def of_pictures(self, images: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def predict_readable(
 
     kept = top.keep if targets.many else np.asarray
     rest = (recipe, label, metadata, how, kept, targets.mirror)
-    each = [_over_rows(one, cache, cache_rows, output(one), *rest) for one in networks]
+    each = [rows_of_outputs(one, cache, cache_rows, output(one), *rest) for one in networks]
     made = top.mean(each) if targets.many else np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
@@ -152,11 +152,13 @@ def embed_rows(
     metadata: np.ndarray | None = None,
 ) -> np.ndarray:
     """float32 (N, D) features before the classifier for the cache rows `cache_rows`; zeros where there is no image."""
-    return _over_rows(network, cache, cache_rows, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
+    return rows_of_outputs(
+        network, cache, cache_rows, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata
+    )
 
 
 @torch.inference_mode()
-def _over_rows(
+def rows_of_outputs(
     network: Network,
     cache: Cache,
     cache_rows: np.ndarray,
@@ -175,7 +177,7 @@ def _over_rows(
     network.eval()
     device = next(network.parameters()).device
     how = how or precision.of_device(recipe, device)
-    views = tta_views(recipe.predict, recipe.image_size)
+    views = [AS_IT_IS] if cache.holds_features else tta_views(recipe.predict, recipe.image_size)
     ranks = current_ranks()
     readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
@@ -256,6 +258,7 @@ class View(NamedTuple):
         return self.apply(images)
 
 
+AS_IT_IS = View(np.asarray, False)
 SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
 
 

@@ -5,6 +5,7 @@ On a CPU nothing is copied at all.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,22 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Device
             current.wait_event(there)
             for tensor in (batch.images, batch.rows):  # made on one stream, freed on another
                 tensor.record_stream(current)
+            yield batch
+
+
+class Timed:
+    """Batches, and the seconds spent on waiting for them."""
+
+    def __init__(self, batches: Iterator[DeviceBatch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        while True:
+            begun = time.monotonic()
+            batch = next(self.batches, None)
+            self.seconds += time.monotonic() - begun
+            if batch is None:
+                return
             yield batch
 
 

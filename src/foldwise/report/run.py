@@ -31,6 +31,7 @@ from foldwise.data.competition import Competition
 from foldwise.data.runs import RunInfo, list_runs, read_run_info
 from foldwise.report import cases, curves, figures, noise, page, results, run_figures
 from foldwise.report.cases import Answers, Sheet
+from foldwise.report.ending import say_scores
 from foldwise.report.page import Page
 from foldwise.report.results import Result
 
@@ -102,18 +103,11 @@ def illustrate(competition: Competition, result: Result) -> None:
 
 
 def report_run(competition: Competition, info: RunInfo) -> None:
-    """How a step ends: the run's score a fold and over all rows, what is missing, and the report of a whole run."""
-    scores = ", ".join(f"{k}: {'-' if v is None else f'{v:.4f}'}" for k, v in info.fold_scores.items())
-    say(f"{info.run}: {info.metric} by fold  {scores}")
-    if not info.is_whole:
-        missing = sorted(set(info.folds_wanted) - set(info.folds_done))
-        say(f"{info.run}: folds {', '.join(map(str, missing))} are missing; oof.csv follows the last one")
-        return
-    spread = "" if info.fold_std is None else f", standard deviation over folds {info.fold_std:.4f}"
-    score = "undefined" if info.score is None else f"{info.score:.4f}"
-    say(f"{info.run}: {info.metric} out-of-fold {score}{spread}")
-    noise.announce(competition)
-    say(f"{info.run}: report {write_run_report(competition, info.run)}")
+    """A run's scores; of a whole run also its report, and the labels in doubt."""
+    say_scores(info)
+    if info.is_whole:
+        noise.announce(competition)
+        say(f"{info.run}: report {write_run_report(competition, info.run)}")
 
 
 def next_after(competition: Competition, named: str, infos: Sequence[RunInfo], training: Sequence[str]) -> None:

@@ -45,6 +45,7 @@ class Plan:
     components: int = 16
     minutes: float = 0.0
     trials: int | None = None
+    negatives: float | None = None  # so many negatives a positive, others for each seed; None: all
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def _known(problem: Problem, encoder: Encoder, x: np.ndarray, rows: np.ndarray, 
     known = metrics.known_rows(y)
     same: set[str] = set()
     if problem.task != "multiclass":
-        same = {str(stack.train.columns[k]) for stack in problem.inputs.stacks}
+        said = [str(stack.train.columns[k]) for stack in problem.inputs.stacks]
+        same = {name + where for name in said for where in ("", " rank in group", " z in group")}
     rising = [i for i, source in enumerate(encoder.sources) if source in same]
     return Data(x[known], y[known], encoder.categorical, rising)
 
@@ -247,7 +249,10 @@ def _fit(
 ) -> Fitted:
     seeded = {plan.learner.seed: plan.seed + seed} if plan.learner.seed else {}
     task, outputs = problem.task, problem.outputs
-    return learners.fit(plan.learner, {**settings, **seeded}, task, outputs, data, watch, rounds)
+    data, share = learners.thinned(data, plan.negatives, plan.seed + seed)
+    watch = watch and learners.thinned(watch, plan.negatives, plan.seed + seed)[0]
+    fitted = learners.fit(plan.learner, {**settings, **seeded}, task, outputs, data, watch, rounds)
+    return fitted if share == 1 else learners.Thinned(fitted, share)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------

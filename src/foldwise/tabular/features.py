@@ -23,6 +23,7 @@ from foldwise.data.competition import Competition
 from foldwise.data.encoder import Rows, is_number, numbers
 from foldwise.data.rows import table_of
 from foldwise.data.runs import check_folds, load_run
+from foldwise.tabular import groups
 
 DRIFTS = 0.6  # lower end of the adversarial AUC above which drift is worth a line
 FILES = ["file width", "file height", "file aspect", "file bytes", "file format"]
@@ -36,11 +37,21 @@ class Wish:
     files: bool = False
     runs: Sequence[str] = ()
     embeddings: Sequence[str] = ()
+    outliers: Sequence[str] = ()  # columns and runs by which a row is compared with its group
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Wish:
+        """What a run's settings asked for, older ones included."""
+        known = {"groups": "group_features", "files": "file_features", "runs": "oof", "embeddings": "embeddings"}
+        return cls(**{name: config[key] for name, key in known.items()}, outliers=config.get("lof", []))
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Another run's predictions as columns: of training rows out of fold, of test rows by each fold's own model."""
+    """Another run's predictions as columns: of training rows out of fold, of test rows by each fold's own model.
+
+    With the columns within the group where these were asked for.
+    """
 
     name: str
     train: pd.DataFrame
@@ -96,8 +107,9 @@ def gather(
     Columns that are empty in training, empty or absent in test, or constant are left out with a note; UserError where
     nothing is left, one of the columns to be target-encoded is not among them, or another run's folds are not these.
     """
-    if wish.groups:
+    if wish.groups or wish.outliers:
         _check_groups(competition, table)
+    _check_outliers(competition, table, wish)
     frame_of = columns(competition, table, wish)
     if not len(frame_of.columns) and not wish.runs and not wish.embeddings:
         raise UserError(f"{competition.file}: no metadata columns; name some under `metadata` or `dicom_tags`")
@@ -110,7 +122,7 @@ def gather(
     for name in encoded:
         if name not in frame:
             raise UserError(f"--target-encode {name}: no such column{nearest(name, map(str, frame))}")
-    stacks = [_stack(competition, run, table, fold_table) for run in wish.runs]
+    stacks = [_stack(competition, run, table, fold_table, wish) for run in wish.runs]
     ids = [*fold_table["id"].tolist(), *test["id"].tolist()]
     embeddings = [_embedding(competition, given, ids, fold_table) for given in wish.embeddings]
     meta, lines = _drift(competition, table, fold_table, frame_of[list(frame)], wish)
@@ -120,7 +132,7 @@ def gather(
 def columns(competition: Competition, table: pd.DataFrame, wish: Wish) -> pd.DataFrame:
     """The columns that are asked for of index rows, all splits together: other rows tell of a row's group."""
     parts = [table[index.metadata_columns(competition)]]
-    parts += [group_columns(competition, table)] if wish.groups else []
+    parts += [group_columns(competition, table, wish)] if wish.groups or wish.outliers else []
     parts += [file_columns(competition, table)] if wish.files else []
     return pd.concat(parts, axis=1)
 
@@ -128,37 +140,45 @@ def columns(competition: Competition, table: pd.DataFrame, wish: Wish) -> pd.Dat
 # --- made columns -----------------------------------------------------------------------------------------
 
 
-def group_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
-    """'images in group', and of each numeric column its rank within the group: 0 the lowest value, 1 the highest.
+def group_columns(competition: Competition, table: pd.DataFrame, wish: Wish) -> pd.DataFrame:
+    """'images in group', of each numeric column its rank and z-score within the group, and 'outlier in group'.
 
     A group is the host's (a patient, say), over training and test rows together, as both are known beforehand.
-    The rank is NaN where a group has one value only.
     """
-    group = _host_group(table)
+    group = host_group(table)
     key = group.where(table["split"] != "extra", "extra\x1f" + group.astype(str))
-    columns = {"images in group": key.map(key.value_counts()).astype("float64")}
-    for name in index.metadata_columns(competition):
-        if is_number(table[name]):
-            values = pd.Series(numbers(table[name]), index=table.index)
-            rank = values.groupby(key).rank(method="dense") - 1
-            columns[f"{name} rank in group"] = rank / rank.groupby(key).transform("max").replace(0, np.nan)
-    return pd.DataFrame(columns, index=table.index)
+    values = _numeric(competition, table)
+    parts = []
+    if wish.groups:
+        parts += [key.map(key.value_counts()).astype("float64").rename("images in group"), groups.within(values, key)]
+    compared = [name for name in values if name in wish.outliers]
+    if compared:
+        parts.append(groups.outlyingness(values[compared], key).rename("outlier in group"))
+    return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=table.index)
 
 
-def _host_group(table: pd.DataFrame) -> pd.Series:
-    return table["host_group"] if "host_group" in table else table["group"]
+def _numeric(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in index.metadata_columns(competition) if is_number(table[name])]
+    return pd.DataFrame({name: numbers(table[name]) for name in names}, index=table.index)
 
 
 def _check_groups(competition: Competition, table: pd.DataFrame) -> None:
     """UserError where the competition names no group, or the test rows have none."""
     if competition.groups_by is None:
         raise UserError(f"--group-features: {competition.file} names no `group` (a patient or lesion column)")
-    alone = (_host_group(table) == table["id"]).groupby(table["split"]).all()
+    alone = (host_group(table) == table["id"]).groupby(table["split"]).all()
     if alone.get("test", False) and not alone["train"]:
         raise UserError(
             f"--group-features: test rows have no {competition.groups_by}, so every one would seem alone in its group; "
             "leave the flag out"
         )
+
+
+def _check_outliers(competition: Competition, table: pd.DataFrame, wish: Wish) -> None:
+    known = [*_numeric(competition, table), *wish.runs]
+    for name in wish.outliers:
+        if name not in known:
+            raise UserError(f"--lof {name}: no column of numbers, nor a run of --oof{nearest(name, known)}")
 
 
 def file_columns(competition: Competition, table: pd.DataFrame) -> pd.DataFrame:
@@ -239,7 +259,10 @@ def _finite(values: pd.Series) -> dict[str, float | None]:
 # --- other runs -------------------------------------------------------------------------------------------
 
 
-def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame) -> Stack:
+def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table: pd.DataFrame, wish: Wish) -> Stack:
+    group = host_group(folds.rows(table, fold_table)).astype(str).to_numpy()
+    of_train = fold_table["fold"].astype(str) + "\x1f" + group  # models of other folds may have seen a row's target
+    of_test = host_group(table[table["split"] == "test"])
     ids = table.loc[table["split"] == "test", "id"]
     run = load_run(competition, name, tests=len(ids) > 0)
     if run.info.says_anything:
@@ -260,8 +283,8 @@ def _stack(competition: Competition, name: str, table: pd.DataFrame, fold_table:
         own = run.folder / f"fold{fold}_test.csv"
         preds = (oof.read_table(own) if len(ids) and own.exists() else run.test).set_index("id")
         _same_rows(own if own.exists() else run.folder / "test.csv", preds, ids)
-        tests[fold] = as_columns(competition, name, preds.loc[ids, columns])
-    return Stack(name, as_columns(competition, name, train[columns]), tests)
+        tests[fold] = as_columns(competition, name, preds.loc[ids, columns], of_test, wish)
+    return Stack(name, as_columns(competition, name, train[columns], of_train, wish), tests)
 
 
 def _same_rows(path: Path, preds: pd.DataFrame, ids: pd.Series) -> None:
@@ -270,14 +293,26 @@ def _same_rows(path: Path, preds: pd.DataFrame, ids: pd.Series) -> None:
         raise UserError(f"{path}: no prediction for id '{lacking.iloc[0]}' ({len(lacking)} such); make the run anew")
 
 
-def as_columns(competition: Competition, name: str, preds: pd.DataFrame) -> pd.DataFrame:
-    """Probabilities as log-odds, which linear models need and trees don't mind."""
+def as_columns(competition: Competition, name: str, preds: pd.DataFrame, group: pd.Series, wish: Wish) -> pd.DataFrame:
+    """Probabilities as log-odds, which linear models need and trees don't mind; then what was asked for within groups.
+
+    group: each row's, (N,).
+    """
     values = preds.to_numpy(dtype=float)
     if competition.task != "regression" and values.min(initial=0) >= 0 and values.max(initial=1) <= 1:
         values = np.clip(values, 1e-7, 1 - 1e-7)  # float32's last digit below 1: log-odds within ±16
         values = np.log(values / (1 - values))
     labels = [f"run {name}{column.removeprefix('pred').replace('_', ': ', 1)}" for column in preds]
-    return pd.DataFrame(values, columns=labels)
+    odds, key = pd.DataFrame(values, columns=labels), group.reset_index(drop=True)
+    parts = [odds, *([groups.within(odds, key)] if wish.groups else [])]
+    if name in wish.outliers:
+        parts.append(groups.outlyingness(odds, key).rename(f"run {name} outlier in group"))
+    return pd.concat(parts, axis=1)
+
+
+def host_group(table: pd.DataFrame) -> pd.Series:
+    """The group that the host names, whatever joins rows in the folds."""
+    return table["host_group"] if "host_group" in table else table["group"]
 
 
 # --- embeddings -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import importlib.metadata
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -485,6 +485,46 @@ def fit(
     return _Placed(model, held, share)
 
 
+@dataclass(frozen=True)
+class Thinned:
+    """A model of all positives and a share of the negatives, as if it had seen all: its log-odds are so much lower
+    (Dal Pozzolo 2015, equation 4)."""
+
+    model: Fitted
+    share: float
+
+    @property
+    def rounds(self) -> int:
+        """How many were boosted."""
+        return self.model.rounds
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, 1)."""
+        p = self.model.predict(x)
+        return self.share * p / (self.share * p + 1 - p)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, 1, F + 1)."""
+        added = self.model.contributions(x)
+        added[..., -1] += np.log(self.share)
+        return added
+
+    def importance(self) -> np.ndarray:
+        """float64 (F,)."""
+        return self.model.importance()
+
+
+def thinned(data: Data, negatives: float | None, seed: int) -> tuple[Data, float]:
+    """All rows of 1 and at most `negatives` times as many of 0, by the seed; and the share that is kept of these."""
+    zero = np.flatnonzero(data.y == 0)
+    keep = len(zero) if negatives is None else round(negatives * (len(data.y) - len(zero)))
+    if not 0 < keep < len(zero):
+        return data, 1.0
+    drawn = np.random.default_rng(seed).choice(zero, keep, replace=False)
+    rows = np.sort(np.concatenate([np.flatnonzero(data.y != 0), drawn]))
+    return replace(data, x=data.x[rows], y=data.y[rows]), keep / len(zero)
+
+
 VOTES = 6  # times that a row of shares stands among the rows of classes: three experts of two opinions are told
 
 
@@ -511,7 +551,7 @@ def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray
     return whole
 
 
-FITTED = (_LightGBM, _XGBoost, _CatBoost, _Linear, Odds, Constant, _Placed)
+FITTED = (_LightGBM, _XGBoost, _CatBoost, _Linear, Odds, Constant, _Placed, Thinned)
 
 BOOSTING: Settings = {"rounds": 2000, "patience": 100}  # at rates of 0.03 to 0.05 it stops by itself before
 

@@ -16,8 +16,8 @@ from foldwise.core.files import digest
 from foldwise.core.ranks import current_ranks
 from foldwise.core.schema import nearest
 from foldwise.data.recipe import Recipe, recipe_settings
-from foldwise.model import checkpoint, precision
-from foldwise.model.finetune import init_from, parameter_groups, start_at_base_rate
+from foldwise.model import checkpoint, lora, precision
+from foldwise.model.finetune import checkpoint_gradients, init_from, parameter_groups, start_at_base_rate
 from foldwise.model.network import Network, create_network
 from foldwise.train.fold_data import FoldData
 from foldwise.train.optim import Averaged
@@ -41,6 +41,7 @@ class Progress:
     lr_scale: float = 1.0  # halved at every bad step
     bad_steps: int = 0  # with a loss or gradient that was no number, in all
     consecutive: int = 0  # of those, up to the last step
+    on_device: bool = False  # images are augmented on the GPU, which had to wait for them
     micro_batches: int = 1  # a batch is computed in so many, where memory does not hold it whole
     seconds: float = 0.0
     predict_seconds: float = 0.0  # of the last validation, a row
@@ -108,6 +109,9 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     _set_units(network, data)
     if file is not None:
         init_from(network, file)
+    lora.add(network, recipe)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_gradients(network)
     network.to(device)
     if recipe.train.sync_bn and current_ranks().size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

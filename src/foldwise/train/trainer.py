@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,23 @@ from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import check_folds
 from foldwise.model import checkpoint, precision, weights
+from foldwise.model.device_images import DeviceImages, on_the_device
 from foldwise.model.finetune import count_parameters, unfreeze
 from foldwise.model.network import Network
 from foldwise.model.predict import pick_device, predict_rows, say_unreadable
-from foldwise.model.transfer import on_device
-from foldwise.train import fold_data, losses
+from foldwise.model.transfer import DeviceBatch, Timed, on_device
+from foldwise.train import fold_data, kept_features, losses
 from foldwise.train.logger import Logger
 from foldwise.train.optim import make_schedule
 from foldwise.train.state import new_state
 from foldwise.train.step import Stepper, seed
+
+WAITED = 0.1  # share of an epoch's time spent on waiting for the loader above which the GPU augments by itself
+
+
+def as_they_are(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In place of augmentation."""
+    return features
 
 
 class OutOfTime(Exception):
@@ -79,6 +89,7 @@ class Trainer:
         self.state = new_state(recipe, self.data, beginning, self.device)
         self.progress = self.state.progress
         self.loader = self._batches(0)
+        self.resident: DeviceImages | None = None
         self.schedule = make_schedule(recipe.train, len(self.loader))
         self.stepper = Stepper(recipe, fold, self.data, self.state, self.schedule, self.device)
         self.saved_at = self.clock = time.monotonic()
@@ -125,6 +136,10 @@ class Trainer:
         progress.precision = self.stepper.precision.name
         for module in filter(None, (network, self.state.average.kept)):
             self.stepper.precision.to_memory_format(module)
+        if kept_features.stay_alike(network, self.recipe) and self.ranks.size == 1:
+            images = kept_features.keep_features(network, self.data.images, self.recipe, self.stepper.precision)
+            self.data = replace(self.data, images=images)
+            self.loader = self._batches(0)
         if not learn:  # mode as_is: there is nothing to train
             progress.epoch, self.state.best_weights = self.recipe.train.epochs, self.state.weights()
         self.logger = Logger(self.recipe, self.folder, self.fold) if not self.ranks.rank else None
@@ -137,11 +152,14 @@ class Trainer:
             self.data.images if size == recipe.image_size else cache.load_cache(self.competition, size, recipe.crop)
         )
         flips = "none" if self.data.targets.mirror else a.flips
+        ops = augment.train_ops(a.preset, size, flips, a.randaugment, a.strength, a.ops)
+        if images.holds_features:
+            ops = as_they_are
         return Batches(
             images,
             images.rows_of(self.data.train),
             t.batch_size,
-            augment.train_ops(a.preset, size, flips, a.randaugment, a.strength, a.ops),
+            ops,
             (recipe.seed, self.fold),
             t.loaders,
             self.data.sample_weights(t.sampling),
@@ -175,8 +193,9 @@ class Trainer:
         if self.recipe.train.sizes:
             self.loader = self._batches(epoch)
         network, progress = self.stepper.wrapped(), self.progress
+        batches = Timed(self._epoch(epoch))
         bar = Bar(
-            on_device(self.loader.epoch(epoch, progress.step), self.device),
+            batches,
             total=len(self.loader),
             initial=progress.step,
             desc=f"fold {self.fold} epoch {epoch + 1}",
@@ -194,6 +213,27 @@ class Trainer:
             if move and self.stepper.looked and not last:  # a checkpoint holds no gradients, and all of the sums
                 self._save_inside((time.monotonic() - begun) / (step + 1 - first))
         self.stepper.look()
+        self._choose_where_to_augment(batches.seconds / (time.monotonic() - begun))
+
+    def _epoch(self, epoch: int) -> Iterator[DeviceBatch]:
+        """The epoch's batches from the next step on, augmented by threads or on the device."""
+        step, a = self.progress.step, self.recipe.augment
+        if self.progress.on_device and self.resident is None:
+            self.resident = on_the_device(
+                self.loader, augment.operations(a.preset, a.flips, a.strength, a.ops), self.device
+            )
+        if self.resident is None:
+            return on_device(self.loader.epoch(epoch, step), self.device)
+        return self.resident.epoch(epoch, step)
+
+    def _choose_where_to_augment(self, waited: float) -> None:
+        """A GPU that waited for the loader, a share of the epoch's time, augments from the next one on."""
+        images = self.data.images
+        plain = not (self.recipe.train.sizes or self.recipe.augment.randaugment or self.progress.on_device)
+        plain = plain and not images.holds_features and images.channels == 3 and not self.data.targets.mirror
+        if self.device.type == "cuda" and self.ranks.size == 1 and plain and waited > WAITED:
+            self.progress.on_device = True
+            self._say(f": {waited:.0%} of the time went by waiting for images: the GPU augments them where it can")
 
     def _report(self, row: dict[str, float]) -> None:
         """The epoch's line in the log, for the logger and on the terminal."""
@@ -347,6 +387,7 @@ class Trainer:
             "best_epoch": self.progress.best_epoch + 1,
             "skipped_steps": self.progress.bad_steps,
             "micro_batches": self.progress.micro_batches,
+            "augmented_on_device": self.resident is not None,
             "snapshots": len(self.state.snapshots),
             "unreadable_test": say_unreadable("test", self.data.test["id"].tolist(), readable),
         }
