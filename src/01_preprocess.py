@@ -18,7 +18,7 @@ examples
   python src/01_preprocess.py --list-metrics                         # every metric: tasks, direction, what it is
   python src/01_preprocess.py --inspect some/folder --report files.csv   # any folder: what is readable, and why not
 
-Killed? Run the same command again: it continues.
+Killed, or stopped by --hours? Run the same command again: it continues.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def main() -> None:
         help="sides of the cached images in pixels (default: 224)",
     )
     parser.add_argument("--workers", type=cli.count, metavar="N", help="processes (default: all cores)")
+    cli.add_hours(parser)
     parser.add_argument("--dask", metavar="ADDRESS", help="spread the work over the Dask cluster of this scheduler")
     parser.add_argument(
         "--new-folds", action="store_true", help="make folds.csv anew; runs made with the old ones stop"
@@ -84,6 +85,7 @@ def main() -> None:
         print(image.inspect(args.inspect, args.report, workers=args.workers))
         return
 
+    cli.stop_after(args.hours)
     competition = load_competition(args.competition)
     prepare(competition, args.sizes, args.workers, args.dask, args.new_folds, args.labels)
     own = (paths.RECIPES / f"{competition.name}.yaml").exists()

@@ -7,7 +7,8 @@ reads    input/derived/<competition>/ (index, folds, images), and one of
 writes   oof/<competition>/<recipe or run>_<head>/: the same tables as step 2, and
            fold<K>_head.npz, the head as arrays, by which 05 predicts new rows
          oof/<competition>/<run>/fold<K>_embeddings.npy, or <recipe>_embeddings/embeddings.npy: made once, in chunks
-           (killed, the same command continues), and used again by every head; a JSON beside each says what made it
+           (killed, or stopped by --hours, the same command continues), and used again by every head; a JSON beside each
+           says what made it
 
 heads    svm (RBF, calibrated), linear_svm, logreg, knn, lightgbm, kernel_ridge, ridge
          nearest: classes of any number by their nearest image, and `unknown`, what is near to none
@@ -52,9 +53,11 @@ def main() -> None:
         "one kernel matrix serves all folds; none (default: fold)",
     )
     parser.add_argument("--name", type=cli.name, metavar="RUN", help="name of the new run's folder")
+    cli.add_hours(parser)
     cli.add_report_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings; with --run only predict.*")
     args = parser.parse_intermixed_args()
+    cli.stop_after(args.hours)
 
     parallel.tune_allocator()
     from foldwise.tabular import embeddings  # torch

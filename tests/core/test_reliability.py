@@ -287,6 +287,13 @@ def test_sigterm_saves_inside_the_epoch_and_the_same_command_continues(prepared:
     assert again.returncode == 75 and "continues after epoch" in again.stderr
 
 
+def test_hours_end_01_and_the_same_command_continues(tiny: Workplace) -> None:
+    done = tiny.run("01_preprocess.py", "--sizes", 32, "--hours", 1e-6, check=False)
+    assert done.returncode == 75 and "run the same command to continue" in done.stderr.strip().splitlines()[-1]
+    assert not list(tiny.derived.glob("*.part")) and not (tiny.derived / "report.html").exists()
+    tiny.run("01_preprocess.py", "--sizes", 32, "--hours", 1)
+
+
 @pytest.mark.smoke
 def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
     from foldwise.core.schema import read_yaml

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
 from foldwise import UserError, blend, metrics
 from foldwise.core.schema import validate
-from foldwise.data import index
+from foldwise.data import index, tables
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Train, load_recipe
@@ -196,3 +196,25 @@ def test_a_mirror_image_answers_with_left_and_right_exchanged(tmp_path):
     ):
         with pytest.raises(UserError, match="mirror"):
             validate(Competition, {**base, **wrong}, "x.yaml")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("value", ["9223372036854775809", "1e39", "-2e18"])
+def test_a_target_that_no_network_can_learn_is_refused(tiny: Workplace, value: str) -> None:
+    tiny.describe(task="regression", metric="rmse")
+    table = pd.read_csv(tiny.raw / "train.csv", dtype=str)
+    table.loc[3, "sick"] = value
+    table.to_csv(tiny.raw / "train.csv", index=False)
+    assert "rescale it" in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+@pytest.mark.smoke
+def test_a_target_listed_twice_is_refused(tiny: Workplace) -> None:
+    tiny.describe(task="multilabel", target=["sick", "sick"])
+    assert "`target` names 'sick' twice" in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+@pytest.mark.smoke
+def test_whole_numbers_that_int64_does_not_hold_stay_floats() -> None:
+    whole = [tables.are_whole(pd.Series(values)) for values in ([1.0, -3.0], [1.5], [2.0**63, 1.0], [np.nan, 1.0])]
+    assert whole == [True, False, False, False]

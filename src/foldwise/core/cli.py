@@ -23,6 +23,7 @@ from foldwise.core.files import FULL
 from foldwise.core.schema import nearest
 
 TERMINATED = 128 + signal.SIGTERM
+OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
 WIDTH = 80  # columns that a line may take
 # what a line is, and how a terminal shows it: SGR numbers of ECMA-48
 COLOURS = (
@@ -119,6 +120,24 @@ def hours(text: str) -> float:
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is no time: hours (0.5), or minutes (30m)")
     return float(found[1]) / (60 if (found[2] or "h").startswith("m") else 1)
+
+
+def add_hours(parsing: argparse.ArgumentParser) -> None:
+    """--hours of a step that keeps what it has finished; `stop_after` obeys it."""
+    told = "stop when they are over, with what is finished saved (status 75); 30m: minutes"
+    parsing.add_argument("--hours", type=hours, metavar="H", help=told)
+
+
+def stop_after(hours: float | None) -> None:
+    """End this script when so many hours are over, wherever it is, with status 75."""
+    if hours is not None and hasattr(signal, "setitimer"):  # not Windows
+        signal.signal(signal.SIGALRM, _stop_now)
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, 3600 * hours))
+
+
+def _stop_now(*_: object) -> None:
+    note("stopped: --hours are over; what was finished is saved: run the same command to continue")
+    sys.exit(OUT_OF_TIME)
 
 
 def name(text: str) -> str:

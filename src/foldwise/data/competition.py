@@ -395,6 +395,8 @@ class Competition(Strict):
             raise ValueError("task: soft needs a table, and `target` as a list of its columns of votes")
         if isinstance(self.target, list) and len(self.target) == 1 and tables.expand(self.target, []) == self.target:
             raise ValueError("`target` as a list names two columns or more")
+        for name in {one for one in self.target if isinstance(self.target, list) and self.target.count(one) > 1}:
+            raise ValueError(f"`target` names '{name}' twice")
         for name in set(self.auxiliary) & {*self.targets}:
             raise ValueError(f"`auxiliary: {name}` is the target itself")
         if self.submission.melted and self.task != "multilabel":

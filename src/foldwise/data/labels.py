@@ -10,8 +10,11 @@ import pandas as pd
 from foldwise import UserError
 from foldwise.core.cli import note
 from foldwise.core.schema import nearest
+from foldwise.data import tables
 from foldwise.data.columns import read_numbers
 from foldwise.data.competition import Competition
+
+LARGEST = 1e18  # of a target: a squared error of it still is a float32
 
 
 def label_columns(competition: Competition) -> list[str]:
@@ -111,8 +114,7 @@ def target_of(competition: Competition, values: pd.Series, where: str) -> pd.Ser
     if not len(values):
         raise UserError(f"{where}: no row has a label")
     if competition.task == "multiclass":
-        whole = pd.api.types.is_float_dtype(values) and (values % 1 == 0).all()
-        names = (values.astype("int64") if whole else values).astype(str).str.strip()
+        names = (values.astype("int64") if tables.are_whole(values) else values).astype(str).str.strip()
         if names.nunique() < 2:
             raise UserError(f"{where}: only one class, '{names.iloc[0]}'; nothing to learn")
         return names
@@ -130,6 +132,10 @@ def target_of(competition: Competition, values: pd.Series, where: str) -> pd.Ser
                 f"`positive: [{competition.positive}]` takes all others for 0"
             )
         return (names == competition.positive).astype("float64")
+    return _numbers(competition, values, where)
+
+
+def _numbers(competition: Competition, values: pd.Series, where: str) -> pd.Series:
     numbers, _ = read_numbers(values)
     if numbers.isna().any() or not np.isfinite(numbers).all():
         bad = values[~np.isfinite(numbers)].iloc[0]
@@ -137,6 +143,8 @@ def target_of(competition: Competition, values: pd.Series, where: str) -> pd.Ser
             "; set `positive` in the competition to the label that counts as 1" if competition.task == "binary" else ""
         )
         raise UserError(f"{where}: '{bad}' is not a number{hint}")
+    if (numbers.abs() > LARGEST).any():
+        raise UserError(f"{where}: {numbers.abs().max():g} is beyond {LARGEST:g}: its square is no float32; rescale it")
     if competition.task != "regression" and not numbers.isin([0, 1]).all():
         strange = numbers[~numbers.isin([0, 1])].iloc[0]
         hint = "; if it means uncertain, set `labels: {uncertain: ignore}`" if strange == -1 else ""

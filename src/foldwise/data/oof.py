@@ -72,7 +72,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         with replacing(_beside(path)) as part:
             frame.to_parquet(part, index=False, write_page_checksum=True)
         frame = frame[[*(c for c in frame if not c.startswith(("class_top", "pred_"))), "class_top1", "pred_top1"]]
-    whole = {c: "int64" for c in frame if c.startswith("target") and _is_whole(frame[c])}
+    whole = {c: "int64" for c in frame if c.startswith("target") and tables.are_whole(frame[c])}
     write_csv(path, frame.astype(whole), DIGITS)
 
 
@@ -146,7 +146,3 @@ def score(competition: Competition, oof: pd.DataFrame, table_index: pd.DataFrame
         if metric.own is not None:
             note(f"warning: {error}")
         return float("nan")
-
-
-def _is_whole(values: pd.Series) -> bool:
-    return pd.api.types.is_float_dtype(values) and bool((values % 1 == 0).all())

@@ -206,3 +206,8 @@ def _nearby(path: Path) -> str:
         return ""
     names = sorted(other.name for other in path.parent.iterdir() if SUFFIXES & set(other.suffixes))
     return nearest(path.name, names)
+
+
+def are_whole(values: pd.Series) -> bool:
+    """Whether floats are whole numbers that int64 holds as they are."""
+    return pd.api.types.is_float_dtype(values) and bool(((values % 1 == 0) & (values.abs() < 2**53)).all())

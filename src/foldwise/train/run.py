@@ -36,8 +36,6 @@ from foldwise.data.runs import (
     read_run_info,
 )
 
-OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, not wrong
-
 
 class Job(Strict):
     """One fold of one run, as any process can train it that sees these folders at these paths."""
@@ -59,7 +57,7 @@ def jobs_of(competition: Competition, run: str, recipe: Recipe, wanted: Sequence
 
 
 def train_fold(job: Job, deadline: float | None = None) -> int:
-    """Train a fold of an opened run here, and gather the run: 0, or OUT_OF_TIME where the hours ended first.
+    """Train a fold of an opened run here, and gather the run: 0, or cli.OUT_OF_TIME where the hours ended first.
 
     A fold that is done stays as it is. Under torchrun all ranks call this, and train it together.
     """
@@ -87,7 +85,7 @@ def train_fold(job: Job, deadline: float | None = None) -> int:
                 note(f"{stop}; run the same command to continue")
             if cli.terminated():
                 sys.exit(cli.TERMINATED)
-            return OUT_OF_TIME
+            return cli.OUT_OF_TIME
     if not rank:
         finish_run(competition, folder, fold_table, index.load_index(competition), {"config": settings})
     wait_for_ranks()
@@ -117,7 +115,7 @@ def in_turn(
                 open_run(competition, run, recipe_settings(recipe), fold_table, wanted if restart else ())
             wait_for_ranks()
             if any(train_fold(job, deadline) for job in jobs_of(competition, run, recipe, wanted)):
-                return OUT_OF_TIME, infos
+                return cli.OUT_OF_TIME, infos
             infos += [] if rank else [read_run_info(competition.runs() / run)]
     return 0, infos
 
@@ -197,7 +195,7 @@ def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float 
                 child.stop()
     if cli.terminated():
         sys.exit(cli.TERMINATED)
-    failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
+    failed = [status for status in statuses if status not in {0, cli.OUT_OF_TIME}]
     return failed[0] if failed else max(statuses, default=0)
 
 
