@@ -1,12 +1,12 @@
 # make demo: from nothing to a submission.  make test: what CI runs.  make smoke: its quick part.  make bench: speeds.  make trust: scores.
-# make report: every run of $FOLDWISE_COMPETITION (default: demo) on one page.
+# make torture: steps killed, damaged and doubled (LONG=1: all of it).  make report: every run of $FOLDWISE_COMPETITION (default: demo) on one page.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # a machine without a network: wheels/ holds what `pip download -d wheels -r requirements.txt -r tests/requirements.txt` got
 WHEELS := $(if $(wildcard wheels),--no-index --find-links wheels)
 
-.PHONY: demo test smoke lint bench gpu trust report clean app
+.PHONY: demo test smoke torture lint bench gpu trust report clean app
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
@@ -28,16 +28,19 @@ app: $(VENV)/installed
 smoke: $(VENV)/installed-tests
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m smoke
 
+torture: $(VENV)/installed-tests
+	FOLDWISE_TORTURE_LONG=$(LONG) $(RUN) -m pytest tests/torture
+
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-LONG := bench/fits.py bench/gpu.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
+SLOW := bench/fits.py bench/gpu.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
 
-# the quick ones; those in LONG take half an hour and more each, or a GPU: python bench/NAME.py
+# the quick ones; those in SLOW take half an hour and more each, or a GPU: python bench/NAME.py
 bench: $(VENV)/installed-tests
-	for bench in $(filter-out $(LONG), $(wildcard bench/*.py)); do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
+	for bench in $(filter-out $(SLOW), $(wildcard bench/*.py)); do echo; echo "== $$bench"; $(RUN) $$bench || exit 1; done
 
 # half an hour: do scores hold on random labels, and intervals where the truth is known?
 trust: $(VENV)/installed

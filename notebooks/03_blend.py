@@ -83,10 +83,10 @@ chosen = {"space": blend.space if blend.space in hand.spaces else hand.spaces[0]
 
 def by_hand(space: str, **weights: float) -> None:
     """What these weights are worth, beside the automatic ones; they are kept for the last cell."""
+    chosen.update(weights, space=space)
     if not any(weights.values()):
         print("every weight is 0: there is nothing to average; move one up")
         return
-    chosen.update(weights, space=space)
     mine = hand.blend(weights, space)
     print(hand.says(mine))
     both = {"by hand": mine.weights}

@@ -8,7 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import QUICK, REPOSITORY, Workplace
@@ -77,6 +81,25 @@ def test_an_earlier_session_is_taken_over(trained: Workplace, tmp_path: Path) ->
     done = place.run("02_train.py", "--recipe", "quick.yaml", "--fold", "all")
     assert done.stderr.count("done already") == 3
     assert (place.runs / "quick" / "oof.csv").read_bytes() == (trained.runs / "quick" / "oof.csv").read_bytes()
+
+
+def test_what_the_sliders_say_is_what_is_written() -> None:
+    """The cell of 03_blend with ipywidgets: each move reaches `chosen`, all zeros too."""
+    pytest.importorskip("ipywidgets")
+    cells = json.loads((REPOSITORY / "notebooks" / "03_blend.ipynb").read_text())["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "ipywidgets.interactive" in "".join(cell["source"]))
+    shown: list[Any] = []
+    weights = np.array([0.5, 0.5])
+    blend = SimpleNamespace(space="prob", weights=weights, method="mean")
+    hand = SimpleNamespace(spaces=["prob", "rank"], start={"a": 0.5, "b-2": 0.5}, says=str, blend=lambda *_: blend)
+    scope: dict[str, Any] = {"hand": hand, "blend": blend, "runs": SimpleNamespace(names=["a", "b-2"]), "pd": pd}
+    scope["display"] = shown.append
+    exec(source, scope)
+    space, *sliders = shown[-1].children[:3]
+    space.value, sliders[1].value = "rank", 0.25
+    assert scope["chosen"] == {"space": "rank", "a": 0.5, "b-2": 0.25}
+    sliders[0].value = sliders[1].value = 0
+    assert not any(scope["chosen"][name] for name in ("a", "b-2"))
 
 
 @pytest.mark.smoke

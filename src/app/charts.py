@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from foldwise.data.image import as_picture
+
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito 2008
 SKY = "#56B4E9"
 
@@ -126,8 +128,8 @@ def forest(table: pd.DataFrame, metric: str) -> alt.LayerChart:
 
 
 def thumbnail(image: np.ndarray, side: int = 96) -> str:
-    """uint8 (H, W, 3) as the data URL of a small JPEG."""
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    """uint8 (H, W, C) as the data URL of a small JPEG."""
+    small = cv2.resize(as_picture(image), (side, side), interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1].tobytes()
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 

@@ -7,12 +7,14 @@ the layers, and are therefore made by models of their own, one call after the ot
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from foldwise.blend.run_set import gather_runs
 from foldwise.blend.spaces import RANKED
 from foldwise.core import source
 from foldwise.core.files import digest, read_voucher, replacing, write_voucher
-from foldwise.data import cache, folds, index, oof
+from foldwise.data import cache, folds, index, oof, series
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
 from foldwise.data.recipe import Recipe
@@ -35,7 +37,7 @@ from foldwise.inference.members import Source, members_of
 from foldwise.inference.pixels import Looks, Pixels, chunks
 from foldwise.inference.predict import Work
 from foldwise.inference.writer import Saved
-from foldwise.model import explain, fold_models
+from foldwise.model import explain, explain_slices, fold_models
 from foldwise.model.crops import crop_again
 from foldwise.model.targets import OutputTarget
 from foldwise.report import cases
@@ -257,8 +259,9 @@ class Service:
         self, received: Uploads, recipe: Recipe, options: ImageOptions | None
     ) -> tuple[cache.Cache, np.ndarray, dict[str, str]]:
         """The images as this recipe's models see them, cropped by the competition's detector where they are."""
-        crops = crop_again(self.competition, received.folder, received.rows) if recipe.crop else None
-        return received.cached(recipe.image_size, options or self.competition.image, crops)
+        options = received.bounded(options or self.competition.image)
+        crops = crop_again(self.competition, received.folder, received.rows, options) if recipe.crop else None
+        return received.cached(recipe.image_size, options, crops)
 
     def map(
         self, answer: Answer, run: str, fold: int, output: int, metadata: dict[str, Any] | None = None
@@ -273,6 +276,18 @@ class Service:
             targets = [OutputTarget(output)]
             found = explain.cams(trained, image, targets, layers, trained.metadata(rows))
         return np.mean([maps[0] for maps in found.maps.values()], axis=0)
+
+    def slices(
+        self, answer: Answer, run: str, fold: int, output: int, metadata: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, list[explain_slices.SliceMap]]:
+        """Of a study: the evidence that goes with each slice, float (N,), NaN of none, and maps on some."""
+        recipe, target = self.recipe(run), OutputTarget(output)
+        trained, image = self.model(run, fold, "explain"), answer.image(recipe)[0]
+        beside = trained.metadata(self.described(pd.DataFrame({"id": answer.ids[:1]}), metadata))
+        with self._explaining:
+            layer = explain.cam_layers(trained.network, recipe.image_size)["backbone"]
+            lost = explain_slices.effects(explain_slices.study_of(trained, image, beside), target)
+            return lost, explain_slices.slice_maps(trained, image, target, lost, layer, beside)
 
     # --- blends -------------------------------------------------------------------------------------------
 
@@ -427,9 +442,16 @@ class Service:
         return self._row(split, row_id)[index.metadata_columns(self.competition)].dropna().to_dict()
 
     def file(self, split: str, row_id: str) -> Upload:
-        """A competition's own file, as if it had been uploaded."""
-        row = self._row(split, row_id)
-        return Upload(PurePosixPath(row["path"]).name, source.read(self.competition.raw() / row["path"]))
+        """A competition's own file, or all of a study's in an archive, as if it had been uploaded."""
+        path, options = self.competition.raw() / self._row(split, row_id)["path"], self.competition.image
+        if options.slices is None:
+            return Upload(path.name, source.read(path))
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, place in zip(options.series or [""], series.places(path), strict=True):
+                for file in series.files(place):
+                    archive.writestr("/".join(filter(None, [name, file.name])), source.read(file))
+        return Upload(f"{row_id}.zip", packed.getvalue())
 
     def truth(self) -> pd.DataFrame:
         """id and target columns of the training rows."""

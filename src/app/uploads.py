@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -23,13 +23,15 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, dicom
-from foldwise.core import paths
+from foldwise.core import parallel, paths
 from foldwise.core.files import temporary_folder
 from foldwise.core.parallel import parallel_map
-from foldwise.data import cache, image
+from foldwise.data import cache, image, series
 from foldwise.data.boxes import Crops
 from foldwise.data.cache import Cache
 from foldwise.data.image import ImageOptions
+from foldwise.data.series import NIFTI
+from foldwise.dicom.series import natural
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,28 @@ class Uploads:
 
 
 @contextmanager
-def receiving(files: Sequence[Upload], limits: Limits | None = None) -> Iterator[Uploads]:
-    """The files, archives unpacked, in a folder that lives as long as the block.
+def receiving(
+    files: Sequence[Upload], limits: Limits | None = None, options: ImageOptions | None = None
+) -> Iterator[Uploads]:
+    """The files, archives unpacked, in a folder that lives as long as the block; studies, where `options` see slices.
 
     TooMuch where all together pass the limits; a single file that does is refused by name.
     """
     limits = limits or Limits()
     with temporary_folder(paths.output_root(), "upload.") as tmp_dir:
-        yield _received(files, tmp_dir, limits)
+        if options is None or options.slices is None:
+            yield _received(files, tmp_dir, limits)
+        else:
+            yield _studies(_received(files, tmp_dir, limits, within=True), options)
 
 
-def _received(files: Sequence[Upload], folder: Path, limits: Limits) -> Uploads:
+def _received(files: Sequence[Upload], folder: Path, limits: Limits, within: bool = False) -> Uploads:
+    """within: files of an archive lie in a folder of its name."""
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     taken: set[str] = set()
     total = 0
-    for name, data in _unpacked(files, limits):
+    for name, data in _unpacked(files, limits, within):
         reason = data if isinstance(data, str) else _refusal(data, limits)
         reason = reason or ("a second file of this name" if name in taken else "")
         if isinstance(data, str) or reason:
@@ -118,8 +126,34 @@ def _received(files: Sequence[Upload], folder: Path, limits: Limits) -> Uploads:
 
 def _suffix(name: str) -> str:
     """The suffix, where it helps to tell the format."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return suffix if suffix in {".dcm", ".dicom", ".ima"} else ""
+    return next((suffix for suffix in (".dcm", ".dicom", ".ima", *NIFTI) if name.lower().endswith(suffix)), "")
+
+
+def _studies(received: Uploads, options: ImageOptions) -> Uploads:
+    """The files of each folder as one row, its series those that lie in folders of their names below it."""
+    refused, studies = dict(received.refused), dict[str, dict[str, list[tuple[str, str, int]]]]()
+    for row in received.rows.itertuples():
+        *folders, file = PurePosixPath(str(row.id)).parts
+        folders += [file] if file.lower().endswith(NIFTI) and not options.series else []
+        at = next((k for k, part in enumerate(folders) if part in options.series), len(folders))
+        name = folders[at] if at < len(folders) else ""
+        if options.series and not name:
+            refused[str(row.id)] = f"lies in no folder {' or '.join(options.series)}"
+            continue
+        whole = studies.setdefault("/".join(folders[:at]) or "study", {})
+        whole.setdefault(name, []).append((str(row.id), str(row.path), int(row.bytes)))
+    rows = []
+    for number, (study, parts) in enumerate(sorted(studies.items())):
+        places = []
+        for k, name in enumerate(options.series or [""]):
+            place = f"study{number:04}/{k}"
+            (received.folder / place).mkdir(parents=True)
+            for n, (_, path, _) in enumerate(sorted(parts.get(name, []), key=lambda one: natural(one[0]))):
+                (received.folder / path).rename(received.folder / place / f"{n:06}{_suffix(path)}")
+            places.append(place)
+        size = sum(size for files in parts.values() for *_, size in files)
+        rows.append({"split": "new", "id": study, "path": series.several(places), "error": None, "bytes": size})
+    return replace(received, rows=pd.DataFrame(rows, columns=received.rows.columns), refused=refused)
 
 
 def _refusal(data: bytes, limits: Limits) -> str:
@@ -138,11 +172,12 @@ def _refusal(data: bytes, limits: Limits) -> str:
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def _unpacked(files: Sequence[Upload], limits: Limits) -> Iterator[tuple[str, bytes | str]]:
+def _unpacked(files: Sequence[Upload], limits: Limits, within: bool) -> Iterator[tuple[str, bytes | str]]:
     """(name, bytes or the reason why not) of each file, of each file of an archive."""
     for name, data in files:
         if data.startswith(_ZIP):
-            yield from _members(name, data, limits)
+            lead = f"{PurePosixPath(_shown(name)).stem}/" if within else ""
+            yield from ((lead + member, content) for member, content in _members(name, data, limits))
         else:
             yield _shown(name), data
 
@@ -195,6 +230,9 @@ def _shown(name: str) -> str:
 # -------------------------------------------------------------------------------------------- decoding apart
 
 
+WORKER_MEMORY = 3 << 30  # bytes; 50 million pixels of 16 bits take more than half of it
+
+
 def prepare() -> None:
     """Make the processes that decode start in a tenth of a second: they are forked from one that has the imports."""
     source = str(paths.SOURCE)
@@ -202,6 +240,7 @@ def prepare() -> None:
     if source not in known.split(os.pathsep):  # until Python 3.13 the fork server does not take over sys.path
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *([known] if known else [])])
     multiprocessing.set_forkserver_preload([__name__])
+    parallel.worker_memory = WORKER_MEMORY
     apart(_nothing)
 
 
@@ -227,6 +266,8 @@ def _each(function: Callable[..., Any], rows: Sequence[tuple[Any, ...]]) -> list
             results.append(function(*row))
         except UserError as error:
             results.append(error)
+        except MemoryError:
+            results.append(UserError("needs more memory than a file may take"))
         except Exception as error:
             results.append(UserError(f"can't be read ({type(error).__name__}: {error})"))
     return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -206,6 +207,13 @@ def test_a_crash_in_a_decoder_takes_nobody_along() -> None:
     with pytest.raises(UserError, match="crashed"):
         uploads.apart(os._exit, 3)
     assert uploads.apart(max, 1, 2) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA")
+def test_a_file_that_takes_too_much_memory_is_refused() -> None:
+    assert len(uploads.apart(bytes, 1 << 20)) == 1 << 20
+    with pytest.raises(UserError, match="more memory than a file may take"):
+        uploads.apart(bytes, uploads.WORKER_MEMORY)
 
 
 def deep(values: np.ndarray) -> Upload:

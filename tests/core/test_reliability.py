@@ -315,38 +315,6 @@ def test_script_in_a_run_reaches_no_page(trained: Workplace, monkeypatch: pytest
 # --- damage -----------------------------------------------------------------------------------------------
 
 
-def damage(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "emptied":
-        data = bytearray()
-    elif how == "cut":
-        del data[len(data) // 2 :]
-    else:
-        data[len(data) // 2] ^= 8
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("how", ["emptied", "cut", "flipped"])
-def test_a_damaged_derived_file_is_made_again_or_refused_by_name(tmp_path: Path, how: str) -> None:
-    """01 after each: never a traceback, never other pixels or folds."""
-    place = make_tiny(tmp_path, rows=12, test_rows=2)
-    place.run("01_preprocess.py", "--sizes", 32)
-    kept = {path.name: path.read_bytes() for path in place.derived.iterdir() if path.is_file()}
-    same = ("folds.csv", "images_32.npy", "images_32_ids.csv", "duplicates.csv")
-    for name in sorted(set(kept) - {"report.html", "unreadable.csv", ".lock", "images_96.npy"}):
-        damage(place.derived / name, how)
-        done = place.run("01_preprocess.py", "--sizes", 32, "--workers", 1, check=False)
-        assert done.returncode in {0, 2} and "Traceback" not in done.stderr, (name, how, done.stderr)
-        if done.returncode == 2:
-            assert name.split(".")[0] in done.stderr.splitlines()[-1], (name, done.stderr)
-        elif name == "images_32.npy" and how == "flipped":
-            assert "is damaged" in place.refused(*QUICK, "--fold", 0)
-        else:
-            assert all((place.derived / one).read_bytes() == kept[one] for one in same), name
-        for one, data in kept.items():
-            (place.derived / one).write_bytes(data)
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("text", ["null", "[]", "", '{"config": 3}', '{"score": "high", "config": {}}'])
 def test_a_damaged_run_json_is_one_line(trained: Workplace, text: str) -> None:

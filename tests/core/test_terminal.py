@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Workplace
 
-from foldwise.core import cli
+from foldwise.core import cli, progress
 from foldwise.core.schema import describe
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import Recipe
@@ -84,3 +84,22 @@ def test_an_unreadable_test_file_is_told_once_a_run(tiny: Workplace) -> None:
     assert done.stderr.count("te0003") == 1
     lines = [line for line in done.stderr.splitlines() if " epoch " in line]
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.smoke
+def test_a_childs_bar_is_drawn_by_the_process_that_has_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state comes as whole lines; a terminal of 72 columns shows count, rate and loss in one line of them."""
+    monkeypatch.setattr(progress.Bar, "sends", True)
+    monkeypatch.setattr(sys, "stderr", sent := io.StringIO())
+    for _ in (bar := progress.Bar(range(3), desc="fold 1 epoch 2", leave=False)):
+        bar.set_postfix(loss="0.5000")
+    lines = sent.getvalue().rstrip("\n").split("\n")
+    assert lines and all(line.startswith(progress.SENT) and "\r" not in line for line in lines)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (72, 24))
+    drawn = progress.RemoteBar()
+    drawn.show(lines[-1], "quick")
+    last = terminal.getvalue().split("\r")[-1]
+    assert last.startswith("quick fold 1 epoch 2:   0%|") and "loss=0.5000" in last and len(last) <= 72
+    drawn.close()
+    assert terminal.getvalue().split("\r")[-2].strip() == ""

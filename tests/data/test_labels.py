@@ -12,9 +12,13 @@ import torch
 from conftest import Workplace, make_tiny
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
-from foldwise import blend, metrics
+from foldwise import UserError, blend, metrics
+from foldwise.core.schema import validate
 from foldwise.data import index
-from foldwise.data.recipe import Train
+from foldwise.data.cache import Cache
+from foldwise.data.competition import Competition
+from foldwise.data.recipe import Train, load_recipe
+from foldwise.model.predict import predict_rows
 from foldwise.model.targets import Targets
 from foldwise.train import losses
 
@@ -150,3 +154,45 @@ def test_cells_without_a_meaning_are_refused(tiny: Workplace, task: str, labels:
     table.to_csv(tiny.raw / "train.csv", index=False)
     tiny.describe(task=task, target="y", labels=labels)
     assert said in tiny.refused("01_preprocess.py", "--sizes", 32)
+
+
+@pytest.mark.smoke
+def test_a_mirror_image_answers_with_left_and_right_exchanged(tmp_path):
+    """Each half's brightness is its label: a mirrored view must say the same of the same side."""
+
+    class Halves(torch.nn.Module):
+        slices = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, images: torch.Tensor, metadata: None = None) -> torch.Tensor:
+            left, right = images.float().mean(dim=(1, 3)).split(images.shape[2] // 2, dim=1)
+            return torch.stack([left.mean(1), right.mean(1), images.float().mean(dim=(1, 2, 3))], dim=1) / 255
+
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, :, :4], images[1, :, 4:] = 255, 100
+    np.save(tmp_path / "images_8.npy", images)
+    ids = pd.DataFrame({"split": "train", "id": ["a", "b"], "ok": 1})
+    cache = Cache(tmp_path / "images_8.npy", 8, ids)
+    recipe = load_recipe("baseline", ["image_size=16", "predict.tta=flip", "predict.batch_size=2"])
+    recipe = recipe.model_copy(update={"image_size": 8})
+    names = ["left", "right", "both"]
+    plain, swapped = (
+        predict_rows(
+            Halves(), cache, np.arange(2), Targets("multilabel", names, names, "identity", mirror=mirror), recipe
+        )
+        for mirror in (None, [1, 0, 2])
+    )
+    assert np.allclose(plain[:, 0], plain[:, 1]) and np.allclose(swapped[0], [1, 0, 0.5])
+    assert np.allclose(swapped[1], [0, 100 / 255, 50 / 255], atol=1e-6)
+    base = {"name": "x", "metric": "log_loss", "train": {"table": "t.csv", "images": "{id}.png"}, "target": names[:2]}
+    fits = validate(Competition, {**base, "task": "multilabel", "mirror": {"left": "right"}}, "x.yaml")
+    assert fits.mirror == {"left": "right"}
+    for wrong in (
+        {"task": "multiclass", "mirror": {"left": "right"}},
+        {"task": "multilabel", "mirror": {"left": "up"}},
+    ):
+        with pytest.raises(UserError, match="mirror"):
+            validate(Competition, {**base, **wrong}, "x.yaml")

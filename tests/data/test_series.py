@@ -13,13 +13,22 @@ import pytest
 import yaml
 from conftest import QUICK, Workplace
 
+from app import uploads
+from app.service import Service
+from app.uploads import Upload
 from foldwise import UserError, demo, dicom
 from foldwise.core.schema import validate
 from foldwise.core.source import ReadWarning
 from foldwise.data import image, series
-from foldwise.data.cache import load_cache
+from foldwise.data.cache import load_cache, load_slices
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.image import ImageError, ImageOptions
+from foldwise.data.index import load_index
+from foldwise.data.orientation import fitted
+from foldwise.data.recipe import load_recipe
+from foldwise.data.runs import recipe_of
+from foldwise.model.fold_models import load_fold
+from foldwise.train import auxiliary
 
 STUDY = {"study_id": "S1", "slices": 9, "side": 64, "apart": 2.5, "flaw": "", "kind": 1, "row": 0, "split": "x"}
 
@@ -135,6 +144,28 @@ def test_pictures_arrays_and_nifti_are_series_too(tmp_path):
 
 
 @pytest.mark.smoke
+def test_a_slide_is_its_tiles_with_the_most_tissue(tmp_path):
+    """Of 4 x 5 tiles of 16 px, at the edge cut off, the three dark ones; at the second level of a pyramid, too."""
+    slide = np.full((60, 75, 3), 255, np.uint8)
+    for row, column, value in ((0, 1, 90), (2, 4, 60), (3, 0, 30)):
+        slide[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = value
+    cv2.imwrite(str(tmp_path / "slide.png"), slide)
+    asked = {"slices": 4, "tile": 16, "colour": True}
+    pixels, table = quiet(tmp_path / "slide.png", 16, options(**asked))
+    assert pixels.shape == (16, 16, 12) and table["instance"].tolist() == [1, 14, 15]
+    assert (pixels[..., 0] == 90).all() and (pixels[:, :11, 3] == 60).all() and (pixels[:12, :, 6] == 30).all()
+    assert not pixels[..., 9:].any()  # no fourth with anything on it
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(slide.repeat(2, 0).repeat(2, 1), subifds=1, photometric="rgb")
+        writer.write(slide, subfiletype=1, photometric="rgb")
+    again, _ = quiet(tmp_path / "slide.tif", 16, options(**asked, level=1))
+    assert np.array_equal(again, pixels)
+    with pytest.raises(ImageError, match="of 2 levels"):
+        series.read_study(tmp_path / "slide.tif", 16, options(**asked, level=2))
+
+
+@pytest.mark.smoke
 def test_several_series_lie_side_by_side_and_a_missing_one_is_black(studies):
     two = options(slices=4, series=["A", "B"])
     pixels, table = quiet(studies / series.several(["S0", "S1"]), 32, two)
@@ -240,6 +271,70 @@ def make_place(root: Path, studies: Path) -> Workplace:
     return place
 
 
+def ask_the_app(place: Workplace, about: Competition) -> None:
+    """An archive of a test study gets what training predicted for it, and a look at its slices."""
+    service = Service(about)
+    packed = service.file("test", "s20")
+    assert packed.name == "s20.zip"
+    with uploads.receiving([packed], options=about.image) as received:
+        assert received.rows["id"].tolist() == ["s20"] and not received.refused
+        answer = service.predict(received, ["quick"])
+        lost, maps = service.slices(answer, "quick", 0, 0)
+    wanted = pd.read_csv(place.runs / "quick" / "test.csv").set_index("id").loc["s20", "pred"]
+    assert answer.table(answer.mean("quick"))["pred"].iloc[0] == pytest.approx(wanted, abs=1e-5)
+    assert len(lost) == 8 and np.isfinite(lost).sum() == 3 + 4 and len(maps) == 3  # t1: 7 slices of 8, t2: 9
+    stray = Upload("x.zip", packed.data.replace(b"t1/", b"t9/"))
+    with uploads.receiving([stray], options=about.image) as received:
+        assert all("t1 or t2" in reason for reason in received.refused.values()) and len(received.refused) == 7
+        assert received.rows["id"].tolist() == ["x"]
+
+
+def keep_features(place: Workplace, about: Competition, root: Path) -> None:
+    """A frozen backbone's features are made once; what its models say of pixels is what they said in training."""
+    frozen = ["model.mode=frozen", "augment.preset=none", "augment.flips=none", "train.epochs=3"]
+    started = ["02_train.py", "--recipe", root / "quick.yaml", "--name", "frozen", *frozen]
+    place.run(*started, "--fold", 0)
+    (made,) = place.derived.glob("features_*.npy")
+    assert len(np.load(made)) == 24 and np.load(made).shape[1] % 8 == 0  # four pictures of two series
+    before = made.stat().st_mtime_ns
+    place.run(*started[:4], "again", *frozen, "--fold", 0)  # the same backbone
+    assert [path.stat().st_mtime_ns for path in place.derived.glob("features_*.npy")] == [before]
+    recipe, table = recipe_of(about, "frozen"), load_index(about)
+    rows = table[(table["split"] == "test") & table["error"].isna()]
+    images = load_cache(about, 32)
+    seen = load_fold(about, recipe, "frozen", 0, table).predict(images, images.rows_of(rows), rows)[:, 0]
+    said = pd.read_csv(place.runs / "frozen" / "fold0_test.csv").set_index("id")["pred"]
+    assert np.allclose(seen, said.loc[rows["id"]], atol=1e-5) and np.ptp(seen) > 1e-5
+
+
+def learn_slices(place: Workplace, root: Path) -> None:
+    """Labels of single slices, by the names of their files: those that the table does not name count for nothing."""
+    about = load_competition(str(place.competition))
+    table = pd.DataFrame({"study": ["s0", "s0", "s1", "s9"], "file": ["2", "3", "2", "0"], "bright": [0, 0, 1, 1]})
+    table.to_csv(place.raw / "slices.csv", index=False)
+    asked = {"table": "slices.csv", "id": "study", "slice": "file", "target": "bright"}
+    place.describe(slice_labels=asked)
+    about = load_competition(str(place.competition))
+    recipe = fitted(load_recipe(str(root / "quick.yaml")), None, about.image)
+    rows = pd.DataFrame({"id": ["s1", "s0", "s2"], "split": "train"})
+    learnt = auxiliary.of_rows(about, rows, recipe)
+    assert learnt is not None and learnt.of_slices == 1 and learnt.target.shape == (3, 2 * 4)
+    # pictures of slots 1, 3, 5, 7; the second series of s1 has 8 slices of 8, t1's 6
+    seen = load_slices(about, 32).set_index(["id", "series", "slot"])["file"]
+    for row, row_id in enumerate(rows["id"]):
+        for series_number in (0, 1):
+            for picture in range(4):
+                name = seen.get((row_id, series_number, 8 * series_number + 1 + 2 * picture), "")
+                known = table[(table["study"] == row_id) & (table["file"] + ".png" == name)]["bright"]
+                value = learnt.target[row, 4 * series_number + picture]
+                assert np.isnan(value) if known.empty else value == known.iloc[0]
+    assert np.isfinite(learnt.target).sum() > 0
+    place.run("02_train.py", "--recipe", root / "quick.yaml", "--name", "slices", "--fold", 0)
+    table.assign(file="none").to_csv(place.raw / "slices.csv", index=False)
+    line = place.refused("02_train.py", "--recipe", root / "quick.yaml", "--name", "other", "--fold", 0)
+    assert "names no slice" in line
+
+
 def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch):
     monkeypatch.setenv("FOLDWISE_ROOT", str(tmp_path))
     place = make_place(tmp_path, studies)
@@ -256,7 +351,15 @@ def test_a_competition_of_studies_from_end_to_end(tmp_path, studies, monkeypatch
     place.run("04_embed.py", "--run", "quick", "--head", "logreg")
     place.run("05_predict.py", "--run", "quick", "predict.tta=flip")
     place.run("06_blend.py")
+    explained = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 2)
+    assert "look at" in explained.stdout and "no verdict" not in explained.stdout
+    page = (place.runs / "quick/explain/index.html").read_text()
+    assert "slices, for target = " in page and "when a slice is left out" in page
+    assert "single pictures" in place.refused("07_explain.py", "--run", "quick", "--maximise")
     assert len(list(place.submissions.glob("*.csv"))) == 1
+    ask_the_app(place, about)
+    keep_features(place, about, tmp_path)
+    learn_slices(place, tmp_path)
     # other slices are other pixels: the run refuses them
     place.describe(image={"slices": 6})
     assert "image" in place.refused("05_predict.py", "--run", "quick", "predict.tta=d4")

@@ -280,7 +280,7 @@ def test_weights_of_format_1_are_read_under_todays_keys(tmp_path: Path, name: st
     nn.init.normal_(network.head.classifier.bias)
     old = f"backbone.{network.backbone.pretrained_cfg['classifier']}"
     state = {key.replace("head.classifier", old, 1): value.contiguous() for key, value in network.state_dict().items()}
-    save_file(state, path, {"classes": "[]", "checksum": weights._checksum(state)})
+    save_file(state, path, {"classes": "[]", "checksum": weights.checksum(state)})
     plain = timm.create_model(name, num_classes=3, **({"img_size": 64} if name == "test_vit" else {})).eval()
     plain.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
     for read in (load_weights, init_from):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from foldwise import UserError
 from foldwise.data.image import ImageOptions
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Series, Stack, load_recipe
+from foldwise.model import explain_slices
 from foldwise.model.network import Network, create_network
 from foldwise.model.slices import Slices
+from foldwise.model.targets import OutputTarget
 
 pytestmark = pytest.mark.smoke
 SIZE, FEATURES = 8, 4
@@ -57,15 +61,8 @@ def test_black_slices_have_no_say(context, pool):
     images = studies(short, [5, 5, 5])
     longer = torch.cat([images, torch.zeros(3, SIZE, SIZE, 2, dtype=torch.uint8)], dim=3)
     seen = a(images, backbone)
-    # the last picture's neighbour beyond the end is black in one, itself in the other
-    alone = {"neighbours": 1}
-    a, b = (Slices(Series(width=8, context=context, pool=pool, **alone), s, FEATURES).eval() for s in (short, padded))
-    b.load_state_dict({k: v for k, v in a.state_dict().items() if k != "context.place"}, strict=False)
-    if context == "transformer":
-        with torch.no_grad():
-            b.context.place[:5] = a.context.place
-    assert torch.allclose(a(images, backbone), b(longer, backbone), atol=1e-5)
     assert seen.shape == (3, a.width) and torch.isfinite(seen).all()
+    assert torch.allclose(seen, b(longer, backbone), atol=1e-5)
 
 
 def test_neighbours_are_channels_in_their_order():
@@ -150,3 +147,28 @@ def test_a_network_of_studies_takes_them_and_others_refuse_its_settings():
         fitted(load_recipe("baseline", ["model.series.pool=max"]), None, ImageOptions())
     with pytest.raises(UserError, match="as_is"):
         fitted(recipe.model_copy(update={"model": recipe.model.model_copy(update={"mode": "as_is"})}), None, options)
+
+
+def test_a_slices_effect_is_what_the_answer_loses_without_it():
+    """The head's own arithmetic against a network that is given the study without the slice."""
+    network = network_of("null").eval()
+    model = SimpleNamespace(
+        network=network,
+        tensors=lambda images, metadata: (torch.from_numpy(images), None),
+        evidence=lambda logits: logits,
+        targets=SimpleNamespace(activation="sigmoid", fold=None),
+    )
+    image = studies(Stack(slices=6), [4])[0].repeat_interleave(4, 0).repeat_interleave(4, 1)
+    study = explain_slices.study_of(model, image.numpy())
+    lost = explain_slices.effects(study, OutputTarget(0))
+    assert np.isnan(lost[4:]).all() and np.isfinite(lost[:4]).all()
+    alone = torch.tensor([[False, True, True, True, False, False]])
+    with torch.inference_mode():
+        whole = network(image[None])
+        assert float(whole) == pytest.approx(float(study.logits(study.present)), abs=1e-5)
+        assert lost[0] == pytest.approx(float(whole - study.logits(alone)), abs=1e-5)
+    curves = explain_slices.deletion(study, OutputTarget(0), lost)
+    nothing = torch.zeros_like(study.present)
+    for curve in curves.values():
+        assert curve.shape == (1, 15) and curve[0, 0] == pytest.approx(float(whole.sigmoid()), abs=1e-5)
+        assert curve[0, -1] == pytest.approx(float(study.logits(nothing).sigmoid()), abs=1e-5)

@@ -14,6 +14,7 @@ from conftest import Workplace, make_tiny
 from foldwise import UserError
 from foldwise.data import index
 from foldwise.data.competition import load_competition
+from foldwise.data.recipe import Recipe
 from foldwise.train import auxiliary
 
 ASKED = {"age": {"task": "regression", "weight": 0.5}, "site": {"task": "multiclass", "weight": 0.2}}
@@ -31,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def test_targets_are_encoded_and_gaps_have_no_part_in_the_loss(about):
     table = index.load_index(about)
     rows = table[(table["split"] == "train") & table["error"].isna()]
-    learnt = auxiliary.of_rows(about, rows)
+    learnt = auxiliary.of_rows(about, rows, Recipe())
     raw = pd.read_csv(about.raw() / "train.csv").set_index("image_id").loc[rows["id"]]
     assert learnt is not None and learnt.outputs == 3
     assert np.array_equal(np.isnan(learnt.target[:, 0]), raw["age"].isna())
@@ -103,4 +104,4 @@ def test_columns_that_do_not_fit_are_refused(place, about, asked, words, tmp_pat
     made.describe(auxiliary=asked)
     table = index.load_index(about)
     with pytest.raises(UserError, match=words):
-        auxiliary.of_rows(load_competition(str(made.competition)), table[table["split"] == "train"])
+        auxiliary.of_rows(load_competition(str(made.competition)), table[table["split"] == "train"], Recipe())

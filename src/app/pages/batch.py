@@ -52,7 +52,7 @@ def _answer(
     def told(words: str) -> None:
         status.update(label=f"{words} ...")
 
-    with uploads.receiving(files) as received:
+    with uploads.receiving(files, options=frame.competition().image) as received:
         answer = service.predict(received, runs, keep=SHOWN, told=told)
         if blend is None:
             pred, note = sum(answer.mean(run) for run in runs) / len(runs), f"mean of {', '.join(runs)}"

@@ -15,7 +15,8 @@ from app import charts, frame, uploads
 from app.uploads import Upload
 from foldwise import UserError
 from foldwise.core.files import digest
-from foldwise.data.image import ImageOptions
+from foldwise.data import series
+from foldwise.data.image import ImageOptions, as_picture
 from foldwise.report import explain_figures
 
 SHOWN = 512  # pixels, the longer side of the image as it was sent
@@ -23,30 +24,41 @@ SHOWN = 512  # pixels, the longer side of the image as it was sent
 
 def show() -> None:
     """The page."""
-    frame.title("one image")
+    frame.title("one study" if _studies() else "one image")
     runs = frame.chosen_runs("one")
     blend = frame.chosen_blend("one")
     upload = _upload()
     if upload is None:
         _examples()
         return
-    with uploads.receiving([upload]) as received:
+    with uploads.receiving([upload], options=frame.competition().image) as received:
         if not len(received.rows):
             raise UserError(": ".join(next(iter(received.refused.items()), ("", "nothing was sent"))))
         if len(received.rows) > 1:
-            raise UserError(f"{upload.name} holds {len(received.rows)} images; open it on the page Many images")
+            what = "studies, a folder each" if _studies() else "images"
+            raise UserError(f"{upload.name} holds {len(received.rows)} {what}; open it on the page Many images")
         _examine(received, digest([upload.name, upload.data.hex()]), runs, blend)
 
 
+def _studies() -> bool:
+    return frame.competition().image.slices is not None
+
+
 def _upload() -> Upload | None:
-    way = st.radio("Where the image comes from", ["Upload", "Draw"], horizontal=True, label_visibility="collapsed")
-    if way == "Draw":
+    ways = ["Upload", "Draw"]  # no study is drawn
+    words = "Where the image comes from"
+    if not _studies() and st.radio(words, ways, horizontal=True, label_visibility="collapsed") == "Draw":
         st.session_state.pop("opened", None)
         return _drawing()
     limits = uploads.Limits()
     most = limits.file_bytes >> 20
     file = st.file_uploader("An image", label_visibility="collapsed", key="one-file", max_upload_size=most)
-    st.caption(f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {limits.pixels / 1e6:.0f} million pixels.")
+    kinds = f"JPEG, PNG, TIFF, WebP, BMP, GIF or DICOM, at most {limits.pixels / 1e6:.0f} million pixels."
+    if _studies():
+        named = frame.competition().image.series
+        folders = f" in folders named {', '.join(named)}" if named else ""
+        kinds = f"A ZIP of the study's slices{folders}, or a file that holds them: multi-frame DICOM, NIfTI, .npy."
+    st.caption(frame.plain(kinds))
     if file is not None:
         st.session_state.pop("opened", None)
         return Upload(file.name, file.getvalue())
@@ -111,8 +123,7 @@ def _examine(received: uploads.Uploads, image_key: str, runs: list[str], blend: 
     top = st.container()
     left, right = st.columns([2, 3], gap="large")
     with left:
-        options, looks = _window(received)
-        st.image(uploads.apart(uploads.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
+        options = None if _studies() else _look(received)
     with right:
         metadata = _metadata(received, image_key) if service.fuses(runs, blend) else None
     started = time.perf_counter()
@@ -129,12 +140,22 @@ def _examine(received: uploads.Uploads, image_key: str, runs: list[str], blend: 
     with right:
         _probabilities(shown)
     with left:
-        _looks_at(service, answer, asked, runs, metadata)
+        if _studies():
+            _slices(service, answer, asked, runs, metadata)
+        else:
+            _looks_at(service, answer, asked, runs, metadata)
     tabs = st.tabs(["Similar training images", "DICOM header"])
     with tabs[0]:
         _neighbours(service, received, asked, runs, metadata, options)
     with tabs[1]:
-        _header(received.path())
+        _header(uploads.apart(series.header_file, received.path(), frame.competition().image))
+
+
+def _look(received: uploads.Uploads) -> ImageOptions | None:
+    """The picture as it was sent; the options for the models, where a window was chosen."""
+    options, looks = _window(received)
+    st.image(uploads.apart(uploads.look, received.path(), SHOWN, received.bounded(looks)), caption="as it was sent")
+    return options
 
 
 def _told(status: Any, words: str) -> None:
@@ -198,7 +219,7 @@ def _window(received: uploads.Uploads) -> tuple[ImageOptions | None, ImageOption
 def _metadata(received: uploads.Uploads, image_key: str) -> dict[str, Any]:
     """What the visitor says of the image; header fields of a DICOM file are filled in."""
     service = frame.service()
-    known = uploads.fields(received.path(), frame.competition().dicom_tags)
+    known = uploads.apart(uploads.fields, received.path(), frame.competition().dicom_tags)
     known |= service.known(*st.session_state["opened"]) if st.session_state.get("opened") else {}
     said: dict[str, Any] = {}
     with st.expander("Metadata: a chosen run looks at them too", expanded=True):
@@ -266,6 +287,27 @@ def _looks_at(service: Any, answer: Any, asked: str, runs: list[str], metadata: 
     st.image(charts.enlarged(shown), caption=words, width="stretch")
 
 
+def _slices(service: Any, answer: Any, asked: str, runs: list[str], metadata: dict[str, Any] | None) -> None:
+    """The study, slice by slice; what each adds to the evidence, and maps on those that add the most."""
+    run, fold = _model("cam", service, runs)
+    best = int(answer.mean(run)[0].argmax())
+    outputs, key = service.outputs, f"cam-{asked[:8]}"
+    output = st.selectbox("Evidence for", range(len(outputs)), index=best, key=key, format_func=lambda k: outputs[k])
+    options, pixels = frame.competition().image, answer.image(service.recipe(run))[0]
+    planes = pixels.reshape(*pixels.shape[:2], -1, options.per_slice)
+    shown = np.flatnonzero(planes.any(axis=(0, 1, 3)))
+    at = st.select_slider("Slice", shown.tolist(), value=int(shown[len(shown) // 2]), format_func=lambda k: str(k + 1))
+    st.image(charts.enlarged(as_picture(planes[:, :, at])), caption=f"slice {at + 1} as {run} sees it", width="stretch")
+    with st.spinner("Slices ..."):
+        asked_of = digest([asked, run, fold, output])
+        lost, maps = _remembered("cam", asked_of, lambda: service.slices(answer, run, fold, output, metadata))
+    st.image(explain_figures.bars(lost, [one.place for one in maps], 320), caption="the evidence that goes with each")
+    for place, one in zip(st.columns(len(maps)), maps, strict=True):
+        words = f"picture {one.place + 1}: {lost[one.place]:+.2f}"
+        overlaid = charts.enlarged(explain_figures.overlay(one.picture, one.heat), 160)
+        place.image(overlaid, caption=words, width="stretch")
+
+
 def _model(key: str, service: Any, runs: list[str]) -> tuple[str, int]:
     left, right = st.columns(2)
     run = left.selectbox("Run", runs, key=f"{key}-run")
@@ -321,7 +363,7 @@ def _value(value: Any) -> str:
 
 
 def _header(path: Path) -> None:
-    fields = uploads.header(path)
+    fields = uploads.apart(uploads.header, path)
     if not fields:
         st.caption("Not a DICOM file.")
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import select
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from foldwise import UserError
+from foldwise.core.files import FULL
 from foldwise.core.schema import nearest
 
 TERMINATED = 128 + signal.SIGTERM
@@ -165,7 +165,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
             os._exit(128 + signal.SIGPIPE)  # what was printed is not whole: `| head` must not turn it into a success
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in FULL:
             print(
                 f"error: {error.filename or 'the disk'}: no space left; what was finished is saved: make room (or set "
                 "FOLDWISE_ROOT to another disk) and run the same command again to continue",

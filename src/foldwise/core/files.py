@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from typing import IO, Any
 
 import pandas as pd
 
+from foldwise import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -30,9 +33,25 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = None if isinstance(error, UserError) else _full(part)
         part.unlink(missing_ok=True)
+        if full is not None and isinstance(error, Exception):
+            raise OSError(full.errno, full.strerror, str(path)) from error
         raise
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no more can be written
+
+
+def _full(part: Path) -> OSError | None:
+    """Why no more can be written, asked of the file system: torch, NumPy and others hide it behind errors of theirs."""
+    try:
+        with part.open("ab") as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        return error if error.errno in FULL else None
+    return None
 
 
 @contextmanager

@@ -104,14 +104,15 @@ def parallel_map(
     label: str = "",
     unit: str = "file",
     dask: str | None = None,
+    most: int = 64,
 ) -> Iterator[tuple[T, Any]]:
     """(row, result) for every row, in the order in which they finish, with a progress bar.
 
     `job` takes a short list of rows and returns one result a row; it runs in worker processes and must be a
     module-level function (or a partial of one) that raises nothing. A native decoder can still kill its process:
     the rows that were in flight then run again, one process each, and those that kill it again, or take longer than
-    FILE_SECONDS, yield a RuntimeError as their result. Few chunks are in flight at once: memory does not grow with the
-    rows.
+    FILE_SECONDS, yield a RuntimeError as their result. Few chunks, of at most `most` rows, are in flight at once:
+    memory does not grow with the rows.
 
     dask: the address of a scheduler ('tcp://10.0.0.5:8786'); its workers must see the same folders at the same paths.
     """
@@ -121,7 +122,7 @@ def parallel_map(
         yield from _over_dask(job, rows, dask, label, unit)
         return
     workers = max(1, min(workers or cores(), len(rows)))
-    size = max(1, min(64, len(rows) // (workers * 8)))
+    size = max(1, min(most, len(rows) // (workers * 8)))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     crashed: list[Sequence[T]] = []
     with tqdm(total=len(rows), desc=label, unit=unit, smoothing=0.05, disable=not rows or None) as bar:
@@ -227,14 +228,21 @@ def context(*modules: str) -> Any:
     return chosen
 
 
+worker_memory: int | None = None  # bytes that a worker may take; the app, whose files are anybody's, sets it
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, context(), initializer=_start_worker)
+    return ProcessPoolExecutor(workers, context(), initializer=_start_worker, initargs=(worker_memory,))
 
 
-def _start_worker() -> None:
+def _start_worker(memory: int | None) -> None:
     import cv2
 
     end_with_parent()
+    if memory and sys.platform == "linux":  # past it comes a MemoryError, or the end of this process alone
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     cv2.setNumThreads(0)  # the processes are the parallelism; threads inside them only contend
 
 

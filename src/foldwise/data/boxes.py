@@ -15,18 +15,20 @@ keeps, and `choose_margin` takes the smallest that keeps enough.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from foldwise import UserError
+from foldwise import UserError, dicom
 from foldwise.core.cli import note
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
+from foldwise.core.parallel import parallel_map
 from foldwise.core.schema import nearest
 from foldwise.data import image
 from foldwise.data.competition import Competition
@@ -425,6 +427,38 @@ def full_image(raw: Path, row: Any, options: ImageOptions) -> np.ndarray:
     if frame is not None and not pd.isna(frame):
         update["frame"] = int(frame)
     return image.read_image(raw / row.path, options=options.model_copy(update=update))
+
+
+def small_image(raw: Path, row: Any, options: ImageOptions, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """An index row's image as a detector sees it, its longer side at `size`, and (width, height) of the file."""
+    full = full_image(raw, row, options)
+    height, width = full.shape[:2]
+    by = size / max(height, width)
+    small = dicom.resize(full, (max(1, round(height * by)), max(1, round(width * by))))
+    return np.ascontiguousarray(small), (width, height)
+
+
+def small_images(
+    raw: Path, rows: pd.DataFrame, options: ImageOptions, size: int
+) -> Iterator[tuple[int, tuple[np.ndarray, tuple[int, int]] | str]]:
+    """(row's number, small_image or the reason why not), as worker processes get done: no decoder runs in this one."""
+    frames = rows["frame"] if "frame" in rows else [None] * len(rows)
+    asked = [
+        (k, SimpleNamespace(path=path, frame=frame))
+        for k, (path, frame) in enumerate(zip(rows["path"], frames, strict=True))
+    ]
+    for (k, _), small in parallel_map(partial(_small_images, raw, options, size), asked, label="look", most=4):
+        yield k, f"{small}" if isinstance(small, Exception) else small
+
+
+def _small_images(raw: Path, options: ImageOptions, size: int, rows: Sequence[tuple[int, Any]]) -> list[Any]:
+    results: list[Any] = []
+    for _, row in rows:
+        try:
+            results.append(small_image(raw, row, options, size))
+        except (UserError, MemoryError) as error:
+            results.append(str(error).removeprefix(f"{raw / row.path}: ") or "needs more memory than there is")
+    return results
 
 
 def drawn(

@@ -5,6 +5,7 @@
     images_<size>_ids.csv    split, id, ok, crc: whose row is which; ok is 0 where the file could not be read (row of
                              zeros); crc of its pixels, checked when they are first read
     images_<size>.json       the key of what made it
+    images_<size>_slices.csv  of series: split, id, slot, and which slice it is (see series.read_study)
     images_<size>_crop...    the same three for the windows of 08_crop.py
 
 Workers write pixels straight into the file (nothing is sent back but one byte a row), so a pool scales with cores.
@@ -52,6 +53,7 @@ class Cache:
     path: Path
     size: int
     ids: pd.DataFrame
+    holds_features = False  # in place of pixels (train.kept_features)
 
     @cached_property
     def _file(self) -> tuple[int, int, int]:
@@ -274,6 +276,8 @@ def build_size(
     ids = table[["split", "id"]].assign(ok=ok.astype(int), crc=np.where(ok, marks - 1, 0))
     voucher.unlink(missing_ok=True)  # of an older build; from here to its new self, the cache counts as unfinished
     write_csv(_ids_file(path), ids)
+    if options.slices is not None:
+        write_csv(_slices_file(path), _seen_slices(state, ids))
     pixels.replace(path)
     write_voucher(
         voucher,
@@ -290,9 +294,44 @@ def build_size(
         },
         _ids_file(path),
     )
-    for part in (state, path.with_suffix(".key.part"), _remarks_file(state)):
+    for part in (state, path.with_suffix(".key.part"), _remarks_file(state), _slices_part(state)):
         part.unlink(missing_ok=True)
     return pd.Series(reasons, dtype=object).reindex(table.index)
+
+
+def load_slices(competition: Competition, size: int) -> pd.DataFrame:
+    """Which slice each slot of a cache of series shows: split, id, slot, series, file, instance, position."""
+    path = _slices_file(competition.derived() / f"{_stem(size, False)}.npy")
+    try:
+        return pd.read_csv(path, dtype={"id": str, "split": str, "file": str})
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not there, or damaged; delete images_{size}.npy and run 01_preprocess.py") from None
+
+
+def _slices_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_slices.csv")
+
+
+def _slices_part(state: Path) -> Path:
+    return state.with_suffix(".slices")
+
+
+def _seen_slices(state: Path, ids: pd.DataFrame) -> pd.DataFrame:
+    """What the workers wrote down, in the order of rows and slots; a row that a kill made twice counts once."""
+    file = _slices_part(state)
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    columns = ["row", *SEEN]
+    table = pd.DataFrame([[row, *one] for row, slices in lines for one in slices], columns=columns)
+    table = table.drop_duplicates(["row", "slot"]).sort_values(["row", "slot"])
+    return (
+        ids[["split", "id"]]
+        .loc[table["row"]]
+        .reset_index(drop=True)
+        .join(table.drop(columns="row").reset_index(drop=True))
+    )
+
+
+SEEN = ["slot", "series", "file", "instance", "position"]
 
 
 def remarks(competition: Competition, table: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -336,7 +375,7 @@ def _allocate(pixels: Path, state: Path, keyfile: Path, key: str, shape: tuple[i
     """Files of the final size, zeroed and reserved, unless those of a killed build with the same key are there."""
     if keyfile.exists() and keyfile.read_text(encoding="utf-8") == key and pixels.exists() and state.exists():
         return
-    for stale in (keyfile, pixels, state, _remarks_file(state)):
+    for stale in (keyfile, pixels, state, _remarks_file(state), _slices_part(state)):
         stale.unlink(missing_ok=True)
     header = _header(shape)
     total = len(header) + math.prod(shape)
@@ -376,7 +415,7 @@ def _decode_rows(
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", ReadWarning)
-                    pixels_of = series.read(Path(raw) / path, size, chosen, window)
+                    pixels_of, slices = series.read(Path(raw) / path, size, chosen, window)
             except UserError as error:
                 results.append(str(error).removeprefix(f"{Path(raw) / path}: "))
                 continue
@@ -389,6 +428,10 @@ def _decode_rows(
             if odd:  # one short line at once: other workers write there too
                 with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
                     file.write(json.dumps([row, "; ".join(odd)]) + "\n")
+            if slices is not None:
+                table = slices.assign(file=[Path(one).name for one in slices["path"]])[SEEN].astype(object)
+                with _slices_part(Path(state)).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([row, table.where(table.notna(), None).to_numpy().tolist()]) + "\n")
             data = np.ascontiguousarray(pixels_of).data
             os.pwrite(out.fileno(), data, header + row * pixels_of.size)
             os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)

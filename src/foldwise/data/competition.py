@@ -274,6 +274,21 @@ class AuxiliaryTarget(Strict):
     weight: float = Field(gt=0, description="of its loss, where the target's counts 1")
 
 
+class SliceLabels(Strict):
+    """Labels of single slices, which networks of `series` learn beside the target of the row."""
+
+    table: str = Field(description="CSV, parquet... with a row per slice")
+    slice: str = Field(description="its column that names a slice: a file, with or without suffix, or InstanceNumber")
+    id: str | None = Field(None, description="its column that names the row, where that is not the competition's `id`")
+    target: str | list[str] = Field(description="its columns of 0 and 1")
+    weight: float = Field(0.5, gt=0, description="of their loss, where the target's counts 1")
+
+    @property
+    def targets(self) -> list[str]:
+        """Its columns of labels."""
+        return [self.target] if isinstance(self.target, str) else self.target
+
+
 NO_GROUP = "none"
 
 
@@ -302,6 +317,9 @@ class Competition(Strict):
         {},
         description="columns of the train table that networks learn beside the target, each with a loss of its own: "
         "{age: {task: regression, weight: 0.1}, site: {task: multiclass, weight: 0.2}}; gaps are ignored",
+    )
+    slice_labels: SliceLabels | None = Field(
+        None, description="of `series`, labels of single slices, learnt beside: {table: slices.csv, slice: file, ...}"
     )
     derive: dict[str, tuple[str, str]] = Field(
         {},
@@ -336,6 +354,11 @@ class Competition(Strict):
         None,
         description="free: no up and down (skin, tissue, land from above), any turn is as good; upright: nothing turns "
         "them, and they are mirrored only",
+    )
+    mirror: dict[str, str] = Field(
+        {},
+        description="multilabel: targets that change places in a mirror image, {left_hip: right_hip}; training then "
+        "mirrors nothing, and test-time mirrors (predict.tta=flip) answer with them exchanged",
     )
     turned_copies: bool = Field(True, description="mirrored and turned images count as copies of each other, too")
     merge_copies: bool = Field(True, description="images taken for copies share a fold, whatever their groups")
@@ -410,12 +433,26 @@ class Competition(Strict):
         return self
 
     @model_validator(mode="after")
+    def _mirrors_are_targets(self) -> Competition:
+        named = [*self.mirror, *self.mirror.values()]
+        if named and (self.task != "multilabel" or self.delimited):
+            raise ValueError("`mirror` exchanges columns of a `target` list: task: multilabel")
+        patterns = [name for name in self.targets if tables.is_pattern(name)]
+        for name in named:
+            known = name in self.targets or name in tables.expand(patterns, [name])
+            if named.count(name) > 1 or not known:
+                raise ValueError(f"`mirror`: '{name}' is no target, or stands there twice")
+        return self
+
+    @model_validator(mode="after")
     def _rows_are_alike(self) -> Competition:
         names = {tuple(one.series) if isinstance(one.series, dict) else () for one in self._splits()}
         if len({one.series is None for one in self._splits()}) > 1 or len(names) > 1:
             raise ValueError("`series` of train, test and extra have the same names")
         if (self.train.series is None) != (self.image.slices is None):
             raise ValueError("`series` and `image: {slices: N}` belong together")
+        if self.slice_labels is not None and self.train.series is None:
+            raise ValueError("`slice_labels` belong to `series`")
         if self.train.series is not None and self.frames == "each":
             raise ValueError("`frames: each` belongs to `images`, not to `series`")
         self.image = self.image.model_copy(update={"series": list(names.pop())})

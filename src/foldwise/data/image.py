@@ -54,6 +54,13 @@ class SeriesOptions(ArrayOptions):
     resample: tuple[float, float, float] | None = Field(
         None, description="mm between slices, rows and columns, [z, y, x], made equal about the middle of each series"
     )
+    tile: int | None = Field(
+        None,
+        ge=8,
+        description="a series that is one large picture (a slide): its tiles of so many pixels a side, those "
+        "with the most tissue, darkest on white, are the slices",
+    )
+    level: int = Field(0, ge=0, description="`tile`: of a pyramidal TIFF (by tifffile), 0: full size")
     series: list[str] = Field([], description="the names of several `series`; filled in from `train`")
 
     @property
@@ -72,6 +79,8 @@ class SeriesOptions(ArrayOptions):
     def _a_stack(self) -> SeriesOptions:
         if self.resample is not None and (self.slices is None or min(self.resample) <= 0):
             raise ValueError("`resample` is [z, y, x], mm above 0, of `slices`")
+        if self.tile is not None and (self.slices is None or not self.colour):
+            raise ValueError("`tile` cuts a picture into `slices`, with `colour: true`")
         if self.slices is not None and (self.channels != 3 or self.bands):
             raise ValueError("`slices` are gray, `colour: true`, or a channel a window; no `channels` or `bands`")
         return self

@@ -245,6 +245,8 @@ def _tables(raw: Raw, made: Proposal, train: str, test: str | None, sample: str 
         made.add("group", groups[0], f"{table[groups[0]].nunique():,} values in {len(table):,} rows")
     tried = min(TRIED, len(table))
     hit = f"found for {hits:,} of {tried:,} rows tried"
+    if "*" in images:
+        hit += "; the middle one of each folder: `series` with `image: {slices: 24}` sees all (docs/series.md)"
     made.add("train", {"table": train, "images": images}, hit, guess=hits < tried)
     if task == "multilabel" and isinstance(target, str) and (separator := _separator(table[target])) != " ":
         made.add("labels", {"separator": separator}, "stands between labels")

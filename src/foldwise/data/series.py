@@ -32,6 +32,7 @@ from foldwise.dicom.series import COLUMNS, natural, say, unread
 T = TypeVar("T")
 SEVERAL = "|"  # before each of a row's series in the index's `path`, where there are several
 NIFTI = (".nii", ".nii.gz")
+SLIDE = 2_000_000_000  # pixels of a slide that is cut into tiles
 
 
 def several(places: Sequence[str]) -> str:
@@ -60,11 +61,11 @@ def files(place: Path) -> list[Path]:
 
 def read(
     path: Path, size: Size = None, options: ImageOptions | None = None, window: Sequence[int] | None = None
-) -> Array:
-    """uint8 (H, W, options.planes) of an index's `path` below the raw folder; otherwise as image.read_image."""
+) -> tuple[Array, pd.DataFrame | None]:
+    """uint8 (H, W, options.planes) of an index's `path` below the raw folder, and of series the table of slices."""
     if options is None or options.slices is None:
-        return image.read_image(path, size, options, window)
-    return read_study(path, size, options, window)[0]
+        return image.read_image(path, size, options, window), None
+    return read_study(path, size, options, window)
 
 
 def read_study(
@@ -161,7 +162,9 @@ def _read_stack(
     """Places int (n,) of n slices among options.slices, uint8 (H, W, slices * per slice), and the n slices' table."""
     assert options.slices is not None
     plain = options.model_copy(update={"channels": options.per_slice, "slices": None})
-    stack = _stack(place, None if window or options.resample else size, plain)
+    if options.tile is not None:
+        plain = plain.model_copy(update={"max_pixels": max(options.max_pixels, SLIDE)})
+    stack = _stack(place, None if window or options.resample else size, plain, options.slices)
     chosen = _choose(stack.table, options, place)
     slots = np.flatnonzero(chosen >= 0)
     table = stack.table.iloc[chosen[slots]].reset_index(drop=True)
@@ -241,10 +244,12 @@ def _framed(pixels: Array, height: int, width: int) -> Array:
     return out
 
 
-def _stack(place: Path, size: Size, options: ImageOptions) -> Stack:
+def _stack(place: Path, size: Size, options: ImageOptions, most: int) -> Stack:
     every = files(place)
     if not every:
         raise ImageError(f"{place}: missing series")
+    if len(every) == 1 and options.tile is not None:
+        return _tiles(every[0], options, most)
     if len(every) == 1 and (volume := _volume(every[0], options)) is not None:
         return volume
     if image.is_dicom_file(every[len(every) // 2]):
@@ -255,6 +260,43 @@ def _stack(place: Path, size: Size, options: ImageOptions) -> Stack:
         raise ImageError(f"{place}: no images in it")
     table = pd.DataFrame({"path": pictures, "frame": 0, "instance": np.arange(len(pictures))}, columns=list(COLUMNS))
     return Stack(table, lambda rows: _pictures(rows, size, options))
+
+
+def _tiles(path: Path, options: ImageOptions, most: int) -> Stack:
+    """The tiles of a slide, in rows; only as many as are seen, those with the most that is not white (as in PANDA)."""
+    side, pixels = int(options.tile or 0), _level(path, options)
+    rows, columns = (-(-length // side) for length in pixels.shape[:2])
+    padded = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    tiles = padded.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    darkness = 255.0 - np.array([tile.mean() for tile in tiles])
+    best = np.sort(np.argsort(-darkness, kind="stable")[:most])
+    best = best[darkness[best] > 0] if darkness.max() > 0 else best
+    table = pd.DataFrame({"path": path, "frame": best, "instance": best}, columns=list(COLUMNS))
+    return Stack(table, lambda rows: ([tiles[k] for k in rows["frame"]], []))
+
+
+def _level(path: Path, options: ImageOptions) -> Array:
+    """uint8 (H, W, 3) of a picture, or of one level of a pyramidal TIFF."""
+    if not options.level:
+        return image.read_image(path, options=options)
+    try:
+        import tifffile
+    except ImportError:
+        raise ImageError(f"{path}: `image.level` of a TIFF is read by tifffile: pip install tifffile") from None
+    try:
+        with tifffile.TiffFile(source.plain(path)) as opened:
+            levels = opened.series[0].levels
+            if options.level >= len(levels):
+                raise ImageError(f"{path}: `image: {{level: {options.level}}}` of {len(levels)} levels")
+            values = levels[options.level].asarray()
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{path}: damaged or odd TIFF ({' '.join(str(error).split())[:120]})") from None
+    if values.ndim != 3 or values.shape[2] < 3 or values.dtype != np.uint8:
+        raise ImageError(f"{path}: a level of {values.dtype} {values.shape}, not of RGB")
+    return np.ascontiguousarray(values[..., :3])
 
 
 def _pictures(rows: pd.DataFrame, size: Size, options: ImageOptions) -> tuple[list[Array | None], list[str]]:

@@ -153,7 +153,9 @@ def _say_left_over(competition: Competition, split: Split, rows: pd.DataFrame, n
     """Files beside the table's images that no row names."""
     raw = competition.raw_of(split)
     folders = {raw / template.partition("{")[0].rpartition("/")[0] for template in split.templates}
-    named, slices = set(rows["path"]), [re.compile(pattern(one)) for one in split.templates if "*" in one]
+    folders_of_slices = "(/.*)?" if split.series else ""
+    several = [one for one in split.templates if "*" in one or split.series]
+    named, slices = set(rows["path"]), [re.compile(pattern(one) + folders_of_slices) for one in several]
     for folder in sorted(folders - {raw}):
         paths = [path.relative_to(raw).as_posix() for path in source.tree(folder, raw).files]
         more = [path for path in paths if path not in named and not any(one.fullmatch(path) for one in slices)]

@@ -27,7 +27,7 @@ from foldwise.core import parallel, paths
 from foldwise.core.cli import duration, note
 from foldwise.core.files import digest, file_digest, temporary_folder, write_json, write_text
 from foldwise.core.source import stamp
-from foldwise.data import image, index, oof, test_rows
+from foldwise.data import image, index, oof, series, test_rows
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Rows
 from foldwise.data.recipe import Recipe
@@ -261,7 +261,9 @@ def _open(work: Work, choice: Choice, how: How) -> Pixels:
     about = work.competition
     runs = {path: file_digest(path) for path in _models(about, choice)}
     rows = work.rows[["id", "path", *index.metadata_columns(about)]].astype(str).to_numpy().tolist()
-    files = [stamp(about.raw() / path) for path in work.rows["path"]]  # others under the same names are others
+    places = [place for path in work.rows["path"] for place in series.places(about.raw() / path)]
+    files = [stamp(file) for place in places for file in [place, *(series.files(place) if about.image.slices else [])]]
+    # others under the same names are others
     key = digest([str(work.saved.mixture), rows, files, about.image.model_dump(), list(runs.values())])
     chunked = work.folder / "chunks"
     if not (chunked / "key").exists() or (chunked / "key").read_text(encoding="utf-8") != key:

@@ -28,11 +28,11 @@ import pandas as pd
 from foldwise import UserError
 from foldwise.core import source
 from foldwise.core.cli import duration, note
-from foldwise.data import folds, index, oof, submission
+from foldwise.data import folds, index, oof, series, submission
 from foldwise.data.competition import Competition, Split, load_competition
 from foldwise.data.rows import rows_of_table, table_of
 from foldwise.data.tables import read_table
-from foldwise.data.template import template_columns, template_pieces
+from foldwise.data.template import Piece, template_columns, template_pieces
 from foldwise.inference.bundle import broken_rules, damaged, read_about
 from foldwise.inference.writer import Saved
 
@@ -130,11 +130,18 @@ def swap(competition: Competition, fold: int, folder: Path, most: int) -> Hidden
     new = _new_ids(mine["id"].tolist(), table["id"].tolist())
     paths, row_ids = _write_table(competition, test, mine, new, folder)
     for old, to in zip(mine["path"], paths, strict=True):
-        target = folder / to
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read(competition.raw() / old))
+        for here, there in zip(series.places(competition.raw() / old), series.places(folder / to), strict=True):
+            for file in series.files(here):
+                target = there if file == here else _fixed(there) / file.relative_to(_fixed(here))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read(file))
     tampered = _tamper(competition, folder, paths, new)
     return Hidden(folder, mine["id"].tolist(), new, row_ids, tampered)
+
+
+def _fixed(place: Path) -> Path:
+    """The folder of a series: what stands before a pattern's *."""
+    return Path(str(place).partition("*")[0].rpartition("/")[0]) if "*" in str(place) else place
 
 
 def _new_ids(old: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -181,11 +188,9 @@ def _write_table(
             frame.to_parquet(target, index=False)
         else:
             frame.to_csv(target, index=False)
-        pieces = template_pieces(split.templates[0])
-        paths = [
-            "".join(piece.fill(row[piece.column] if piece.column else "") for piece in pieces)
-            for row in frame.astype(str).to_dict("records")
-        ]
+        templates = split.templates if split.series else split.templates[:1]
+        records = frame.astype(str).to_dict("records")
+        paths = [series.several([_filled(template_pieces(one), row) for one in templates]) for row in records]
         paths = [path.replace(".zip/", "/").replace(".hdf5/", "/") for path in paths]
         row_ids = rows_of_table(competition, split, frame.astype({competition.id: str}), target)["row_id"]
     if competition.sample_submission is not None:
@@ -198,18 +203,27 @@ def _write_table(
     return paths, row_ids.tolist()
 
 
+def _filled(pieces: Sequence[Piece], row: dict[Any, str]) -> str:
+    return "".join(piece.fill(row[piece.column] if piece.column else "") for piece in pieces)
+
+
 def _any_submission(competition: Competition) -> str:
     return sorted(competition.submissions().glob("*.json"))[0].stem
 
 
 def _tamper(competition: Competition, folder: Path, paths: Sequence[str], new: Sequence[str]) -> list[str]:
     """What a hidden test set may hold; the ids that it touches."""
-    (folder / paths[0]).write_bytes(b"broken")
+    broken, gone = (
+        [file for place in series.places(folder / path) for file in series.files(place)] for path in paths[:2]
+    )
+    for file in broken:
+        file.write_bytes(b"broken")
     split = competition.test
     if split is None or not split.sources:
         return [new[0]]  # any other file is a row, and no row is without one
-    (folder / paths[1]).unlink()
-    (folder / paths[0]).with_name("nobodys" + Path(paths[0]).suffix).write_bytes(b"broken")
+    for file in gone:
+        file.unlink()
+    broken[0].with_name("nobodys" + broken[0].suffix).write_bytes(b"broken")
     tampered = [new[0], new[1]]
     named = competition.metadata.categorical
     table = folder / split.sources[0].table

@@ -15,6 +15,7 @@ from foldwise.core.cli import note
 from foldwise.core.schema import nearest
 from foldwise.data import image
 from foldwise.data.boxes import (
+    XYXY,
     Crops,
     Pick,
     Recall,
@@ -29,6 +30,7 @@ from foldwise.data.boxes import (
     one_each,
     read_boxes,
     save_boxes,
+    small_images,
     write_sheet,
 )
 from foldwise.data.competition import Competition
@@ -171,10 +173,13 @@ def _by_detector(
     return boxes, truth, {**meta, "min_score": options.min_score, "weights": options.weights}
 
 
-def crop_again(competition: Competition, raw: Path, rows: pd.DataFrame) -> Crops:
+def crop_again(
+    competition: Competition, raw: Path, rows: pd.DataFrame, options: image.ImageOptions | None = None
+) -> Crops:
     """Windows of other images below `raw`, found as crop.json says the competition's were; nothing is written.
 
-    rows: columns path, error, split, id, bytes (and frame), as cache.build_size takes them.
+    rows: columns path, error, split, id, bytes (and frame), as cache.build_size takes them. They may be anybody's:
+    worker processes read them. options: how, the competition's where None.
     """
     meta = load_crop_meta(competition)
     if meta is None:
@@ -188,15 +193,17 @@ def crop_again(competition: Competition, raw: Path, rows: pd.DataFrame) -> Crops
     tuned = competition.derived() / "detector"
     name, weights = (str(tuned), None) if "trained_on" in meta else (meta["detector"], meta["weights"])
     finder = detector.load(name, weights, meta["size"])
-    sizes: list[tuple[int, int, str | None]] = []
-    for row in rows.itertuples():
-        try:
-            seen = image.probe(raw / str(row.path))
-            sizes.append((seen["width"], seen["height"], None))
-        except UserError as error:
-            sizes.append((1, 1, str(error)))
-    rows = rows.assign(**{name: [size[k] for size in sizes] for k, name in enumerate(("width", "height", "error"))})
-    detections = detector.detect(finder, raw, competition.image, rows)
+    sides, errors = np.ones((len(rows), 2), int), rows["error"].astype(object).tolist()
+    parts = [pd.DataFrame(columns=["row", *XYXY, "score", "class"])]
+    for k, small in small_images(raw, rows, options or competition.image, finder.size):
+        if isinstance(small, str):
+            errors[k] = small
+        else:
+            sides[k] = small[1]
+            parts.append(detector.detect_small(finder, k, *small))
+    rows = rows.assign(width=sides[:, 0], height=sides[:, 1], error=errors)
+    detections = pd.concat(parts[1:] or parts).sort_values("row", kind="stable", ignore_index=True)
+    detections = detections[detections["score"].notna()].assign(reason=None).reset_index(drop=True)
     boxes = one_each(detections, rows, "detector", meta["pick"], meta["min_score"], meta["class"])
     return crops(boxes, rows, meta["margin"], meta["square"])
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from foldwise import UserError, dicom
+from foldwise import UserError
 from foldwise.core import parallel, paths
 from foldwise.core.cli import note
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
 from foldwise.core.schema import nearest
-from foldwise.data.boxes import XYXY, full_image
+from foldwise.data.boxes import XYXY, small_image
 from foldwise.data.competition import Competition
 from foldwise.data.image import ImageOptions
 from foldwise.data.recipe import Backbone, Model, load_recipe
@@ -228,12 +229,10 @@ def _build(name: str, classes: Sequence[str], size: int, backbone: dict[str, Any
 def _read(raw: Path, options: ImageOptions, size: int, row: Any) -> tuple[np.ndarray, float] | None:
     """(image with its longer side at `size`, pixels of the file a pixel of it); None where it can't be read."""
     try:
-        full = full_image(raw, row, options)
+        small, sides = small_image(raw, row, options, size)
     except UserError:
         return None
-    by = size / max(full.shape[:2])
-    small = dicom.resize(full, (max(1, round(full.shape[0] * by)), max(1, round(full.shape[1] * by))))
-    return np.ascontiguousarray(small), 1 / by
+    return small, max(sides) / size
 
 
 def _images(
@@ -286,6 +285,12 @@ def detect(
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     made = pd.concat([part for part in parts if len(part)] or parts[:1]).sort_values("row", kind="stable")
     return made.round(dict.fromkeys([*XYXY, "score"], 4)).reset_index(drop=True)[["row", *XYXY, "score", "class"]]
+
+
+def detect_small(detector: Detector, place: int, small: np.ndarray, sides: tuple[int, int]) -> pd.DataFrame:
+    """Detections of one image that was read elsewhere (boxes.small_image), as `detect` makes them of row `place`."""
+    row = SimpleNamespace(place=place, width=sides[0], height=sides[1])
+    return _joined([_detected(detector, [(row, small, max(sides) / detector.size)])])
 
 
 def _detected(detector: Detector, batch: list[tuple[Any, np.ndarray, float]]) -> pd.DataFrame:

@@ -208,7 +208,7 @@ def _as_map(values: Tensor, backbone: nn.Module, name: str, rows: int) -> Tensor
 
 @dataclass(frozen=True)
 class Maps:
-    """Of each layer: activations and gradients float (B, C, H, W); and the logits (B, outputs)."""
+    """Of each layer: activations and gradients float (B, C, H, W), of a study a row a picture; logits (B, outputs)."""
 
     activation: dict[str, Tensor]
     gradient: dict[str, Tensor]
@@ -225,12 +225,12 @@ def maps(
     """Activations of the layers and the gradients there of each row's target."""
     network = model.network.eval()
     modules = dict(network.named_modules())
-    taken: dict[str, Tensor] = {}
+    taken: dict[str, list[Tensor]] = {}
 
     def keep(name: str, out: Any) -> None:
         if not torch.is_tensor(out):
             raise UserError(f"--layer {name}: gives no tensor; choose another layer")
-        taken[name] = out
+        taken.setdefault(name, []).append(out)
 
     with _hooked({name: modules[name] for name in layers}, keep), torch.enable_grad():
         start = images.float().requires_grad_()  # so that gradients reach a frozen network's layers
@@ -238,17 +238,19 @@ def maps(
         missing = [name for name in layers if name not in taken]
         if missing:
             raise UserError(f"--layer {missing[0]}: is not run on the way from image to answer; choose another layer")
-        grads = torch.autograd.grad(
-            evidence_for(model, logits, targets).sum(), [taken[name] for name in layers], allow_unused=True
-        )
+        # a backbone of slices may run several times, on some pictures each
+        parts = [part for name in layers for part in taken[name]]
+        grads = iter(torch.autograd.grad(evidence_for(model, logits, targets).sum(), parts, allow_unused=True))
     owners = backbones(network)
     activation, gradient = {}, {}
-    for name, grad in zip(layers, grads, strict=True):
-        if grad is None:
+    for name in layers:
+        of_layer = [next(grads) for _ in taken[name]]
+        if any(grad is None for grad in of_layer):
             raise UserError(f"--layer {name}: the answer does not depend on it; choose another layer")
-        owner = owners[name.partition(".")[0]]
-        activation[name] = _as_map(taken[name].detach(), owner, name, len(images)).float()
-        gradient[name] = _as_map(grad, owner, name, len(images)).float()
+        owner, values = owners[name.partition(".")[0]], torch.cat([part.detach() for part in taken[name]])
+        rows = len(images) if network.slices is None else len(values)
+        activation[name] = _as_map(values, owner, name, rows).float()
+        gradient[name] = _as_map(torch.cat(of_layer), owner, name, rows).float()
     return Maps(activation, gradient, logits.detach())
 
 
@@ -434,7 +436,9 @@ def feature_maps(
     seen = maps(model, tensors[0], [target], layers, tensors[1])
     found = []
     for name in layers:
-        values, grads = seen.activation[name][0], seen.gradient[name][0]
+        products = (seen.activation[name] * seen.gradient[name]).sum(dim=(1, 2, 3))
+        row = int(products.argmax())  # of a study, the picture that speaks for the target the most
+        values, grads = seen.activation[name][row], seen.gradient[name][row]
         weights = (values * grads).sum(dim=(1, 2))
         order = weights.abs().argsort(descending=True)[:most]
         found.append(

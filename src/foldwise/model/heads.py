@@ -105,6 +105,15 @@ class Classifier(nn.Linear):
             return super().forward(input.float())
 
 
+class Beside(nn.Module):
+    """Linear layers (width, outputs) of what is learnt beside: of a row, and of each slice."""
+
+    def __init__(self, row: tuple[int, int] | None, slices: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.row = None if row is None else Classifier(*row)
+        self.slice = None if slices is None else Classifier(*slices)
+
+
 class Cosine(nn.Module):
     """(B, D) -> float32 (B, outputs): `scale` times the cosine to the nearest of each output's centres.
 

@@ -45,7 +45,7 @@ class Network(nn.Module):
         self.pool: heads.Pool | None = None
         self.second_pool: heads.Pool | None = None
         self.fusion: heads.Metadata | None = None
-        self.beside: heads.Classifier | None = None
+        self.beside: heads.Beside | None = None
         self.slices: Slices | None = None
         self.learns: frozenset[str] = frozenset()  # parameters that learn, at once or when their stage is unfrozen
         self._normalise_by("mean", mean, "std", std)
@@ -66,13 +66,20 @@ class Network(nn.Module):
         return _normalised(images, self.mean, self.std)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        return self.classify(self.features(images), metadata)
+        logits = self.classify(self.features(images), metadata)
+        if self.beside is None or self.beside.slice is None or not self.training:
+            return logits
+        assert self.slices is not None
+        return torch.cat([logits, self.beside.slice(self.slices.taken()).flatten(1)], dim=1)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features of the backbones, concatenated, float (B, D): all that `classify` needs of an image."""
-        return self._of_pictures(images) if self.slices is None else self.slices(images, self._of_pictures)
+        if images.ndim < 4:  # features already (train.kept_features)
+            return images if self.slices is None else self.slices.study(images, images.abs().amax(dim=2) > 0)
+        return self.of_pictures(images) if self.slices is None else self.slices(images, self.of_pictures)
 
-    def _of_pictures(self, images: Tensor) -> Tensor:
+    def of_pictures(self, images: Tensor) -> Tensor:
+        """Pooled features of single pictures, float (B, D)."""
         pooled = _tower(self.backbone, self.inputs(images), self.pool)
         if self.second is None:
             return pooled
@@ -86,14 +93,19 @@ class Network(nn.Module):
         """
         joined = self._joined(features, metadata)
         logits = self._units(self.head(joined))
-        if self.beside is None or not self.training:
+        if self.beside is None or self.beside.row is None or not self.training:
             return logits
-        return torch.cat([logits, self.beside(self.head.neck(joined))], dim=1)
+        return torch.cat([logits, self.beside.row(self.head.neck(joined))], dim=1)
 
-    def learn_beside(self, outputs: int) -> None:
-        """Give the network logits of auxiliary targets; they are in no file of weights."""
-        self.beside = heads.Classifier(self.head.classifier.weight.shape[1], outputs)
-        self.learns |= {"beside.weight", "beside.bias"}
+    def learn_beside(self, outputs: int, of_slices: int = 0) -> None:
+        """Give the network logits of auxiliary targets, and so many of each picture of a study; they are in no file
+        of weights."""
+        width = self.head.classifier.weight.shape[1]
+        slices = (self.slices.width // self.slices.stack.series, of_slices) if self.slices and of_slices else None
+        if self.slices is not None:
+            self.slices.keeps = slices is not None
+        self.beside = heads.Beside((width, outputs) if outputs else None, slices)
+        self.learns |= {f"beside.{name}" for name, _ in self.beside.named_parameters()}
 
     def embed(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         """What the linear classifier sees, float (B, D): pooled features, metadata's too, through the hidden layer."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from foldwise.core import parallel
 from foldwise.core.cli import note_once
+from foldwise.core.progress import Bar
 from foldwise.core.ranks import current_ranks
 from foldwise.data import top
 from foldwise.data.batches import Batches
@@ -109,7 +110,8 @@ def predict_readable(
         return lambda x, m: _finite(one, x, m) if logits else activate(_finite(one, x, m), targets)
 
     kept = top.keep if targets.many else np.asarray
-    each = [_over_rows(one, cache, cache_rows, output(one), recipe, label, metadata, how, kept) for one in networks]
+    rest = (recipe, label, metadata, how, kept, targets.mirror)
+    each = [rows_of_outputs(one, cache, cache_rows, output(one), *rest) for one in networks]
     made = top.mean(each) if targets.many else np.mean(each, axis=0)
     if logits:
         made = activate(torch.from_numpy(made), targets).numpy()
@@ -150,11 +152,13 @@ def embed_rows(
     metadata: np.ndarray | None = None,
 ) -> np.ndarray:
     """float32 (N, D) features before the classifier for the cache rows `cache_rows`; zeros where there is no image."""
-    return _over_rows(network, cache, cache_rows, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata)
+    return rows_of_outputs(
+        network, cache, cache_rows, lambda x, m: _finite(network.embed, x, m), recipe, label, metadata
+    )
 
 
 @torch.inference_mode()
-def _over_rows(
+def rows_of_outputs(
     network: Network,
     cache: Cache,
     cache_rows: np.ndarray,
@@ -164,30 +168,36 @@ def _over_rows(
     metadata: np.ndarray | None = None,
     how: Precision | None = None,
     kept: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    mirror: list[int] | None = None,
 ) -> np.ndarray:
-    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all."""
+    """Rows of what is `kept` of `function`'s outputs; under torchrun each rank makes its part, and all get all.
+
+    mirror: of a mirrored view, the outputs in their places.
+    """
     network.eval()
     device = next(network.parameters()).device
     how = how or precision.of_device(recipe, device)
-    views = tta_views(recipe.predict, recipe.image_size)
+    views = [AS_IT_IS] if cache.holds_features else tta_views(recipe.predict, recipe.image_size)
     ranks = current_ranks()
     readable = np.flatnonzero(cache_rows >= 0)
     mine = readable[ranks.rank :: ranks.size]
-    batch_size = recipe.predict.batch_size * (ON_GPU if device.type == "cuda" else 1)
+    slices = network.slices.stack.slices if network.slices else 1
+    batch_size = max(1, recipe.predict.batch_size * (ON_GPU if device.type == "cuda" else 1) // slices)
     batches = Batches(cache, cache_rows[mine], batch_size, threads=recipe.train.loaders)
     beside = None if metadata is None else to_device(metadata[mine], device)
     quiet = True if ranks.rank else None
     seen = (replace(batch, images=view(batch.images)) for batch in batches.epoch() for view in views)
-    bar = tqdm(on_device(seen, device), total=len(batches) * len(views), desc=label, leave=False, disable=quiet)
+    bar = Bar(on_device(seen, device), total=len(batches) * len(views), desc=label, leave=False, disable=quiet)
 
     def outputs() -> Iterator[Tensor]:
         """The device's float32 sum over the views of each batch."""
         moved = iter(bar)
         for _ in range(len(batches)):
             total: Tensor | None = None
-            for batch in islice(moved, len(views)):
+            for view, batch in zip(views, islice(moved, len(views)), strict=True):
                 with how.autocast(device):
                     out = _in_pieces(function, batch.images, None if beside is None else beside[batch.rows]).float()
+                out = out[:, mirror] if mirror and view.mirrored else out
                 total = out if total is None else total + out
             assert total is not None
             yield total
@@ -238,9 +248,17 @@ def _in_pieces(function: Function, images: Tensor, metadata: Tensor | None) -> T
     return torch.cat([_in_pieces(function, *part) for part in parts])
 
 
-View = Callable[[np.ndarray], np.ndarray]
+class View(NamedTuple):
+    """uint8 (B, S, S, C) -> (B, S', S', C), and whether it mirrors."""
+
+    apply: Callable[[np.ndarray], np.ndarray]
+    mirrored: bool
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.apply(images)
 
 
+AS_IT_IS = View(np.asarray, False)
 SYMMETRIES = {"none": (0,), "flip": (0, 1), "d4": tuple(range(8))}
 
 
@@ -281,4 +299,4 @@ def _view(symmetry: int, scale: float, place: tuple[float, float, float], image_
         how = cv2.INTER_AREA if side > to else cv2.INTER_LINEAR
         return np.stack([cv2.resize(image, (to, to), interpolation=how) for image in part])
 
-    return apply
+    return View(apply, bool(symmetry & 1))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from foldwise.data import recipe
 from foldwise.model.heads import in_full
 
+AT_ONCE = 256  # pictures in the backbone at once in prediction, where no activation is kept
 Backbone = Callable[[Tensor], Tensor]  # uint8 (N, S, S, c) -> float (N, F)
 
 
@@ -35,6 +36,8 @@ class Slices(nn.Module):
         self.pool = SlicePool(settings.pool, width)
         self.missing = nn.Parameter(torch.zeros(stack.series, width)) if stack.series > 1 else None
         self.width = width * stack.series
+        self.keeps = False  # whether `sequence` holds what a forward made of slices (B, series x P, F), to be `taken`
+        self.sequence: Tensor | None = None
 
     middles: Tensor
     places: Tensor
@@ -43,15 +46,23 @@ class Slices(nn.Module):
         pictures, present = self.pictures(images)
         return self.study(self.through(backbone, pictures, present), present)
 
+    def taken(self) -> Tensor:
+        """The last forward's features of slices, handed over."""
+        assert self.sequence is not None
+        sequence, self.sequence = self.sequence, None
+        return sequence
+
     def pictures(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, series x P, S, S, neighbours x channels) of P slices with their neighbours, and bool (B, series x P):
         which are not black. A study that is black all over is seen as it is."""
         stack = self.stack
         slices = images.unflatten(3, (stack.series, stack.slices, stack.channels)).permute(0, 3, 4, 1, 2, 5)
-        present = slices.amax(dim=(3, 4, 5))[:, :, self.middles].flatten(1) > 0
+        there = slices.amax(dim=(3, 4, 5)) > 0
+        present = there[:, :, self.middles].flatten(1)
         present = present | ~present.any(dim=1, keepdim=True)
-        windows = slices[:, :, self.places].flatten(1, 2)  # (B, series x P, k, S, S, c)
-        return windows.permute(0, 1, 3, 4, 2, 5).flatten(4), present
+        beside = there[:, :, self.places][..., None, None, None]  # at the ends a slice is its own neighbour
+        windows = torch.where(beside, slices[:, :, self.places], slices[:, :, self.middles, None])
+        return windows.flatten(1, 2).permute(0, 1, 3, 4, 2, 5).flatten(4), present  # from (B, series, P, k, S, S, c)
 
     def through(self, backbone: Backbone, pictures: Tensor, present: Tensor) -> Tensor:
         """Features (B, N, F) of the pictures (B, N, ...); zeros where they are not `present`.
@@ -60,7 +71,7 @@ class Slices(nn.Module):
         arXiv:1604.06174): memory is that of so many pictures, whatever N.
         """
         flat = pictures[present]
-        step = self.batch or len(flat)
+        step = (self.batch or len(flat)) if self.training else AT_ONCE
         again = self.training and torch.is_grad_enabled() and step < len(flat)
         parts = []
         for part in flat.split(step):
@@ -78,6 +89,8 @@ class Slices(nn.Module):
         seen = present.unflatten(1, (series, -1)).flatten(0, 1)
         if self.context is not None:
             x = self.context(x, seen)
+        if self.keeps:
+            self.sequence = x.unflatten(0, (-1, series)).flatten(1, 2)
         pooled = self.pool(x, seen).unflatten(0, (-1, series))
         if self.missing is not None:
             there = seen.any(dim=1).unflatten(0, (-1, series))

@@ -53,6 +53,7 @@ class Targets:
     fold: np.ndarray | None = None
     column: str | None = None
     labels: pd.Series | None = None  # of `column`, by id
+    mirror: list[int] | None = None  # the outputs of a mirror image in their places, where some change them
 
     @property
     def many(self) -> bool:
@@ -110,7 +111,17 @@ def plan(competition: Competition, recipe: Recipe, table: pd.DataFrame, learnt: 
         raise UserError("model.head.cosine: classes that exclude each other, with train.loss=ce or focal, have centres")
     if loss == "ordinal":
         index.check_order(competition, names, "train.loss=ordinal")
-    return Targets(kind, names, names, _activation(kind, loss))
+    return Targets(kind, names, names, _activation(kind, loss), mirror=_mirrored(competition, recipe, names))
+
+
+def _mirrored(competition: Competition, recipe: Recipe, names: list[str]) -> list[int] | None:
+    """Where each output of a mirror image stands; None where none changes places."""
+    if not competition.mirror:
+        return None
+    if recipe.predict.tta == "d4" or recipe.augment.flips == "d4":
+        raise UserError(f"{competition.file}: `mirror` goes with predict.tta=flip and augment.flips=auto, not with d4")
+    pairs = competition.mirror | {right: left for left, right in competition.mirror.items()}
+    return [names.index(pairs.get(name, name)) for name in names]
 
 
 def _activation(task: str, loss: str) -> Activation:

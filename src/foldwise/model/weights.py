@@ -75,7 +75,7 @@ def save(network: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
     state = {key: value.contiguous() for key, value in state.items() if not key.startswith("beside.")}
     with replacing(path) as part:
         # one entry: safetensors writes several in an order of chance, and the same weights are to be the same bytes
-        meta = {"format": FORMAT, "classes": list(classes), "checksum": _checksum(state)}
+        meta = {"format": FORMAT, "classes": list(classes), "checksum": checksum(state)}
         save_file(state, part, {"foldwise": json.dumps(meta)})
 
 
@@ -86,10 +86,10 @@ def halve(path: Path, to: Path) -> None:
     meta, state = _metadata(path), read_state(path)
     halved = {key: value.half() if value.dtype == torch.float32 else value for key, value in state.items()}
     with replacing(to) as part:
-        save_file(halved, part, {"foldwise": json.dumps({**meta, "checksum": _checksum(halved)})})
+        save_file(halved, part, {"foldwise": json.dumps({**meta, "checksum": checksum(halved)})})
 
 
-def _checksum(state: dict[str, Tensor]) -> str:
+def checksum(state: dict[str, Tensor]) -> str:
     """Of all bytes: safetensors has none, and a flipped bit loads without a word."""
     hashed = hashlib.blake2b(digest_size=16)
     for key in sorted(state):
@@ -168,7 +168,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             tensors = load_file(path)
-            if _metadata(path).get("checksum") not in {None, _checksum(tensors)}:
+            if _metadata(path).get("checksum") not in {None, checksum(tensors)}:
                 raise ValueError("its checksum does not fit: the file is damaged")
             return tensors
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,8 +24,9 @@ from foldwise.data.competition import Competition
 from foldwise.data.image import as_picture
 from foldwise.data.recipe import Recipe
 from foldwise.data.runs import check_folds, finished_folds, read_folds
-from foldwise.model import explain, fold_models
+from foldwise.model import explain, explain_slices, fold_models
 from foldwise.model.explain import Method
+from foldwise.model.explain_slices import SliceMap
 from foldwise.model.fold_models import FoldModel
 from foldwise.model.targets import OutputTarget
 from foldwise.report import cases, figures, page
@@ -56,6 +57,8 @@ def write_explain_report(
 
     rows: ids instead of sheets. count: cases a sheet. deletion: images of the deletion check.
     """
+    if recipe.model.stack is not None and (maximise or method == "ig"):
+        raise UserError(f"{'--maximise' if maximise else '--method ig'} is for single pictures; this run sees studies")
     explained = Explanation(competition, recipe, run, method)
     shown = explained.readable(explained.asked_for(rows) if rows else explained.sheets(sheets, count))
     if not shown:
@@ -75,9 +78,9 @@ def write_explain_report(
 class Explanation:
     """A run's rows, images and answers; what its fold models say of cases, once `ask`ed; the page of it.
 
-    table: training rows of the index, by id. heat: of (case, which of its targets), a map a backbone. pred: the
-    model's own predictions of a case, (C,). metadata: contributions, (F,). completeness: (sum, difference) of
-    integrated gradients.
+    table: training rows of the index, by id. heat: of (case, which of its targets), a map a backbone. studies: of the
+    same, what each slice adds, and maps on some. pred: the model's own predictions of a case, (C,). metadata:
+    contributions, (F,). completeness: (sum, difference) of integrated gradients.
     """
 
     def __init__(self, competition: Competition, recipe: Recipe, run: str, method: Method = "gradcam") -> None:
@@ -110,6 +113,7 @@ class Explanation:
         self.heat: dict[tuple[Case, int], dict[str, np.ndarray]] = {}
         self.pred: dict[Case, np.ndarray] = {}
         self.metadata: dict[Case, np.ndarray] = {}
+        self.studies: dict[tuple[Case, int], tuple[np.ndarray, list[SliceMap]]] = {}
         self.completeness: list[tuple[float, float]] = []
         self.curves: list[dict[str, np.ndarray]] = []
         self.stages: list[tuple[Case, list[explain.Stage]]] = []
@@ -194,10 +198,13 @@ class Explanation:
     def _explain_case(self, model: FoldModel, case: Case) -> None:
         count = len(case.targets)
         image, beside = np.repeat(self._pixels([case]), count, axis=0), self._beside(model, [case] * count)
-        heat = explain.cams(model, image, case.targets, self.layers, beside, self.method)
-        for k in range(count):
-            self.heat[case, k] = {name: maps[k] for name, maps in heat.maps.items()}
-        self.completeness += heat.completeness
+        if model.network.slices is not None:
+            self._explain_study(model, case, image[0], None if beside is None else beside[:1])
+        else:
+            heat = explain.cams(model, image, case.targets, self.layers, beside, self.method)
+            for k in range(count):
+                self.heat[case, k] = {name: maps[k] for name, maps in heat.maps.items()}
+            self.completeness += heat.completeness
         self.pred[case] = model.answer(image[:1], None if beside is None else beside[:1])[0]
         if beside is not None:
             pixels, metadata = model.tensors(image[:1], beside[:1])
@@ -205,6 +212,13 @@ class Explanation:
             positive = [OutputTarget(case.targets[0].output)]
             added, _ = explain.metadata_contributions(model, pixels, positive, metadata)
             self.metadata[case] = added[0].cpu().numpy()
+
+    def _explain_study(self, model: FoldModel, case: Case, image: np.ndarray, beside: np.ndarray | None) -> None:
+        study, layer = explain_slices.study_of(model, image, beside), self.layers["backbone"]
+        for k, target in enumerate(case.targets):
+            lost = explain_slices.effects(study, target)
+            maps = explain_slices.slice_maps(model, image, target, lost, layer, beside, self.method)
+            self.studies[case, k] = lost, maps
 
     def _stages_of(self, model: FoldModel, case: Case) -> list[explain.Stage]:
         layers = explain.stages(model.network, self.recipe.image_size)
@@ -214,6 +228,9 @@ class Explanation:
 
     def _deletion(self, model: FoldModel, case: Case) -> dict[str, np.ndarray]:
         image, target, beside = self._pixels([case]), case.targets[:1], self._beside(model, [case])
+        if model.network.slices is not None:
+            study = explain_slices.study_of(model, image[0], beside)
+            return explain_slices.deletion(study, target[0], explain_slices.effects(study, target[0]))
         maps = explain.cams(model, image, target, self.layers, beside, self.method).maps
         return explain.deletion(model, image, target, np.mean(list(maps.values()), axis=0), beside)
 
@@ -244,6 +261,11 @@ class Explanation:
             "by the model that did not train on it; a wrong one for its answer, and for the truth beside it. A map "
             "shows where, not what; one that stays gray found no evidence for that answer."
         )
+        if self.studies:
+            words += (
+                " Bars: the evidence that goes when a slice is left out, first slice to last; then the slices that "
+                "count the most, their maps on one scale."
+            )
         return page.text(words)
 
     def _table(self, sheets: Sequence[Sheet]) -> pd.DataFrame:
@@ -264,7 +286,8 @@ class Explanation:
         for k, (case, image) in enumerate(zip(sheet.cases, self._pixels(sheet.cases), strict=True)):
             panels = [("the image", as_picture(image))]
             for number, target in enumerate(case.targets):
-                for backbone, heat in self.heat[case, number].items():
+                panels += self._study_panels(case, number, target.name)
+                for backbone, heat in self.heat.get((case, number), {}).items():
                     label = target.name if len(self.layers) == 1 else f"{target.name}, {backbone}"
                     panels.append((f"for {label}", pictures.overlay(image, heat)))
             strip = pictures.strip([panel for _, panel in panels])
@@ -274,9 +297,19 @@ class Explanation:
             cards.append(self._card(case, panels, _file(sheet, k)))
         figures.save(pictures.sheet(sheet.title, strips, words), folder / f"{sheet.key}.png")
         whole = f'<p class=soft>{escape(sheet.lead)} <a href="{sheet.key}.png">{sheet.key}.png</a></p>'
-        wide = 110 * max(1 + len(case.targets) * len(self.layers) for case in sheet.cases)
+        each = 1 + explain_slices.SHOWN if self.studies else len(self.layers)
+        wide = 110 * max(1 + len(case.targets) * each for case in sheet.cases)
         style = f"grid-template-columns: repeat(auto-fill, minmax(min(100%, {max(258, wide)}px), 1fr))"
         return f'{whole}<div class="pairs" style="{style}">{"".join(cards)}</div>'
+
+    def _study_panels(self, case: Case, number: int, name: str) -> list[tuple[str, np.ndarray]]:
+        """What each slice adds, and those that add the most with their maps; none of a picture."""
+        if (case, number) not in self.studies:
+            return []
+        lost, maps = self.studies[case, number]
+        bars = pictures.bars(lost, [one.place for one in maps])
+        shown = [(f"slice {m.place + 1}: {lost[m.place]:+.2f}", pictures.overlay(m.picture, m.heat)) for m in maps]
+        return [(f"slices, for {name}", bars), *shown]
 
     def _card(self, case: Case, panels: Sequence[tuple[str, np.ndarray]], file: str) -> str:
         shown = "".join(
@@ -320,8 +353,10 @@ class Explanation:
         figures.save(figure, folder / "deletion.png")
         pd.DataFrame(areas).to_csv(folder / "deletion.csv", index=False)
         words = (
-            f"Parts of {counted(len(areas['map']), 'image')} (drawn at random among rows whose answer is a class "
-            "that is there) are replaced by a blurred copy, most marked first. If the map shows what the answer rests "
+            f"{'Slices' if self.studies else 'Parts'} of {counted(len(areas['map']), 'image')} (drawn at random among "
+            "rows whose answer is a class that is there) are "
+            f"{'left out' if self.studies else 'replaced by a blurred copy'}, most marked first. "
+            "If the map shows what the answer rests "
             "on, it falls faster than when parts go at random, or from the centre outwards. Area under the curve: "
         )
         body = page.text(words + "; ".join(f"{o} {_spread(v)}" for o, v in areas.items()) + ".")

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from foldwise.data.image import as_picture
@@ -42,6 +43,20 @@ def strip(panels: Sequence[np.ndarray]) -> np.ndarray:
     gap = np.full((side, GAP, 3), 255, np.uint8)
     parts = [part for panel in shown for part in (panel, gap)][:-1]
     return np.concatenate(parts, axis=1)
+
+
+def bars(values: np.ndarray, marked: Sequence[int], side: int = PANEL) -> np.ndarray:
+    """uint8 (side, side, 3): a bar a value (N,) from left to right, `marked` ones in another colour; NaN: none."""
+    out = np.full((side, side, 3), 255, np.uint8)
+    reach = max(float(np.nanmax(np.abs(values), initial=0)), 1e-9)
+    middle, wide = side // 2, side / max(1, len(values))
+    cv2.line(out, (0, middle), (side - 1, middle), (120, 120, 120), 1)
+    for k, value in enumerate(values):
+        colour = [round(255 * part) for part in to_rgb(VERMILLION if k in marked else BLUE)]
+        left, right = round(k * wide), max(round(k * wide) + 1, round((k + 1) * wide) - 1)
+        if not np.isnan(value):
+            cv2.rectangle(out, (left, middle), (right, middle - round(value / reach * (side // 2 - 4))), colour, -1)
+    return out
 
 
 def png(image: np.ndarray) -> bytes:

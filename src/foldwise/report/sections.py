@@ -78,6 +78,32 @@ def _strip(survey: Survey, name: str, count: str, split: str, ids: np.ndarray) -
     return f'<div class="class">{words}<div class="strip">{shown}</div></div>'
 
 
+def _slices(survey: Survey, sheet: Page) -> str:
+    """Of studies: how many slices they have, how many are seen, how far apart they lie."""
+    options = survey.competition.image
+    if options.slices is None:
+        return ""
+    asked, rows = options.slices * max(1, len(options.series)), []
+    seen = cache.load_slices(survey.competition, survey.images.size)
+    seen["apart"] = seen.groupby(["split", "id", "series"])["position"].diff()
+    for split, part in survey.table[survey.table["error"].isna()].groupby("split", sort=False):
+        count, apart = part["slices"].astype(float), seen.loc[seen["split"] == split, "apart"].dropna()
+        mm = " / ".join(f"{value:g}" for value in apart.quantile([0, 0.5, 1]).round(2)) if len(apart) else "unknown"
+        held = " / ".join(f"{value:g}" for value in count.quantile([0, 0.5, 1]))
+        rows.append([split, len(part), held, f"{(count > asked).mean():.0%}", f"{(count < asked).mean():.0%}", mm])
+    heads = [
+        "split",
+        "studies",
+        "slices: least / median / most",
+        f"more than {asked}",
+        "fewer",
+        "mm between those seen",
+    ]
+    named = f", {', '.join(options.series)}" if options.series else ""
+    words = f"{options.slices} slices of each series are seen{named}; black ones stand for those that are missing."
+    return page.text(words) + page.table(heads, rows)
+
+
 def _before_after(survey: Survey, sheet: Page) -> str:
     """Each image option that is set, alone, and all of them together, on the same raw files."""
     chosen = survey.competition.image
@@ -97,7 +123,7 @@ def _before_after(survey: Survey, sheet: Page) -> str:
     rows = []
     for name, options in steps.items():
         with warnings.catch_warnings(action="ignore", category=ReadWarning):  # step 01 has said what is odd
-            pixels = [series.read(survey.competition.raw() / path, size, options) for path in files["path"]]
+            pixels = [series.read(survey.competition.raw() / path, size, options)[0] for path in files["path"]]
         shown = map(image.as_picture, pixels)
         strip = "".join(page.picture(pixel, f"{i}, {name}", THUMB) for pixel, i in zip(shown, files["id"], strict=True))
         rows.append(f'<div class="class"><div><b>{escape(name)}</b></div><div class="strip">{strip}</div></div>')
@@ -383,6 +409,7 @@ def _unreadable(survey: Survey, sheet: Page) -> str:
 SECTIONS: list[tuple[str, Callable[[Survey, Page], str]]] = [
     ("Target", _target),
     ("Images as the model sees them", _grid),
+    ("Slices", _slices),
     ("Image options, before and after", _before_after),
     ("Crops", _crops),
     ("Copies", _duplicates),

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from foldwise import UserError
 from foldwise.core.schema import nearest
+from foldwise.data.cache import load_slices
 from foldwise.data.columns import by_number, read_numbers, text
-from foldwise.data.competition import AuxiliaryTarget, Competition
+from foldwise.data.competition import AuxiliaryTarget, Competition, SliceLabels
+from foldwise.data.recipe import Recipe
 from foldwise.data.rows import table_columns
+from foldwise.data.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Auxiliary:
 
     parts: list[tuple[AuxiliaryTarget, slice]]
     target: np.ndarray
+    of_slices: int = 0  # labels of single slices; the last columns, for each of a row's pictures so many
 
     @property
     def outputs(self) -> int:
@@ -39,26 +43,67 @@ class Auxiliary:
         total = logits.new_zeros(())
         for asked, at in self.parts:
             said, truth = logits[:, at], target[:, at]
-            known = truth.isfinite().all(dim=1)
+            known = truth.isfinite()
+            known = known.all(dim=1) if asked.task == "multiclass" else known
             rows = (_loss(asked.task, said, truth.nan_to_num()) * known).sum()
             total = total + asked.weight * rows / known.sum().clamp_min(1)
         return total
 
 
 def _loss(task: str, logits: Tensor, target: Tensor) -> Tensor:
-    """(B,) of each row."""
+    """(B,) of each row's classes, (B, width) of labels and numbers."""
     if task == "multiclass":
         return -(target * logits.log_softmax(dim=1)).sum(dim=1)
     if task == "binary":
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")[:, 0]
-    return (logits - target).square()[:, 0]
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (logits - target).square()
 
 
-def of_rows(competition: Competition, rows: pd.DataFrame) -> Auxiliary | None:
+def of_rows(competition: Competition, rows: pd.DataFrame, recipe: Recipe) -> Auxiliary | None:
     """The competition's, of a fold's training rows; None where it has none. Rows from elsewhere have no values.
 
     UserError for a column that the train table lacks, or whose values do not fit its task.
     """
+    asked, parts = competition.slice_labels, _of_columns(competition, rows)
+    if asked is None:
+        return parts
+    labels = _of_slices(competition, asked, rows, recipe)
+    of_all = AuxiliaryTarget(task="binary", weight=asked.weight)
+    before = parts or Auxiliary([], np.zeros((len(rows), 0), np.float32))
+    every = [*before.parts, (of_all, slice(before.outputs, before.outputs + labels.shape[1]))]
+    return Auxiliary(every, np.concatenate([before.target, labels], axis=1), len(asked.targets))
+
+
+def _of_slices(competition: Competition, asked: SliceLabels, rows: pd.DataFrame, recipe: Recipe) -> np.ndarray:
+    """float32 (rows, pictures x labels), NaN of slices that the table does not name."""
+    key, where = asked.id or competition.id, competition.raw_of(competition.train) / asked.table
+    table = read_table(where, [key, asked.slice])
+    for column in [key, asked.slice, *asked.targets]:
+        if column not in table:
+            raise UserError(f"{where}: no column '{column}', which `slice_labels` names{nearest(column, table)}")
+    shown = load_slices(competition, recipe.image_size)
+    shown = shown[shown["split"] == "train"]
+    stems = shown["file"].str.rsplit(".", n=1).str[0]
+    names = [shown["file"], stems, shown["instance"].map(lambda value: f"{value:g}")]
+    named = table[key].astype(str) + "\n" + table[asked.slice].astype(str)
+    keys = max((shown["id"] + "\n" + name for name in names), key=lambda each: each.isin(set(named)).sum())
+    if not keys.isin(set(named)).any():
+        raise UserError(
+            f"{where}: '{asked.slice}' names no slice: neither files ({names[0].iloc[0]}) nor InstanceNumbers"
+        )
+    values = table[asked.targets].apply(pd.to_numeric, errors="coerce").set_axis(named).groupby(level=0).max()
+    stack, series = recipe.model.stack, recipe.model.series
+    assert stack is not None
+    labels = np.full((len(rows), stack.series * stack.slices, len(asked.targets)), np.nan, np.float32)
+    places = pd.Series(np.arange(len(rows)), rows["id"].where(rows["split"] == "train"))
+    at = places.reindex(shown["id"]).to_numpy()
+    there = ~np.isnan(at)
+    labels[at[there].astype(int), shown["slot"].to_numpy()[there]] = values.reindex(keys).to_numpy()[there]
+    middles = labels.reshape(len(rows), stack.series, stack.slices, -1)[:, :, series.step // 2 :: series.step]
+    return middles.reshape(len(rows), -1)
+
+
+def _of_columns(competition: Competition, rows: pd.DataFrame) -> Auxiliary | None:
     if not competition.auxiliary:
         return None
     table, own = table_columns(competition, rows), (rows["split"] == "train").to_numpy()

@@ -95,7 +95,7 @@ def gather(competition: Competition, recipe: Recipe, fold: int, fold_table: pd.D
         data = _with_teacher(competition, recipe.train, fold, fold_table, data)
     if not recipe.train.auxiliary or recipe.model.mode == "as_is":
         return data
-    return replace(data, auxiliary=auxiliary.of_rows(competition, data.train))
+    return replace(data, auxiliary=auxiliary.of_rows(competition, data.train, recipe))
 
 
 def _extra(table: pd.DataFrame, valid: pd.DataFrame, names: list[str]) -> pd.DataFrame:

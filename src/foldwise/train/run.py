@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from foldwise import UserError
 from foldwise.core import cli, parallel, paths
 from foldwise.core.cli import note
 from foldwise.core.files import locked
+from foldwise.core.progress import SENT, Bar, RemoteBar
 from foldwise.core.ranks import current_ranks, joined_ranks, wait_for_ranks
 from foldwise.core.schema import Strict
 from foldwise.data import folds, index
@@ -173,18 +175,28 @@ def side_by_side(jobs: Sequence[Job], devices: int, gpus: bool, deadline: float 
     parallel.tune_allocator()  # here too: a server of forks loads torch in this environment
     waiting, statuses = list(jobs), list[int]()
     running: dict[Any, Child] = {}
-    while running or (waiting and not any(statuses)):
-        while waiting and free and not any(statuses):
-            job = waiting.pop(0).model_copy(update={"after": len(waiting) // devices})
-            child = _start(job, free.pop(0), cores_each, gpus, deadline)
-            running[child.said] = child
-        for said in wait(running):
-            child = running[said]
-            if not child.pass_on():
-                del running[said]
-                statuses.append(child.status())
-                if child.device is not None:
-                    free.append(child.device)
+
+    def goes_on() -> bool:
+        return bool(waiting) and not any(statuses) and not cli.terminated()
+
+    with cli.finishing(), ExitStack() as bars:
+        while running or goes_on():
+            while free and goes_on():
+                job = waiting.pop(0).model_copy(update={"after": len(waiting) // devices})
+                child = _start(job, free.pop(0), cores_each, gpus, deadline)
+                running[child.said] = child
+                bars.callback(child.bar.close)
+            for said in wait(running, 1):
+                child = running[said]
+                if not child.pass_on():
+                    del running[said]
+                    statuses.append(child.status())
+                    if child.device is not None:
+                        free.append(child.device)
+            for child in running.values() if cli.terminated() else ():
+                child.stop()
+    if cli.terminated():
+        sys.exit(cli.TERMINATED)
     failed = [status for status in statuses if status not in {0, OUT_OF_TIME}]
     return failed[0] if failed else max(statuses, default=0)
 
@@ -198,19 +210,35 @@ class Child:
     process: Any
     said: Connection
     rest: bytes = b""
+    bar: RemoteBar = field(default_factory=RemoteBar)
+    stopped: bool = False
     told: ClassVar[set[str]] = set()  # what folds said of the run, not of themselves
 
     def pass_on(self) -> bool:
-        """Print the lines that are whole; False at the end."""
+        """Print the lines that are whole, and move the bar; False at the end."""
         data = os.read(self.said.fileno(), 1 << 16)
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines if data else filter(None, [self.rest]):
-            self._say(line.decode(errors="replace").rstrip())
+            text = line.decode(errors="replace").rstrip()
+            if not self._moves_bar(text):
+                self._say(text)
         return bool(data)
+
+    def _moves_bar(self, text: str) -> bool:
+        if text.startswith(SENT):
+            self.bar.show(text, self.job.run)
+        return text.startswith(SENT)
+
+    def stop(self) -> None:
+        """Let it save and end; once: a second SIGTERM would not wait."""
+        if not self.stopped:
+            self.process.terminate()
+        self.stopped = True
 
     def status(self) -> int:
         """The exit status of a process that has ended; 128 + the signal that killed it, as a shell has it."""
         self.process.join()
+        self.bar.close()
         status = int(self.process.exitcode)
         if status >= 0:
             return status
@@ -220,7 +248,8 @@ class Child:
 
     def _say(self, line: str) -> None:
         if line not in self.told:
-            note(f"{self.job.run} {self.job.fold} | {line}")
+            own = re.sub(rf"^fold {self.job.fold}:? *", "", line)
+            note(f"{self.job.run} {self.job.fold} | {own}")
         if line.startswith("test: "):
             self.told.add(line)
 
@@ -233,16 +262,18 @@ def _start(job: Job, device: int | None, cores: str, gpus: bool, deadline: float
     # CUDA may not live on in a fork: a fresh interpreter; on a CPU a fork of one that has imported torch
     context = multiprocessing.get_context("spawn") if gpus else parallel.context("torch", "timm")
     said, says = context.Pipe(duplex=False)
-    process = context.Process(target=_train_one, args=(says, env, job, deadline), daemon=True)
+    live = sys.stderr.isatty()
+    process = context.Process(target=_train_one, args=(says, env, job, deadline, live), daemon=True)
     process.start()
     says.close()
     return Child(job, device, process, said)
 
 
-def _train_one(says: Connection, env: dict[str, str], job: Job, deadline: float | None) -> None:
-    """In a process of its own: train one fold; what would go to the terminal goes to `says`."""
+def _train_one(says: Connection, env: dict[str, str], job: Job, deadline: float | None, live: bool) -> None:
+    """In a process of its own: train one fold; what would go to the terminal goes to `says`, its bars where `live`."""
     for stream in (1, 2):
         os.dup2(says.fileno(), stream)
+    Bar.start_in_child(send=live)
     parallel.end_with_parent()
     os.environ.update(env)
     cli.run(lambda: sys.exit(train_fold(job, deadline)))

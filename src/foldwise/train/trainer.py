@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from foldwise import augment, metrics
 from foldwise.core.cli import note, terminated
 from foldwise.core.files import write_csv, write_json
+from foldwise.core.progress import Bar
 from foldwise.core.ranks import current_ranks
 from foldwise.data import cache, oof, top
 from foldwise.data.batches import Batches
@@ -34,13 +35,18 @@ from foldwise.model.finetune import count_parameters, unfreeze
 from foldwise.model.network import Network
 from foldwise.model.predict import pick_device, predict_rows, say_unreadable
 from foldwise.model.transfer import DeviceBatch, Timed, on_device
-from foldwise.train import fold_data, losses
+from foldwise.train import fold_data, kept_features, losses
 from foldwise.train.logger import Logger
 from foldwise.train.optim import make_schedule
 from foldwise.train.state import new_state
 from foldwise.train.step import Stepper, seed
 
 WAITED = 0.1  # share of an epoch's time spent on waiting for the loader above which the GPU augments by itself
+
+
+def as_they_are(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In place of augmentation."""
+    return features
 
 
 class OutOfTime(Exception):
@@ -130,6 +136,10 @@ class Trainer:
         progress.precision = self.stepper.precision.name
         for module in filter(None, (network, self.state.average.kept)):
             self.stepper.precision.to_memory_format(module)
+        if kept_features.stay_alike(network, self.recipe) and self.ranks.size == 1:
+            images = kept_features.keep_features(network, self.data.images, self.recipe, self.stepper.precision)
+            self.data = replace(self.data, images=images)
+            self.loader = self._batches(0)
         if not learn:  # mode as_is: there is nothing to train
             progress.epoch, self.state.best_weights = self.recipe.train.epochs, self.state.weights()
         self.logger = Logger(self.recipe, self.folder, self.fold) if not self.ranks.rank else None
@@ -141,11 +151,15 @@ class Trainer:
         images = (
             self.data.images if size == recipe.image_size else cache.load_cache(self.competition, size, recipe.crop)
         )
+        flips = "none" if self.data.targets.mirror else a.flips
+        ops = augment.train_ops(a.preset, size, flips, a.randaugment, a.strength, a.ops)
+        if images.holds_features:
+            ops = as_they_are
         return Batches(
             images,
             images.rows_of(self.data.train),
             t.batch_size,
-            augment.train_ops(a.preset, size, a.flips, a.randaugment, a.strength, a.ops),
+            ops,
             (recipe.seed, self.fold),
             t.loaders,
             self.data.sample_weights(t.sampling),
@@ -180,7 +194,7 @@ class Trainer:
             self.loader = self._batches(epoch)
         network, progress = self.stepper.wrapped(), self.progress
         batches = Timed(self._epoch(epoch))
-        bar = tqdm(
+        bar = Bar(
             batches,
             total=len(self.loader),
             initial=progress.step,

@@ -1,0 +1,149 @@
+"""Faults tried, what happens, and the test that shows it; `python tests/torture/faults.py` writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "reliability.md"
+
+TORTURE, CHANGES, SURVIVAL = "torture/test_torture.py", "core/test_reliability.py", "train/test_survival.py"
+UPLOADS, APP = "app/test_uploads.py", "app/test_app.py"
+FAULTS = [  # fault, what happens, file, test
+    (
+        "kill -9, SIGTERM or Ctrl-C at any rename of any step",
+        "status 137, 143 or 130; the same command writes the same numbers and leaves nothing over",
+        TORTURE,
+        "test_a_step_that_is_ended_at_a_rename_continues",
+    ),
+    (
+        "kill -9 anywhere in a training",
+        "the same command writes the same bytes (CPU)",
+        SURVIVAL,
+        "test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not",
+    ),
+    (
+        "SIGTERM in a training",
+        "it saves, also inside an epoch, and ends with 143",
+        CHANGES,
+        "test_sigterm_saves_inside_the_epoch_and_the_same_command_continues",
+    ),
+    (
+        "the hours are over inside an epoch",
+        "status 75; the same command continues",
+        SURVIVAL,
+        "test_hours_end_inside_an_epoch_and_the_same_command_continues",
+    ),
+    (
+        "the disk is full",
+        "one line that names the file, status 2; the same command continues",
+        TORTURE,
+        "test_a_full_disk_is_one_line_and_the_same_command_continues",
+    ),
+    (
+        "any output emptied, cut, or a bit of it flipped",
+        "made again, refused by name, or without effect on a submission",
+        TORTURE,
+        "test_a_damaged_output_is_made_again_refused_or_harmless",
+    ),
+    (
+        "a damaged checkpoint",
+        "training continues from the one before",
+        SURVIVAL,
+        "test_a_damaged_checkpoint_falls_back_to_the_one_before",
+    ),
+    ("a flipped bit in weights", "refused", CHANGES, "test_a_flipped_bit_in_weights_is_noticed"),
+    (
+        "a damaged submissions/log.csv",
+        "set aside; the submission is written",
+        CHANGES,
+        "test_a_damaged_log_never_costs_a_submission",
+    ),
+    (
+        "two steps at once",
+        "the second is refused, or neither harms the other",
+        TORTURE,
+        "test_two_steps_at_once_are_refused_or_do_no_harm",
+    ),
+    (
+        "two processes train one fold",
+        "the second is refused, and deletes nothing",
+        CHANGES,
+        "test_restart_and_other_settings_are_refused_while_a_fold_trains",
+    ),
+    (
+        "another group, folds.n or folds file in a competition with folds",
+        "every step refuses, and names what changed and --new-folds",
+        CHANGES,
+        "test_a_changed_competition_file_is_refused_once_folds_exist",
+    ),
+    (
+        "other image options in the middle of a run",
+        "refused",
+        CHANGES,
+        "test_other_image_options_are_never_mixed_into_a_run",
+    ),
+    (
+        "an image replaced by another of the same size and time",
+        "read again",
+        CHANGES,
+        "test_an_image_replaced_by_one_of_the_same_size_is_read_again",
+    ),
+    (
+        "training images gone",
+        "01 refuses and leaves the caches as they were",
+        CHANGES,
+        "test_a_refused_01_leaves_the_caches_as_they_were",
+    ),
+    ("a class renamed", "05 refuses", CHANGES, "test_a_renamed_class_never_takes_another_ones_column"),
+    ("the reader of a pipe is gone", "status 141", CHANGES, "test_a_closed_pipe_is_no_success"),
+    ("01 killed", "none of its processes lives on", CHANGES, "test_no_process_outlives_a_killed_01"),
+    ("YAML that grows without end", "refused", CHANGES, "test_aliases_of_aliases_are_refused"),
+    ("script in a run's strings", "it reaches no page", CHANGES, "test_script_in_a_run_reaches_no_page"),
+    ("uploads: wrong types, damage", "refused by name", UPLOADS, "test_wrong_types_and_damage_are_refused_by_name"),
+    ("uploads: a zip bomb", "refused before it grows", UPLOADS, "test_zip_bombs_are_refused_before_they_grow"),
+    ("uploads: a DICOM bomb", "cut short", UPLOADS, "test_a_deflated_dicom_bomb_is_cut_short"),
+    (
+        "uploads: a file that crashes its decoder",
+        "its own worker process ends",
+        UPLOADS,
+        "test_a_crash_in_a_decoder_takes_nobody_along",
+    ),
+    (
+        "uploads: a file that takes too much memory",
+        "refused; its worker process has 3 GiB",
+        UPLOADS,
+        "test_a_file_that_takes_too_much_memory_is_refused",
+    ),
+    (
+        "uploads: names that climb out of their folder",
+        "an id, never a path",
+        UPLOADS,
+        "test_an_archive_is_unpacked_and_its_names_never_name_a_file",
+    ),
+]
+
+
+def page() -> str:
+    """docs/reliability.md."""
+    rows = [f"| {fault} | {happens} | [{test}](../tests/{file}) |" for fault, happens, file, test in FAULTS]
+    return "\n".join(
+        [
+            "# Reliability",
+            "",
+            "For whoever wants to know what happens when something goes wrong. Written by `tests/torture/faults.py`.",
+            "",
+            "`make torture` ends, damages and doubles the steps of a tiny competition: a sample of what can happen. "
+            "`make torture LONG=1` takes every rename of every step, every output and every pair of steps, which is "
+            "hours.",
+            "",
+            "| what goes wrong | what happens | shown by |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
