@@ -45,12 +45,6 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
-    return int(text)
-
-
 def arguments() -> argparse.Namespace:
     """What the user asked for."""
     parser = cli.parser(__doc__)
@@ -58,7 +52,7 @@ def arguments() -> argparse.Namespace:
     add("--model", choices=list(learners.LEARNERS), default="lightgbm", help="(default: lightgbm)")
     add("--name", type=cli.name, metavar="RUN", help="name of the run's folder (default: the model's)")
     add("--seed", type=int, default=0, help="(default: 0)")
-    add("--seeds", type=_positive, default=1, metavar="N", help="average N models a fold, seeds SEED.. (default: 1)")
+    add("--seeds", type=cli.at_least_one, default=1, metavar="N", help="average N models a fold, seeds SEED.. (default: 1)")
     add(
         "--params",
         type=_setting,
@@ -68,7 +62,7 @@ def arguments() -> argparse.Namespace:
         help="the library's own settings; rounds=2000 (at most) and patience=100 for early stopping",
     )
     add("--tune", type=float, default=0.0, metavar="MINUTES", help="search settings by Optuna, inside each fold")
-    add("--trials", type=_positive, metavar="N", help="with --tune: at most N trials a fold, which is reproducible")
+    add("--trials", type=cli.at_least_one, metavar="N", help="with --tune: at most N trials a fold, which is reproducible")
     add("--target-encode", nargs="+", default=[], metavar="COL", help="columns to replace by their mean target")
     add(
         "--group-features",
@@ -97,7 +91,7 @@ def arguments() -> argparse.Namespace:
         metavar="RUN|FILE",
         help="principal components of what 04_embed.py wrote for a run, or of a .npy file",
     )
-    add("--components", type=_positive, default=16, metavar="N", help="of each embedding (default: 16)")
+    add("--components", type=cli.at_least_one, default=16, metavar="N", help="of each embedding (default: 16)")
     cli.add_report_flag(parser)
     args = parser.parse_args()
     args.name = args.name or args.model
@@ -118,11 +112,8 @@ def main() -> None:
     index.try_metric(competition, table)
     learner = learners.get(args.model)
     asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name", "report"}}
-    settings = {
-        **asked,
-        "params": learners.settings_of(learner, dict(args.params)),
-        "columns": index.metadata_columns(competition),
-    }
+    params, columns = learners.settings_of(learner, dict(args.params)), index.metadata_columns(competition)
+    settings = {**asked, "params": params, "columns": columns}
     if args.tune:
         boosting.load_optuna()
     if args.negatives and competition.task not in {"binary", "multilabel"}:
@@ -134,24 +125,11 @@ def main() -> None:
     for line in inputs.notes:
         cli.note(line)
     problem = boosting.Problem.of(competition, table, fold_table, inputs)
-    plan = boosting.Plan(
-        learner,
-        settings["params"],
-        args.seed,
-        args.seeds,
-        args.target_encode,
-        args.components,
-        args.tune,
-        args.trials,
-        args.negatives,
-    )
+    searched = (args.tune, args.trials, args.negatives)
+    plan = boosting.Plan(learner, params, args.seed, args.seeds, args.target_encode, args.components, *searched)
     results = boosting.fit(problem, plan, cli.note)
-    meta = {
-        **boosting.folds_meta(results),
-        **inputs.meta,
-        "library": learner.version,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    seconds = round(time.monotonic() - started, 1)
+    meta = {**boosting.folds_meta(results), **inputs.meta, "library": learner.version, "seconds": seconds}
     preds = {part.fold: (part.valid, part.test) for part in results}
     info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
     boosting.save_models(competition.runs() / args.name, results)

@@ -101,6 +101,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def at_least_one(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
 def add_report_flag(parser: argparse.ArgumentParser) -> None:
     """--report, of steps whose run's report takes longer than its model."""
     parser.add_argument("--report", action="store_true", help="write its report at once (default: step 10 does)")

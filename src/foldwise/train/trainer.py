@@ -228,7 +228,9 @@ class Trainer:
 
     def _choose_where_to_augment(self, waited: float) -> None:
         """A GPU that waited for the loader, a share of the epoch's time, augments from the next one on."""
+        images = self.data.images
         plain = not (self.recipe.train.sizes or self.recipe.augment.randaugment or self.progress.on_device)
+        plain = plain and not images.holds_features and images.channels == 3 and not self.data.targets.mirror
         if self.device.type == "cuda" and self.ranks.size == 1 and plain and waited > WAITED:
             self.progress.on_device = True
             self._say(f": {waited:.0%} of the time went by waiting for images: the GPU augments them where it can")
