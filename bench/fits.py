@@ -148,9 +148,9 @@ def table(models: list[str], sizes: list[int], gib: float) -> str:
 
 HEAD = """# What fits a T4
 
-Computed by `python bench/fits.py --markdown docs/fits.md`, not measured: no GPU has been at hand. The largest batch in
-half precision with AdamW that {gib:g} GiB hold: everything learns (train), the same with
-`train.gradient_checkpointing=true` (twice), with `model.lora={{rank: 8}}` as well (rank 8), the head alone (head).
+Computed by `python bench/fits.py` (`--models NAME --sizes S` for others; half a minute a row), not measured: no GPU has
+been at hand. The largest batch in half precision with AdamW that {gib:g} GiB hold: everything learns (train), the same
+with `train.gradient_checkpointing=true` (twice), with `model.lora={{rank: 8}}` as well (rank 8), the head alone (head).
 Counted is every tensor that lives when most do, with 1 GiB for CUDA and a tenth for gaps; `no`: the model can't, `-`:
 not even two images. cuDNN's workspaces are not in it, so begin a step below; a batch that does not fit after all is
 computed in halves by itself.

@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     add("--model", choices=list(learners.LEARNERS), default="lightgbm", help="(default: lightgbm)")
     add("--name", type=cli.name, metavar="RUN", help="name of the run's folder (default: the model's)")
     add("--seed", type=int, default=0, help="(default: 0)")
-    add("--seeds", type=cli.at_least_one, default=1, metavar="N", help="average N models a fold, seeds SEED.. (default: 1)")
+    add("--seeds", type=cli.at_least_one, default=1, metavar="N", help="average N models a fold (default: 1)")
     add(
         "--params",
         type=_setting,
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
         help="the library's own settings; rounds=2000 (at most) and patience=100 for early stopping",
     )
     add("--tune", type=float, default=0.0, metavar="MINUTES", help="search settings by Optuna, inside each fold")
-    add("--trials", type=cli.at_least_one, metavar="N", help="with --tune: at most N trials a fold, which is reproducible")
+    add("--trials", type=cli.at_least_one, metavar="N", help="with --tune: N trials a fold at most: reproducible")
     add("--target-encode", nargs="+", default=[], metavar="COL", help="columns to replace by their mean target")
     add(
         "--group-features",
