@@ -54,7 +54,6 @@ def test_a_step_reads_nothing_back_from_the_device(about: Competition, tmp_path:
     (batch, *_) = on_device(made.loader.epoch(0, 0), made.device)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made.stepper.step(made.state.network, batch, 0, 0, move=True)
-        assert not made.stepper.looked
         made.stepper.patient = False
         with pytest.raises(DataDependentOutputException):
             made.stepper.step(made.state.network, batch, 0, 0, move=True)

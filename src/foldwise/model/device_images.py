@@ -61,7 +61,7 @@ def on_the_device(batches: Batches, ops: Sequence[Operation], device: torch.devi
     """None where an operation looks at pixels, or the cache does not fit into SHARE of the device's free memory."""
     cache = batches.cache
     room = SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
-    if not recordable(ops) or cache.channels != 3 or len(cache.ids) * cache.size**2 * 3 > room:
+    if cache.holds_features or not recordable(ops) or cache.channels != 3 or len(cache.ids) * cache.size**2 * 3 > room:
         return None
     parts = [to_device(cache.read(part), device) for part in np.array_split(np.arange(len(cache.ids)), 16) if len(part)]
     return DeviceImages(batches, ops, torch.cat(parts))
