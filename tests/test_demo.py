@@ -248,3 +248,20 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
     assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_studies_are_the_same_bytes_and_no_slice_alone_tells(tmp_path: Path) -> None:
+    """Both kinds have the same spots in the same slices; which lies between the others is all that differs."""
+    folder = demo.make_series_demo(40, seed=1, root=tmp_path / "a", workers=1)
+    other = demo.make_series_demo(40, seed=1, root=tmp_path / "b", workers=2)
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert len(names) > 40 * 18 and all((folder / one).read_bytes() == (other / one).read_bytes() for one in names)
+    solution = pd.read_csv(folder / "solution.csv")
+    best = metrics.score("roc_auc", solution["target"].to_numpy(), solution["probability"].to_numpy())
+    assert 0.85 < best <= 1 and set(solution["split"]) == {"train", "test"}
+    assert not set(solution[solution["split"] == "train"]["patient_id"]) & set(
+        solution[solution["split"] == "test"]["patient_id"]
+    )
+    case = {"slices": 21, "side": 64, "row": 3}
+    one, two = (demo.series.render_study({**case, "kind": kind}, seed=0).astype(float) for kind in (0, 1))
+    assert np.abs(one.mean(axis=(1, 2)) - two.mean(axis=(1, 2))).max() < 6  # the same amount of white in each slice

@@ -26,6 +26,7 @@ from foldwise.data.image import ImageError, ImageOptions
 from foldwise.data.index import load_index
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import load_recipe
+from foldwise.data.rows import rows_of_split
 from foldwise.data.runs import recipe_of
 from foldwise.model.fold_models import load_fold
 from foldwise.train import auxiliary
@@ -85,6 +86,23 @@ def test_which_slices_are_seen(studies, choice, seen):
         else:
             assert np.array_equal(pixels[..., slot], dicom.resize(np.ascontiguousarray(every[..., place]), 60))
     assert table["slot"].tolist() == [slot for slot, place in enumerate(seen) if place is not None]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("around", "first"), [(1, 0), (4, 1), (9, 5), (30, 5)])
+def test_slices_around_one_that_a_table_names(tmp_path, around, first):
+    volume = np.arange(9, dtype=np.float32)[:, None, None] + np.zeros((9, 4, 5), np.float32)
+    np.save(tmp_path / "v.npy", volume)
+    asked = options(slices=4, percentiles=[0, 100]).model_copy(update={"frame": around})
+    _, table = quiet(tmp_path / "v.npy", None, asked)
+    assert table["instance"].tolist() == [first + k + 1 for k in range(4)]
+    rows = {"id": ["a", "b"], "target": [0, 1], "number": [around, None]}
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    about = {**BASE, "root": str(tmp_path), "train": {"table": "t.csv", "series": "{id}.npy"}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**about, "image": {"slices": 4, "around": "number"}}))
+    made = load_competition(str(tmp_path / "x.yaml"))
+    frames = rows_of_split(made, "train", made.train)["frame"]
+    assert frames[0] == around and pd.isna(frames[1])
 
 
 @pytest.mark.smoke

@@ -51,6 +51,11 @@ class SeriesOptions(ArrayOptions):
     choose: Literal["even", "middle"] = Field(
         "even", description="of more slices than `slices`: evenly spaced ones, or those in the middle of the stack"
     )
+    around: str | None = Field(
+        None,
+        description="a column of the tables: of more slices than `slices`, those about the one of this "
+        "InstanceNumber (of a file that holds all: its number, from 1); without a value as `choose` says",
+    )
     resample: tuple[float, float, float] | None = Field(
         None, description="mm between slices, rows and columns, [z, y, x], made equal about the middle of each series"
     )
@@ -79,6 +84,8 @@ class SeriesOptions(ArrayOptions):
     def _a_stack(self) -> SeriesOptions:
         if self.resample is not None and (self.slices is None or min(self.resample) <= 0):
             raise ValueError("`resample` is [z, y, x], mm above 0, of `slices`")
+        if self.around is not None and (self.slices is None or self.resample is not None):
+            raise ValueError("`around` chooses among `slices`, without `resample`")
         if self.tile is not None and (self.slices is None or not self.colour):
             raise ValueError("`tile` cuts a picture into `slices`, with `colour: true`")
         if self.slices is not None and (self.channels != 3 or self.bands):

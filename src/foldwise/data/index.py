@@ -12,7 +12,8 @@ Columns of index.parquet, one row per image:
     width, height, format             of the image
     slices     of a competition of series: how many the row has, files or frames
     bytes, modified, content          of its file: size, time in ns, a hash of head, middle and tail
-    frame      where the competition makes each frame a row: its number, null in a file with one
+    frame      where the competition makes each frame a row: its number, null in a file with one; of series with
+               `image.around`: the slice about which others are chosen
     error      str, why the file can't be used; null where it can
     (metadata columns and dicom_tags under their own names: float64 or str)
 """
@@ -66,7 +67,7 @@ def build_index(competition: Competition, workers: int | None = None, dask: str 
 
 def identity(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of an index, as text, that tell whether its rows are still the same files."""
-    columns = ["split", "id", "path", "bytes", "modified", "content"]
+    columns = ["split", "id", "path", "bytes", "modified", "content", "frame"]
     return table[[column for column in columns if column in table]].astype(str)
 
 

@@ -176,6 +176,10 @@ def rows_of_table(competition: Competition, split: Split, table: pd.DataFrame, p
     rows["row_id"] = fill(row_template, table, path) if known else rows["id"]
     rows["group"] = groups_of(competition, table, rows["id"])
     rows["path"] = _paths(competition, split, table, path)
+    if (around := competition.image.around) is not None:
+        if around not in table:
+            raise UserError(f"{path}: no column '{around}', which `image.around` names{nearest(around, table)}")
+        rows["frame"] = pd.to_numeric(table[around], errors="coerce").round().astype("Int64")
     columns = dict.fromkeys(competition.metadata.columns.values())
     return pd.concat([rows, table.reindex(columns=list(columns))], axis=1)
 

@@ -201,6 +201,10 @@ def _choose(table: pd.DataFrame, options: ImageOptions, place: Path) -> Array:
         return _at_equal_distances(table, asked, options.resample[0], place)
     if there <= asked:
         return np.append(np.arange(there), np.full(asked - there, -1))
+    if isinstance(options.frame, int):  # of `around`
+        known = table["instance"].to_numpy(np.float64) if table["instance"].notna().all() else np.arange(there) + 1.0
+        first = int(np.abs(known - options.frame).argmin()) - asked // 2
+        return np.arange(asked) + min(max(first, 0), there - asked)
     if options.choose == "middle":
         return np.arange(asked) + (there - asked) // 2
     return ((np.arange(asked) + 0.5) * there / asked).astype(int)
@@ -383,7 +387,7 @@ def _volume(path: Path, options: ImageOptions) -> Stack | None:
     names = [options.window] if isinstance(options.window, str) else options.window
     shown = np.stack([_by_window(values, name, options, path) for name in names], axis=-1)
     table = pd.DataFrame({"path": path, "frame": np.arange(len(values))}, columns=list(COLUMNS)).assign(
-        instance=np.arange(len(values)),
+        instance=np.arange(len(values)) + 1,
         position=np.arange(len(values)) * spacing[0],
         **{"spacing": spacing[0], "row_spacing": spacing[1], "column_spacing": spacing[2]},
     )
