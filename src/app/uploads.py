@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -292,7 +291,7 @@ class Depth(NamedTuple):
 def depth(path: Path, options: ImageOptions) -> Depth | None:
     """What a window can be chosen from; None for colour and 8 bits. UserError for what can't be read."""
     if not _is_dicom(path):
-        values = _deep_gray(path)
+        values = image.deep_gray(path)
         if values is None:
             return None
         low, high = float(values.min()), float(values.max())
@@ -320,15 +319,6 @@ def _is_dicom(path: Path) -> bool:
         return dicom.is_dicom(file.read(132), path.suffix)
 
 
-def _deep_gray(path: Path) -> np.ndarray | None:
-    """uint16 (H, W) of a PNG or TIFF with 16 bits of gray; None for any other file."""
-    with path.open("rb") as file:
-        if not file.read(4).startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
-            return None
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    return values if values is not None and values.ndim == 2 and values.dtype == np.uint16 else None
-
-
 def windowed(path: Path, options: ImageOptions, center: float, width: float) -> ImageOptions:
     """The competition's options with the window [center - width / 2, center + width / 2] for this file.
 
@@ -336,7 +326,7 @@ def windowed(path: Path, options: ImageOptions, center: float, width: float) -> 
     """
     if _is_dicom(path):
         return options.model_copy(update={"window": f"{center:.4f}/{max(width, 0.001):.4f}"})
-    values = _deep_gray(path)
+    values = image.deep_gray(path)
     if values is None:
         return options
     low, high = (100 * float((values <= end).mean()) for end in (center - width / 2, center + width / 2))

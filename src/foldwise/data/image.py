@@ -490,6 +490,17 @@ def _tiff_size(path: Path) -> tuple[int, int]:
         raise ImageError(f"{path}: damaged or truncated TIFF") from None
 
 
+def deep_gray(path: Path) -> Array | None:
+    """uint16 (H, W) of a PNG or TIFF with 16 bits of gray; None of any other file."""
+    import cv2
+
+    if not source.head(path, 4)[0].startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
+        return None
+    with captured_stderr():
+        values = cv2.imdecode(np.frombuffer(source.read(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    return values if values is not None and values.ndim == 2 and values.dtype == np.uint16 else None
+
+
 def _pillow(path: Path) -> Any:
     """A file opened by Pillow, its pixels not yet read."""
     import warnings

@@ -28,7 +28,7 @@ from foldwise.data import arrays, image
 from foldwise.data.image import ImageError, ImageOptions
 from foldwise.dicom import Size
 from foldwise.dicom import series as stacks
-from foldwise.dicom.decode import Array, captured_stderr
+from foldwise.dicom.decode import Array
 from foldwise.dicom.series import COLUMNS, natural, say, unread
 
 T = TypeVar("T")
@@ -114,16 +114,21 @@ def probe(path: Path, options: ImageOptions) -> dict[str, Any]:
     """image.probe and source.identity of an index's `path`; of series those of their middle file, and all bytes."""
     if options.slices is None:
         return {**image.probe(path, options), **source.identity(path)}
-    count = sum(len(files(place)) for place in places(path))
-    seen = _first_readable(path, lambda file: _probe(file, options))
-    return {**seen, **identity(path, options), "slices": count if count > 1 else seen.get("frames", 1)}
+    each = [files(place) for place in places(path)]
+    count = sum(map(len, each))
+    seen = _first_readable(path, each, lambda file: _probe(file, options))
+    return {**seen, **_identity(each), "slices": count if count > 1 else seen.get("frames", 1)}
 
 
 def identity(path: Path, options: ImageOptions) -> dict[str, Any]:
     """source.identity of an index's `path`; of series of all their files."""
     if options.slices is None:
         return source.identity(path)
-    every = [file for place in places(path) for file in files(place)]
+    return _identity([files(place) for place in places(path)])
+
+
+def _identity(series: list[list[Path]]) -> dict[str, Any]:
+    every = [file for one in series for file in one]
     each = [source.identity(file) for file in every]
     contents = [[str(file.parent), file.name, *one.values()] for file, one in zip(every, each, strict=True)]
     size, modified = sum(one["bytes"] for one in each), max((one["modified"] for one in each), default=0)
@@ -139,15 +144,14 @@ def header_file(path: Path, options: ImageOptions) -> Path:
         _probe(file, options)
         return file
 
-    return _first_readable(path, itself)
+    return _first_readable(path, [files(place) for place in places(path)], itself)
 
 
 TRIED = 5  # files of a series, from its middle on, before it counts as unreadable
 
 
-def _first_readable(path: Path, look: Callable[[Path], T]) -> T:
+def _first_readable(path: Path, each: list[list[Path]], look: Callable[[Path], T]) -> T:
     error: UserError = ImageError(f"{path}: missing series")
-    each = [files(place) for place in places(path)]
     for file in [file for every in each for file in [*every[len(every) // 2 :], *every[: len(every) // 2]][:TRIED]]:
         try:
             return look(file)
@@ -294,23 +298,11 @@ def _of_one_kind(every: list[Path]) -> list[Path]:
 def _deep_ends(pictures: list[Path], options: ImageOptions) -> tuple[float, float] | None:
     """Values that become 0 and 255 in all slices: percentiles of some of them, where they hold 16 bits of gray."""
     some = [pictures[k] for k in np.unique(np.linspace(0, len(pictures) - 1, 9).round().astype(int))]
-    values = [one[::2, ::2].ravel() for one in map(_deep, some) if one is not None]
+    values = [one[::2, ::2].ravel() for one in map(image.deep_gray, some) if one is not None]
     if not values:
         return None
     low, high = np.percentile(np.concatenate(values), options.percentiles, method="inverted_cdf")
     return float(low), float(max(high, low + 1))
-
-
-def _deep(path: Path) -> Array | None:
-    """uint16 (H, W) of a PNG or TIFF with so many bits of gray; None of any other file."""
-    import cv2
-
-    data = np.frombuffer(source.read(path), np.uint8)
-    if not bytes(data[:4]).startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
-        return None
-    with captured_stderr():
-        values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    return values if values is not None and values.ndim == 2 and values.dtype == np.uint16 else None
 
 
 def _tiles(path: Path, options: ImageOptions, most: int) -> Stack:
@@ -357,17 +349,21 @@ def _pictures(
     errors = []
     for path in rows["path"]:
         try:
-            image.probe(path, options)  # refuses what claims too many pixels
-            deep = None if ends is None else _deep(path)
-            if deep is None or ends is None:
-                images.append(image.decoded(path, size, options))
-            else:
-                scaled = (deep.astype(np.float32) - ends[0]) / (ends[1] - ends[0])
-                images.append(np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8))
+            images.append(image.decoded(path, size, options) if ends is None else _between(path, size, options, ends))
         except ImageError as error:
             images.append(None)
             errors.append(str(error))
     return images, errors
+
+
+def _between(path: Path, size: Size, options: ImageOptions, ends: tuple[float, float]) -> Array:
+    """A slice whose 16 bits of gray are stretched between `ends`; of any other kind as it is."""
+    image.probe(path, options)  # refuses what claims too many pixels
+    deep = image.deep_gray(path)
+    if deep is None:
+        return image.decoded(path, size, options)
+    scaled = (deep.astype(np.float32) - ends[0]) / (ends[1] - ends[0])
+    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
 def _volume_values(path: Path, options: ImageOptions) -> tuple[Array, tuple[float, float, float], str] | None:

@@ -508,21 +508,20 @@ def make_demo(images: int = 1400, seed: int = 0, root: Path | None = None, worke
         raise UserError(f"--seed {seed}: give a number from 0 upwards")
     settings = Settings(images, seed)
     folder = (root or paths.output_root()) / "input" / "demo"
-    if already(folder, asdict(settings)):
+    if already(folder, settings):
         say(f"{folder} is there already: {images} images, seed {seed}")
         return folder
     cases = draw_cases(settings)
-    with whole_folder(folder) as part:
+    with whole_folder(folder, settings) as part:
         _write_tables(cases, part)
         _write_images(cases, part, settings, workers)
-        (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     counts = cases["split"].value_counts()
     positive = cases["target"].mean()
     say(f"{folder}: {counts['train']} train and {counts['test']} test images, {positive:.0%} positive")
     return folder
 
 
-def already(folder: Path, settings: dict[str, Any]) -> bool:
+def already(folder: Path, settings: Any) -> bool:
     """Whether a demo of these settings lies there; UserError where something else does."""
     note = folder / "demo.json"
     if not folder.exists():
@@ -530,14 +529,14 @@ def already(folder: Path, settings: dict[str, Any]) -> bool:
     if not note.exists():
         raise UserError(f"{folder}: not made by this script (no demo.json); move it away first")
     try:
-        return bool(json.loads(note.read_text(encoding="utf-8")) == settings)
+        return bool(json.loads(note.read_text(encoding="utf-8")) == asdict(settings))
     except ValueError:
         return False
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` only when the block ends well."""
+def whole_folder(folder: Path, settings: Any) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder`, its settings in demo.json, only when the block ends well."""
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old.part")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -545,6 +544,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         (part / split).mkdir(parents=True)
     try:
         yield part
+        (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         part.rename(folder)

@@ -12,9 +12,8 @@ them. Every random number comes from the seed: the same bytes each time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,18 +59,17 @@ def make_series_demo(studies: int = 320, seed: int = 0, root: Path | None = None
         )
     settings = Settings(studies, seed)
     folder = (root or paths.output_root()) / "input" / SERIES
-    if already(folder, asdict(settings)):
+    if already(folder, settings):
         say(f"{folder} is there already: {studies} studies, seed {seed}")
         return folder
     cases = draw_studies(settings)
-    with whole_folder(folder) as part:
+    with whole_folder(folder, settings) as part:
         _write_tables(cases, part)
         job = partial(_write_chunk, folder=part, settings=settings)
         records = list(enumerate(cases.to_dict("records")))
         for (_, case), result in parallel_map(job, records, workers=workers, label="drawing", unit="study"):
             if result is not None:
                 raise RuntimeError(f"{case['study_id']} was not written") from result
-        (part / "demo.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     slices = int(cases["slices"].sum())
     say(f"{folder}: {studies} studies of {slices} slices, {cases['target'].mean():.0%} positive")
     return folder

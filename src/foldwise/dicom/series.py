@@ -36,7 +36,7 @@ TAGS = [
     *("SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber", "AcquisitionNumber", "EchoNumbers"),
     *("TemporalPositionIdentifier", "TriggerTime", "ImageType", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SpacingBetweenSlices", "GridFrameOffsetVector"),
-    *("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "Modality"),
+    *("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"),
 ]
 TELLING = ("AcquisitionNumber", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime", "StackID")
 COLUMNS = ("path", "frame", "instance", "position", "spacing", "row_spacing", "column_spacing")
@@ -156,9 +156,8 @@ def _percentile_window(table: pd.DataFrame, options: DicomOptions) -> str:
     if not len(known):
         return "percentile"
     low, high = np.percentile(known, options.percentiles, method="inverted_cdf")
-    return (
-        f"{(low + high + 1) / 2:.6f}/{max(high - low + 1, 1.0):.6f}"  # LINEAR ends half a value inside (C.11.2.1.2.1)
-    )
+    width = max(high - low + 1, 1.0)  # LINEAR ends half a value inside (C.11.2.1.2.1)
+    return f"{(low + high + 1) / 2:.6f}/{width:.6f}"
 
 
 def _by_path(table: pd.DataFrame) -> dict[Path, list[int]]:
@@ -196,7 +195,7 @@ def _frames(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(path: Path, frame: int, fields: dict[str, Any]) -> dict[str, Any]:
-    orientation, position = (_vector(fields[f"Image{name}Patient"], n) for name, n in ORIENTATION_POSITION)
+    orientation, position = _vector(fields["ImageOrientationPatient"], 6), _vector(fields["ImagePositionPatient"], 3)
     spacing = _vector(fields["PixelSpacing"], 2)
     telling = {name: str(fields.get(name)) for name in TELLING}
     instance = fields["InstanceNumber"]
@@ -210,9 +209,6 @@ def _row(path: Path, frame: int, fields: dict[str, Any]) -> dict[str, Any]:
         **{"cosines": orientation, "place": position, "offset": fields.get("offset", np.nan)},
         **telling,
     }
-
-
-ORIENTATION_POSITION = (("Orientation", 6), ("Position", 3))
 
 
 NEAR = 0.02  # between cosines of one orientation
@@ -258,8 +254,7 @@ FUNCTIONAL = {
     "PlanePositionSequence": ["ImagePositionPatient"],
     "PlaneOrientationSequence": ["ImageOrientationPatient"],
     "PixelMeasuresSequence": ["PixelSpacing", "SpacingBetweenSlices"],
-    "FrameContentSequence": ["StackID", "TemporalPositionIndex"],
-    "MREchoSequence": ["EffectiveEchoTime"],
+    "FrameContentSequence": ["StackID"],
 }
 
 
@@ -276,16 +271,19 @@ def _without_localizers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _largest(table: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
-    """The slices of the value of `column` that most have; of those with equally many, the first by InstanceNumber."""
+    """The slices of the commonest value of `column`."""
     if table[column].nunique() == 1:
         return table
-    counts = table.groupby(column, sort=False)["instance"].agg(["size", "min"])
-    if what in ("orientation", "series") and counts["size"].max() == 1:  # planes about an axis: no stack
+    if what in ("orientation", "series") and table[column].is_unique:  # planes about an axis: no stack
         return table
-    best = counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
-    kept = table[table[column] == best]
     say(f"slices of more than one {what}: those of the one that most have are used")
-    return kept
+    return table[table[column] == _commonest(table, column)]
+
+
+def _commonest(table: pd.DataFrame, column: str) -> Any:
+    """The value of `column` that most slices have; of those with equally many, the first by InstanceNumber."""
+    counts = table.groupby(column, sort=False)["instance"].agg(["size", "min"])
+    return counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -337,12 +335,8 @@ def _one_a_place(table: pd.DataFrame) -> pd.DataFrame:
         say("copies of slices, at the same place as others, left out")
         return table[~place.duplicated()]
     say(f"slices of more than one {told} at the same places: one of each place is used")
-    counts = table.groupby(told, sort=False)["instance"].agg(["size", "min"])
-    best = counts.sort_values(["size", "min"], ascending=[False, True], kind="stable").index[0]
-    first = np.argsort((table[told] != best).to_numpy(), kind="stable")
-    return table.loc[
-        table.iloc[first].loc[~place.iloc[first].duplicated()].index.sort_values(key=table.index.get_indexer)
-    ]
+    preferred = place.iloc[np.argsort((table[told] != _commonest(table, told)).to_numpy(), kind="stable")]
+    return table[table.index.isin(preferred.index[~preferred.duplicated()])]
 
 
 def with_spacing(table: pd.DataFrame) -> pd.DataFrame:

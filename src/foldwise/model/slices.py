@@ -81,15 +81,12 @@ class Slices(nn.Module):
         flat = pictures[present]
         step = (self.batch or len(flat)) if self.training else AT_ONCE
         again = self.training and torch.is_grad_enabled() and step < len(flat)
-        parts = []
-        for part in flat.tensor_split(
-            max(1, len(flat) // step)
-        ):  # none of a single picture, which batch norm can't take
+        run = backbone
+        if again:
             contexts = partial(_first_and_again, backbone)
-            parts.append(
-                checkpoint(backbone, part, use_reentrant=False, context_fn=contexts) if again else backbone(part)
-            )
-        values = torch.cat(parts)
+            run = partial(checkpoint, backbone, use_reentrant=False, context_fn=contexts)
+        # as equal as they come: none of a single picture, which batch norm can't take
+        values = torch.cat([run(part) for part in flat.tensor_split(max(1, len(flat) // step))])
         return values.new_zeros(*present.shape, values.shape[1]).index_put((present,), values)
 
     def study(self, features: Tensor, present: Tensor) -> Tensor:

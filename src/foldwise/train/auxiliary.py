@@ -38,6 +38,11 @@ class Auxiliary:
         """Logits that they need."""
         return self.target.shape[1]
 
+    @property
+    def of_rows(self) -> int:
+        """Of these, those of a row's columns: all but the slices'."""
+        return self.parts[-1][1].start if self.of_slices else self.outputs
+
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Weighted sum of the targets' losses, each a mean over the rows that have one. Both (B, outputs)."""
         total = logits.new_zeros(())

@@ -103,9 +103,7 @@ def new_state(recipe: Recipe, data: FoldData, file: Path | None, device: torch.d
     features = 0 if data.encoder is None else len(data.encoder.names)
     network = create_network(recipe, data.targets.outputs, features, data.targets.learnt)
     if data.auxiliary is not None:
-        of_slices = data.auxiliary.of_slices
-        columns = [at.stop - at.start for _, at in data.auxiliary.parts]
-        network.learn_beside(sum(columns[:-1] if of_slices else columns), of_slices)
+        network.learn_beside(data.auxiliary.of_rows, data.auxiliary.of_slices)
     _set_units(network, data)
     if file is not None:
         init_from(network, file)
