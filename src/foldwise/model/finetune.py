@@ -59,9 +59,9 @@ def start_at_discriminants(network: Network, features: np.ndarray, target: np.nd
     if len(classifier.weight) == 1:
         weights, bias, classes = weights[1:] - weights[:1], bias[1:] - bias[:1], np.zeros(1, int)
     spread = (x @ (weights - weights.mean(axis=0) * (len(weights) > 1)).T).std() / 2
-    with torch.no_grad():
-        for own, values in ((classifier.weight, weights), (classifier.bias, bias)):
-            own[classes.tolist()] = torch.from_numpy(values / max(1.0, spread)).to(own)
+    state = classifier.state_dict()
+    for name, values in (("weight", weights), ("bias", bias)):
+        state[name][classes.tolist()] = torch.from_numpy(values / max(1.0, spread)).to(state[name])
 
 
 def init_from(network: Network, path: Path) -> None:
