@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from foldwise import UserError
-from foldwise.core import cli
+from foldwise.core import cli, pieces
 from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
 from foldwise.data.runs import write_run
@@ -92,8 +92,10 @@ def arguments() -> argparse.Namespace:
         help="principal components of what 04_embed.py wrote for a run, or of a .npy file",
     )
     add("--components", type=cli.at_least_one, default=16, metavar="N", help="of each embedding (default: 16)")
+    cli.add_hours(parser)
     cli.add_report_flag(parser)
     args = parser.parse_args()
+    cli.stop_after(args.hours)
     args.name = args.name or args.model
     if args.trials and not args.tune:
         parser.error("--trials goes with --tune MINUTES")
@@ -111,7 +113,7 @@ def main() -> None:
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
     index.try_metric(competition, table)
     learner = learners.get(args.model)
-    asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name", "report"}}
+    asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name", "report", "hours"}}
     params, columns = learners.settings_of(learner, dict(args.params)), index.metadata_columns(competition)
     settings = {**asked, "params": params, "columns": columns}
     if args.tune:
@@ -127,13 +129,15 @@ def main() -> None:
     problem = boosting.Problem.of(competition, table, fold_table, inputs)
     searched = (args.tune, args.trials, args.negatives)
     plan = boosting.Plan(learner, params, args.seed, args.seeds, args.target_encode, args.components, *searched)
-    results = boosting.fit(problem, plan, cli.note)
-    seconds = round(time.monotonic() - started, 1)
-    meta = {**boosting.folds_meta(results), **inputs.meta, "library": learner.version, "seconds": seconds}
-    preds = {part.fold: (part.valid, part.test) for part in results}
-    info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
-    boosting.save_models(competition.runs() / args.name, results)
-    importance.write_importance(competition.runs() / args.name, problem, results)
+    key = problem.digest({**settings, "library": learner.version})
+    with pieces.of_run(competition.runs(), args.name, key, boosting.KINDS) as kept:
+        results = boosting.fit(problem, plan, cli.note, kept.keep)
+        seconds = round(time.monotonic() - started, 1)
+        meta = {**boosting.folds_meta(results), **inputs.meta, "library": learner.version, "seconds": seconds}
+        preds = {part.fold: (part.valid, part.test) for part in results}
+        info = write_run(competition, args.name, settings, fold_table, table, preds, meta)
+        boosting.save_models(competition.runs() / args.name, results)
+        importance.write_importance(competition.runs() / args.name, problem, results)
     end_run(competition, info, args.report)
     if args.tune:
         cli.say(boosting.tuning_line(info, results))

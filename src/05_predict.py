@@ -19,7 +19,7 @@ from argparse import SUPPRESS, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from foldwise.core import cli, parallel
+from foldwise.core import cli, parallel, pieces
 from foldwise.core.cli import note
 from foldwise.core.files import write_json
 from foldwise.data import folds, image, index, oof
@@ -40,7 +40,8 @@ def main() -> None:
         "--hours",
         type=cli.hours,
         metavar="H",
-        help="--submission: be done in so many hours; what costs least is left out",
+        help="stop when they are over, with what is finished saved (status 75); --submission: be done by then, less "
+        "what costs least to leave out; 30m: minutes",
     )
     parser.add_argument(
         "--started", type=float, metavar="T", help="when they began, in seconds since 1970 (default: with this command)"
@@ -71,9 +72,10 @@ def main() -> None:
     if args.submission:
         predict_blend(competition, args)
         return
-    for flag in ("hours", "started", "folds", "stats", "devices"):
+    for flag in ("started", "folds", "stats", "devices"):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag} goes with --submission")
+    cli.stop_after(args.hours, *(["nothing is written: --images has to be done in time"] if args.images else []))
     recipe = recipe_of(competition, args.run, args.overrides)
     parallel.tune_allocator()
     from foldwise.model import fold_models  # torch
@@ -90,10 +92,11 @@ def main() -> None:
         cli.say(f"{len(table)} images predicted into {args.out}, {len(broken)} of them unreadable{others}")
         return
     table, fold_table = index.load_index(competition), folds.load_folds(competition)
-    preds = fold_models.predict_folds(competition, recipe, args.run, table, fold_table)
     name = args.name or (f"{args.run}_{recipe.predict.tta}" if args.overrides else args.run)
-    meta = {"weights_of": args.run}
-    info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
+    meta, key = {"weights_of": args.run}, fold_models.made_of(competition, recipe, args.run)
+    with pieces.of_run(competition.runs(), name, key) as kept:
+        preds = fold_models.predict_folds(competition, recipe, args.run, table, fold_table, kept.keep)
+        info = write_run(competition, name, recipe_settings(recipe), fold_table, table, preds, meta, anew=False)
     end_run(competition, info, args.report)
     cli.next_step(args.competition, "06_blend.py")
 

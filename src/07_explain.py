@@ -37,8 +37,10 @@ def main() -> None:
     parser.add_argument(
         "--deletion", type=cli.count, default=24, metavar="N", help="images of the deletion check (default: 24)"
     )
+    cli.add_hours(parser)
     args = parser.parse_args()
 
+    cli.stop_after(args.hours, "the page is as it was; fewer cases (--count, --deletion) take less")
     competition = load_competition(args.competition)
     recipe = recipe_of(competition, args.run)
     parallel.tune_allocator()

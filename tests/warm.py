@@ -1,24 +1,29 @@
 """Runs scripts in forks of a process that has their libraries imported: a start costs milliseconds, not seconds.
 
-A fork is the script's own: arguments, folder, environment, output and exit status, the package itself imported anew.
-What a warm library could hide (variables read while torch loads) is tested with a process of its own: `Workplace.run`
-starts one wherever variables are given. Figures are made, but drawn blank: drawing takes longer than all the rest of a
-tiny competition. Tests that look at a picture ask for it (`drawn=True`).
+A fork is the script's own: arguments, folder, environment, output and exit status. What a warm library could hide
+(variables read while torch loads) is tested with a process of its own: `Workplace.run` starts one wherever variables
+are given. The worker processes that a script asks for come from a fork server as warm as this one. Figures are made,
+but drawn blank: drawing takes longer than all the rest of a tiny competition. Tests that look at a picture ask for it
+(`drawn=True`).
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import traceback
+from multiprocessing import connection, forkserver, spawn
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,10 +76,14 @@ class Warm:
 
 def serve() -> None:
     """Fork for every line of stdin; answer with (exit status, output, errors) when the fork has ended."""
-    for name in LIBRARIES:
-        __import__(name)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+    import foldwise
+
+    for name in (*LIBRARIES, *(module.name for module in pkgutil.walk_packages(foldwise.__path__, "foldwise."))):
+        importlib.import_module(name)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a library started threads: they would not live on in a fork"
     gc.freeze()  # the collector of a fork leaves the shared memory alone
+    share_fork_server()
     for line in sys.stdin:
         arguments, folder, env, drawn = json.loads(line)
         pipes = os.pipe(), os.pipe()
@@ -111,6 +120,36 @@ def draw_blank() -> None:
 
     ConstrainedLayoutEngine.execute = lambda *_: None  # type: ignore[method-assign]
     Figure.savefig = savefig  # type: ignore[method-assign, assignment]
+
+
+def share_fork_server() -> None:
+    """Let every fork's multiprocessing use a fork server that is a fork of this process, not start one of its own,
+    whose workers import everything anew; they get the environment of the fork that asks for them."""
+    prepared, prepare = spawn.get_preparation_data, spawn.prepare
+
+    def with_environment(name: str) -> dict[str, Any]:
+        return {**prepared(name), "environment": dict(os.environ)}
+
+    def prepare_with_environment(data: dict[str, Any]) -> None:
+        os.environ.clear()
+        os.environ.update(data.pop("environment"))
+        prepare(data)
+
+    spawn.get_preparation_data, spawn.prepare = with_environment, prepare_with_environment
+    address, (alive, keeps_alive) = connection.arbitrary_address("AF_UNIX"), os.pipe()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    if not os.fork():
+        os.close(keeps_alive)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        forkserver.main(listener.detach(), alive, [])
+        os._exit(0)
+    listener.close()
+    os.close(alive)
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_address, server._forkserver_alive_fd = address, keeps_alive
+    server.ensure_running = lambda: None
 
 
 def collect(pipes: list[int], child: int, limit: float = 600) -> list[str]:

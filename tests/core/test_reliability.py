@@ -19,7 +19,7 @@ import pytest
 from conftest import REPOSITORY, Workplace, make_tiny
 
 from foldwise import UserError
-from foldwise.core import files
+from foldwise.core import files, pieces
 from foldwise.core.files import is_locked, locked, platform, temporary_folder
 from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
@@ -128,6 +128,15 @@ def test_other_image_options_are_never_mixed_into_a_run(prepared: Workplace) -> 
     prepared.run("01_preprocess.py", "--sizes", 32)
     for step in (QUICK, ("05_predict.py", "--run", "quick")):
         assert "grayscale" in prepared.refused(*step)
+
+
+def test_other_labels_are_never_mixed_into_a_run(prepared: Workplace) -> None:
+    prepared.run(*QUICK, "--fold", 0)
+    table = pd.read_csv(prepared.raw / "train.csv")
+    table.assign(sick=table["sick"].where(table.index != 3, 0)).to_csv(prepared.raw / "train.csv", index=False)
+    prepared.run("01_preprocess.py", "--sizes", 32)
+    assert "labels: " in prepared.refused(*QUICK)
+    assert "trained on other labels" in prepared.refused("05_predict.py", "--run", "quick")
 
 
 def test_a_renamed_class_never_takes_another_ones_column(tmp_path: Path) -> None:
@@ -292,6 +301,34 @@ def test_hours_end_01_and_the_same_command_continues(tiny: Workplace) -> None:
     assert done.returncode == 75 and "run the same command to continue" in done.stderr.strip().splitlines()[-1]
     assert not list(tiny.derived.glob("*.part")) and not (tiny.derived / "report.html").exists()
     tiny.run("01_preprocess.py", "--sizes", 32, "--hours", 1)
+
+
+def test_hours_end_03_05_and_07_and_what_is_there_stays(trained: Workplace) -> None:
+    steps = (("03_metadata.py", "--name", "timed"), ("05_predict.py", "--run", "quick", "--name", "timed"))
+    for step in (*steps, ("07_explain.py", "--run", "quick")):
+        done = trained.run(*step, "--hours", 1e-6, check=False)
+        assert done.returncode == 75 and "--hours are over" in done.stderr.strip().splitlines()[-1], done.stderr
+    assert not (trained.runs / "timed").exists()
+
+
+def test_pieces_of_a_stopped_step_are_used_by_the_same_command_alone(tmp_path: Path) -> None:
+    def never() -> np.ndarray:
+        raise AssertionError("made again")
+
+    with pytest.raises(SystemExit), pieces.of_run(tmp_path, "r", "key") as kept:
+        kept.keep("fold0", lambda: np.arange(3.0))
+        with pytest.raises(UserError, match="another process makes this run"), pieces.of_run(tmp_path, "r", "key"):
+            pass
+        sys.exit(75)
+    with pytest.raises(SystemExit), pieces.of_run(tmp_path, "r", "key") as kept:
+        assert kept.keep("fold0", never).tolist() == [0, 1, 2]
+        path = kept.folder / "fold0.npz"
+        path.write_bytes(path.read_bytes()[:-40])
+        assert kept.keep("fold0", lambda: np.ones(1)).tolist() == [1], "a damaged piece is made again"
+        sys.exit(75)
+    with pieces.of_run(tmp_path, "r", "another") as kept:
+        assert kept.keep("fold0", lambda: np.zeros(1)).tolist() == [0]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.smoke

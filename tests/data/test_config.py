@@ -43,6 +43,10 @@ def test_shipped_recipes_are_valid(file: Path) -> None:
         ({"train": {"table": "train.csv", "images": "train"}}, "column in braces"),
         ({"train": {"images": "train"}}, "target_pattern"),
         ({"name": "../x"}, "name"),
+        ({"train": {"images": "train", "target_pattern": "^(cat|dog"}}, "train.target_pattern: no regex: missing )"),
+        ({"train": {"images": "train", "target_pattern": "cat|dog"}}, "needs a group in parentheses"),
+        ({"group_pattern": "(["}, "group_pattern: no regex: unterminated character set"),
+        ({"derive": {"laterality": ["image_id", "*"]}}, "derive.laterality.1: no regex: nothing to repeat"),
     ],
 )
 def test_bad_competition_is_one_clear_line(tmp_path: Path, change: dict, message: str) -> None:

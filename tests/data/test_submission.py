@@ -241,7 +241,12 @@ def test_what_step_6_would_refuse_is_known_before_anything_is_trained(root: Path
     table = index.load_index(about)
     assert submission.objection(about, table, []) is None
     SAMPLE.head(2).to_csv(root / "sample.csv", index=False)
-    assert submission.objection(about, table, []) == "the test table: 'c' is not in the sample submission"
+    remedy = f"; correct `sample_submission`, `test` or `submission: row_id` in {about.file}"
+    assert submission.objection(about, table, []) == f"the test table: 'c' is not in the sample submission{remedy}"
+    SAMPLE.tail(2).assign(**{SAMPLE.columns[0]: ["ghost", "ghoul"]}).to_csv(root / "sample.csv", index=False)
+    assert str(submission.objection(about, table, [])).startswith(
+        "the test table: no row for 'ghost' and 1 more of the sample submission, and the sample submission none for '"
+    )
     SAMPLE.assign(q=0.5).to_csv(root / "sample.csv", index=False)
     assert "of which one is predicted" in str(submission.objection(about, table, []))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from conftest import Workplace, make_tiny
 from sklearn.metrics import roc_auc_score
 
 from foldwise import UserError, metrics
+from foldwise.core import pieces
 from foldwise.data import folds
 from foldwise.data.competition import load_competition
 from foldwise.data.encoder import Codes, Components, Encoder, MeanTarget, Numbers, Rows
 from foldwise.data.runs import RunInfo, check_folds, load_run
+from foldwise.report.importance import importance
 from foldwise.tabular import boosting, features, groups, learners
 
 MODELS = ["lightgbm", "xgboost", "catboost", "logreg"]
@@ -91,6 +94,28 @@ def fitted(made, model: str = "lightgbm", wish: features.Wish | None = None, **p
         again = boosting.load_model(about.file.parent, part.fold).predict(rows)
         assert again == pytest.approx(part.test, rel=1e-12 if model == "catboost" else 0, abs=0)  # its JSON rounds
     return problem, parts
+
+
+@pytest.mark.parametrize("model", ["lightgbm", "logreg"])
+def test_folds_kept_by_a_stopped_step_are_those_that_it_would_fit(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, _ = fitted(made := make(tmp_path, monkeypatch), model)
+    plan = boosting.Plan(learner(model), {**learner(model).defaults, **QUICKLY})
+    key, written = problem.digest({}), []
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr(boosting, "_fold", None)
+        with suppress(KeyboardInterrupt), pieces.of_run(tmp_path, "run", key, boosting.KINDS) as kept:
+            boosting.save_models(tmp_path, parts := boosting.fit(problem, plan, piece=kept.keep))
+            files = [path.read_bytes() for path in sorted(tmp_path.glob("fold*_model.npz"))]
+            written.append([oof_of(problem, parts).tobytes(), importance(problem, parts).to_csv(), *files])
+            raise KeyboardInterrupt
+    assert written[0] == written[1] and len(written[0]) == 6
+    about, table, fold_table = made
+    other = table.assign(age=table["age"] + 1)
+    inputs = features.gather(about, other, fold_table, features.Wish(), ())
+    assert boosting.Problem.of(about, other, fold_table, inputs).digest({}) != key != problem.digest({"seed": 1})
 
 
 def oof_of(problem: boosting.Problem, parts: list[boosting.Fold]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import re
 import select
@@ -123,21 +124,21 @@ def hours(text: str) -> float:
 
 
 def add_hours(parsing: argparse.ArgumentParser) -> None:
-    """--hours of a step that keeps what it has finished; `stop_after` obeys it."""
+    """--hours, which `stop_after` obeys."""
     told = "stop when they are over, with what is finished saved (status 75); 30m: minutes"
     parsing.add_argument("--hours", type=hours, metavar="H", help=told)
 
 
-def stop_after(hours: float | None) -> None:
-    """End this script when so many hours are over, wherever it is, with status 75."""
+def stop_after(hours: float | None, left: str = "what was finished is saved: run the same command to continue") -> None:
+    """End this script when so many hours are over, wherever it is, with status 75. left: what there is then."""
+
+    def stop(*_: object) -> None:
+        note(f"stopped: --hours are over; {left}")
+        raise Stopped(OUT_OF_TIME)
+
     if hours is not None and hasattr(signal, "setitimer"):  # not Windows
-        signal.signal(signal.SIGALRM, _stop_now)
+        signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, max(1e-3, 3600 * hours))
-
-
-def _stop_now(*_: object) -> None:
-    note("stopped: --hours are over; what was finished is saved: run the same command to continue")
-    sys.exit(OUT_OF_TIME)
 
 
 def name(text: str) -> str:
@@ -145,6 +146,10 @@ def name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise argparse.ArgumentTypeError(f"'{text}' is no name: letters, digits, '.', '_' and '-'")
     return text
+
+
+class Stopped(SystemExit):
+    """A script is to end now, and wait for none of its threads."""
 
 
 class _Termination:
@@ -156,7 +161,7 @@ class _Termination:
     def __call__(self, *_: object) -> None:
         self.asked = True
         if not self.patient:
-            sys.exit(TERMINATED)
+            raise Stopped(TERMINATED)
         self.patient = False  # a second one does not wait
 
 
@@ -204,8 +209,18 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        _end(130)
+    except Stopped as stop:
+        _end(int(str(stop.code)))
     sys.exit(0)
+
+
+def _end(status: int) -> NoReturn:
+    """End as an interpreter does, but wait for no thread: what a pool computes may take minutes."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_closed(stream: TextIO) -> bool:

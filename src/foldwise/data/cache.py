@@ -25,6 +25,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -58,8 +59,11 @@ class Cache:
     @cached_property
     def _file(self) -> tuple[int, int, int]:
         with self.path.open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            try:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            except ValueError:
+                shape, dtype = (), np.dtype(object)
             header = stream.tell()
         if shape[:3] != (len(self.ids), self.size, self.size) or len(shape) != 4 or dtype != np.uint8:
             raise UserError(
@@ -178,12 +182,13 @@ def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
 
 
 def to_show(competition: Competition, own: int | None = None) -> Cache | None:
-    """Images for a page: of size `own` where it is there, else the smallest of 128 pixels on, else any; None: none."""
-    known = sizes(competition)
+    """Images for a page: of size `own` where it is there (and whole), else the smallest of 128 pixels on, else any."""
+    folder = competition.derived()
+    known = [size for size in sizes(competition) if read_voucher(folder / f"{_stem(size, False)}.json") is not None]
     if not known:
         return None
     size = own if own in known else next((size for size in known if size >= 128), known[-1])
-    return open_size(competition.derived(), size)
+    return open_size(folder, size)
 
 
 def _stem(size: int | str, crop: bool) -> str:
@@ -318,10 +323,10 @@ def _slices_part(state: Path) -> Path:
 
 def _seen_slices(state: Path, ids: pd.DataFrame) -> pd.DataFrame:
     """What the workers wrote down, in the order of rows and slots; a row that a kill made twice counts once."""
-    file = _slices_part(state)
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     columns = ["row", *SEEN]
-    table = pd.DataFrame([[row, *one] for row, slices in lines for one in slices], columns=columns)
+    table = pd.DataFrame(
+        [[row, *one] for row, slices in _noted(_slices_part(state)) for one in slices], columns=columns
+    )
     table = table.drop_duplicates(["row", "slot"]).sort_values(["row", "slot"])
     return (
         ids[["split", "id"]]
@@ -346,10 +351,22 @@ def _remarks_file(state: Path) -> Path:
 
 
 def _remarks(state: Path) -> dict[int, str]:
-    """By row, as the workers wrote them down, before a kill and after."""
-    file = _remarks_file(state)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return dict(sorted((row, text) for row, text in map(json.loads, lines)))
+    return dict(sorted(_noted(_remarks_file(state))))
+
+
+def _note_down(file: Path, what: Any) -> None:
+    """A line of JSON, at once: other workers write there too, and a kill may have cut the line before."""
+    with file.open("ab", buffering=0) as stream:
+        stream.write(f"\n{json.dumps(what)}\n".encode())
+
+
+def _noted(file: Path) -> list[Any]:
+    """What was noted down and is whole; of what a kill cut, the row is read again."""
+    noted = []
+    for line in file.read_bytes().splitlines() if file.exists() else []:
+        with suppress(ValueError):
+            noted.append(json.loads(line))
+    return noted
 
 
 def _options_digest(options: ImageOptions) -> str:
@@ -425,13 +442,11 @@ def _decode_rows(
             odd = [
                 str(one.message).removeprefix(f"{Path(raw) / path}: ") for one in said if one.category is ReadWarning
             ]
-            if odd:  # one short line at once: other workers write there too
-                with _remarks_file(Path(state)).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([row, "; ".join(odd)]) + "\n")
+            if odd:
+                _note_down(_remarks_file(Path(state)), [row, "; ".join(odd)])
             if slices is not None:
                 table = slices.assign(file=[Path(one).name for one in slices["path"]])[SEEN].astype(object)
-                with _slices_part(Path(state)).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([row, table.where(table.notna(), None).to_numpy().tolist()]) + "\n")
+                _note_down(_slices_part(Path(state)), [row, table.where(table.notna(), None).to_numpy().tolist()])
             data = np.ascontiguousarray(pixels_of).data
             os.pwrite(out.fileno(), data, header + row * pixels_of.size)
             os.pwrite(marks.fileno(), np.int64(zlib.crc32(data) + 1).tobytes(), 8 * row)

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from foldwise import UserError, metrics
 from foldwise.core import paths
@@ -50,6 +50,19 @@ def condition_columns(condition: str) -> list[str]:
     if not named:
         raise ValueError(f"`where: {condition}` names no column")
     return named
+
+
+def _with_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"no regex: {error}") from None
+    if not groups:
+        raise ValueError(r"the regex needs a group in parentheses, such as '^(.+)_\d+'")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_with_group)]  # a regex whose group 1 is what is looked for
 
 
 class Table(Strict):
@@ -107,7 +120,7 @@ class Split(Strict):
     root: str | None = Field(
         None, description="in `extra`: its own raw folder, relative to the repository, or found by that name as usual"
     )
-    target_pattern: str | None = Field(
+    target_pattern: Pattern | None = Field(
         None, description=r"where a folder's file names hold the label: a regex whose group 1 is it, '^(cat|dog)\.'"
     )
 
@@ -327,7 +340,7 @@ class Competition(Strict):
     slice_labels: SliceLabels | None = Field(
         None, description="of `series`, labels of single slices, learnt beside: {table: slices.csv, slice: file, ...}"
     )
-    derive: dict[str, tuple[str, str]] = Field(
+    derive: dict[str, tuple[str, Pattern]] = Field(
         {},
         description="columns cut from others where a table has no such: {week: [patient_week, '_(.+)$']}, group 1 of a "
         "regex",
@@ -350,7 +363,9 @@ class Competition(Strict):
         description="rows that share it share a fold (patient, lesion, scene): a column, or a DICOM keyword; none: "
         "each row is its own, whatever step 1 finds",
     )
-    group_pattern: str | None = Field(None, description="where the id tells the group: a regex, its group 1, '^(.+)_'")
+    group_pattern: Pattern | None = Field(
+        None, description="where the id tells the group: a regex, its group 1, '^(.+)_'"
+    )
     train: Split
     test: Split | None = Field(None, description="the rows to predict; without it, training rows alone are judged")
     extra: list[Split] = Field(
@@ -407,9 +422,6 @@ class Competition(Strict):
     def _columns_have_names(self) -> Competition:
         if template_columns(self.id):
             self._id_template, self.id = self.id, "id"
-        for column, (_, pattern) in self.derive.items():
-            if re.compile(pattern).groups < 1:
-                raise ValueError(f"`derive: {column}`: the regex '{pattern}' has no group in parentheses")
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
 from foldwise.core import cli
-from foldwise.core.files import is_locked, locked, write_json
+from foldwise.core.files import digest, is_locked, locked, write_json
 from foldwise.core.schema import nearest
 from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
@@ -46,6 +47,7 @@ class RunInfo(BaseModel):
     command: str = ""
     folds_hash: str | None = None
     labels_hash: str | None = None
+    targets_hash: str | None = None
     auxiliary: dict[str, Any] = {}
     image: dict[str, Any] | None = None
     folds_done: list[int] = []
@@ -158,13 +160,16 @@ def recipe_of(competition: Competition, run: str, overrides: Sequence[str] = ())
 
 
 def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) -> None:
-    """UserError where a run was trained on other folds than today's: it has seen rows that it would predict."""
-    own = read_run_info(competition.runs() / run).folds_hash
-    if own != folds.digest(fold_table):
+    """UserError where a run was trained on other folds than today's (it has seen rows that it would predict), or on
+    other labels."""
+    info = read_run_info(competition.runs() / run)
+    if info.folds_hash != folds.digest(fold_table):
         raise UserError(
-            f"{competition.runs() / run}: trained on other folds ({own}) than folds.csv ({folds.digest(fold_table)}): "
-            "its models have seen rows that they would predict; train it anew"
+            f"{competition.runs() / run}: trained on other folds ({info.folds_hash}) than folds.csv "
+            f"({folds.digest(fold_table)}): its models have seen rows that they would predict; train it anew"
         )
+    if info.targets_hash not in {None, _targets(competition, fold_table)}:
+        raise UserError(f"{competition.runs() / run}: trained on other labels than index.parquet holds; train it anew")
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
@@ -223,6 +228,8 @@ def _changed(info: RunInfo, competition: Competition, config: dict[str, Any], re
     changed = differences(info.config, config) if "config" in info.model_fields_set else []
     if info.folds_hash not in {None, rests_on["folds_hash"]}:
         changed.append(f"folds: {info.folds_hash} -> {rests_on['folds_hash']}")
+    if info.targets_hash not in {None, rests_on["targets_hash"]}:
+        changed.append(f"labels: {info.targets_hash} -> {rests_on['targets_hash']}")
     if info.folds_hash is not None and info.labels_hash != rests_on.get("labels_hash"):
         changed.append(f"labels.csv: {info.labels_hash or 'none'} -> {rests_on.get('labels_hash', 'none')}")
     if info.folds_hash is not None:
@@ -259,10 +266,17 @@ def _rests_on(competition: Competition, config: dict[str, Any], fold_table: pd.D
     looks = "image_size" in config or "embed" in config
     return {
         "folds_hash": folds.digest(fold_table),
+        "targets_hash": _targets(competition, fold_table),
         **decisions.digest(competition),
         **_learns_beside(competition, config),
         **({"image": competition.image.model_dump(mode="json", exclude_defaults=True)} if looks else {}),
     }
+
+
+def _targets(competition: Competition, fold_table: pd.DataFrame) -> str:
+    """A hash of what the training rows' labels are."""
+    truth = folds.rows(index.load_index(competition), fold_table)[competition.truth]
+    return digest(hash_pandas_object(truth, index=False).tolist())
 
 
 def _learns_beside(competition: Competition, config: dict[str, Any]) -> dict[str, Any]:

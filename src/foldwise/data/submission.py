@@ -154,7 +154,8 @@ def shape(
     """Rows in the sample's order under the sample's columns: probabilities by class name, or labels."""
     id_column, *columns = sample.columns
     keys, fill = rows_asked(competition, rows.index, sample[id_column]), competition.submission.fill
-    _same_ids("the test table", pd.Series(rows.index), "the sample submission", keys)
+    remedy = f"; correct `sample_submission`, `test` or `submission: row_id` in {competition.file}"
+    _same_ids("the test table", pd.Series(rows.index), "the sample submission", keys, remedy)
     for name in fill:
         if name not in columns:
             raise UserError(f"`submission: fill` names '{name}', no column of the sample{nearest(name, columns)}")
@@ -371,14 +372,14 @@ def _once(what: str, ids: pd.Series) -> None:
         raise UserError(f"{what} '{ids[ids.duplicated()].iloc[0]}' stands there twice")
 
 
-def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series) -> None:
+def _same_ids(what: str, ids: pd.Series, other: str, expected: pd.Series, remedy: str = "") -> None:
     ids, expected = ids.astype(str), expected.astype(str)
-    missing = expected[~expected.isin(set(ids))]
+    missing, extra = expected[~expected.isin(set(ids))], ids[~ids.isin(set(expected))]
     if len(missing):
-        raise UserError(f"{what}: no row for {_first(missing)} of {other}")
-    extra = ids[~ids.isin(set(expected))]
+        beside = f", and {other} none for {_first(extra)}" if len(extra) else ""
+        raise UserError(f"{what}: no row for {_first(missing)} of {other}{beside}{remedy}")
     if len(extra):
-        raise UserError(f"{what}: {_first(extra)} is not in {other}")
+        raise UserError(f"{what}: {_first(extra)} is not in {other}{remedy}")
 
 
 def _first(ids: pd.Series) -> str:

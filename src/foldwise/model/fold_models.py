@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from foldwise import UserError
+from foldwise.core.files import digest, file_digest
+from foldwise.core.pieces import Piece
 from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
 from foldwise.data.competition import Competition
 from foldwise.data.encoder import Numbers
-from foldwise.data.recipe import Recipe
+from foldwise.data.recipe import Recipe, recipe_settings
 from foldwise.data.runs import check_folds, fold_meta
 from foldwise.model import precision, targets, weights
 from foldwise.model.finetune import load_weights
@@ -138,10 +141,25 @@ def _encoder(path: Path) -> Numbers:
         raise UserError(f"{path}: can't be read ({type(error).__name__}); train the fold anew with --restart") from None
 
 
+def made_of(competition: Competition, recipe: Recipe, run: str) -> str:
+    """A hash of what a run's predictions are made of: settings, weights, rows and folds, pixels."""
+    derived, folder = competition.derived(), competition.runs() / run
+    cached = cache.load_cache(competition, recipe.image_size, recipe.crop).path
+    files = [derived / "index.parquet", derived / "folds.csv", cached.with_suffix(".json")]
+    files += sorted(folder.glob("fold*.safetensors")) + sorted(folder.glob("fold*_metadata.json"))
+    return digest([recipe_settings(recipe), *map(file_digest, files)])
+
+
 def predict_folds(
-    competition: Competition, recipe: Recipe, run: str, table: pd.DataFrame, fold_table: pd.DataFrame
+    competition: Competition,
+    recipe: Recipe,
+    run: str,
+    table: pd.DataFrame,
+    fold_table: pd.DataFrame,
+    piece: Piece = lambda name, make: make(),
 ) -> Preds:
-    """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes."""
+    """{fold: (valid, test)} predictions of every fold that has weights, in the order oof.write_folds takes; `piece`
+    keeps each half."""
     check_folds(competition, run, fold_table)
     images = cache.load_cache(competition, recipe.image_size, recipe.crop)
     train, test = folds.rows(table, fold_table), table[table["split"] == "test"]
@@ -150,10 +168,13 @@ def predict_folds(
         model = load_fold(competition, recipe, run, fold, table)
         valid = train[(fold_table["fold"] == fold).to_numpy()]
         say_unreadable("test", test["id"].tolist(), images.rows_of(test) >= 0)
-        preds[fold] = (
-            model.predict(images, images.rows_of(valid), valid, f"fold {fold} valid"),
-            model.predict(images, images.rows_of(test), test, f"fold {fold} test"),
-        )
+        half = {
+            part: piece(
+                f"fold{fold}_{part}", partial(model.predict, images, images.rows_of(rows), rows, f"fold {fold} {part}")
+            )
+            for part, rows in (("valid", valid), ("test", test))
+        }
+        preds[fold] = (half["valid"], half["test"])
     return preds
 
 

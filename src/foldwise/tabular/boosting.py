@@ -5,6 +5,8 @@ The rows of fold K are predicted by models that were encoded, stopped, tuned and
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.util import hash_pandas_object
 from threadpoolctl import threadpool_limits
 
 from foldwise import UserError, metrics, stats
 from foldwise.core import parallel
+from foldwise.core.pieces import Piece
 from foldwise.core.saved import read_saved, write_saved
 from foldwise.data import folds, index
 from foldwise.data.competition import Competition, Task
@@ -61,7 +65,7 @@ class Model:
         return _predicted(self.models, self.encoder.transform(rows), self.outputs)
 
 
-KINDS = (Model, Encoder, MeanTarget, Components, Codes, Numbers, *learners.FITTED)
+MODEL = (Model, Encoder, MeanTarget, Components, Codes, Numbers, *learners.FITTED)
 REMEDY = "made before models were saved, or cut short: run the same 03_metadata.py again"
 
 
@@ -73,7 +77,7 @@ def save_models(folder: Path, results: Sequence[Fold]) -> None:
 
 def load_model(folder: Path, fold: int) -> Model:
     """One fold's; UserError where it is not there."""
-    return read_saved(folder / f"fold{fold}_model.npz", KINDS, REMEDY)
+    return read_saved(folder / f"fold{fold}_model.npz", MODEL, REMEDY)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ class Fold:
     inner_score: float | None = None
     trials: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+KINDS = (Fold, *MODEL)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,18 @@ class Problem:
         ids, fold_of, groups = (fold_table[column].to_numpy() for column in ("id", "fold", "group"))
         return cls(competition, inputs, names, y, ids, fold_of, groups)
 
+    def digest(self, settings: dict[str, Any]) -> str:
+        """A hash of all that the models of every fold see, and of `settings`."""
+        total = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode())
+        for fold in np.unique(self.fold_of).tolist():
+            rows = self.inputs.of_fold(fold)
+            total.update(hash_pandas_object(rows.frame, index=False).to_numpy().tobytes())
+            for vectors in rows.embeddings.values():
+                total.update(vectors.tobytes())
+        for array in (self.y, self.fold_of, self.groups):
+            total.update(array.astype(str).tobytes())
+        return total.hexdigest()
+
     @property
     def task(self) -> Task:
         """The models': votes are learnt as classes, each row as many times as learners.VOTES."""
@@ -154,20 +173,30 @@ class Problem:
         return y.reshape(len(y), -1)
 
 
-def fit(problem: Problem, plan: Plan, told: Callable[[str], None] = lambda line: None) -> list[Fold]:
-    """Every fold's models, folds side by side, one thread each. `told` hears of each fold that is done."""
+def fit(
+    problem: Problem,
+    plan: Plan,
+    told: Callable[[str], None] = lambda line: None,
+    piece: Piece = lambda name, make: make(),
+) -> list[Fold]:
+    """Every fold's models, folds side by side, one thread each. `told` hears of each fold that is done, `piece` keeps
+    it."""
     every = sorted(np.unique(problem.fold_of).tolist())
     workers = min(parallel.cores(), len(every))
     seconds = plan.minutes * 60 * workers / len(every)
 
     def one(fold: int) -> Fold:
-        result = _fold(problem, plan, fold, seconds)
+        result = piece(f"fold{fold}", lambda: _fold(problem, plan, fold, seconds))
         for line in result.notes:
             told(f"fold {fold}: {line}")
         return result
 
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:  # linear algebra, too, on one thread a fold
-        return list(pool.map(one, every))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with threadpool_limits(1):  # linear algebra, too, on one thread a fold
+            return list(pool.map(one, every))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _fold(problem: Problem, plan: Plan, fold: int, seconds: float) -> Fold:

@@ -131,6 +131,7 @@ class Trainer:
         if resumed:
             inside = f", step {progress.step} of {len(self.loader)} of the next" if progress.step else ""
             self._say(f": continues after epoch {progress.epoch} of {self.recipe.train.epochs}{inside}")
+            self._write_log()  # a kill may have come between the checkpoint and the log
         elif self.ranks.size == 1:  # ranks must compute alike: no probe of their own
             progress.precision = precision.choose(network, self.recipe, self.device, self.stepper.metadata).name
         self.stepper.precision = precision.named(progress.precision, self.recipe, self.device)
@@ -253,7 +254,7 @@ class Trainer:
         if self.logger is None:
             return
         progress, epoch, metric = self.progress, int(row["epoch"]), self.competition.metric
-        write_csv(self.folder / f"fold{self.fold}_log.csv", pd.DataFrame(progress.log), "%.6g")
+        self._write_log()
         self.logger.write(epoch, {name: value for name, value in row.items() if name != "epoch"})
         self._say(
             f"  epoch {epoch:>3}/{self.recipe.train.epochs}  loss {row['train_loss']:.4f}  {metric} {row[metric]:.4f}  "
@@ -261,6 +262,10 @@ class Trainer:
         )
         if progress.stopped:
             self._say(f": stops early, {progress.epochs_without_improvement} epochs without gain")
+
+    def _write_log(self) -> None:
+        if self.progress.log and not self.ranks.rank:
+            write_csv(self.folder / f"fold{self.fold}_log.csv", pd.DataFrame(self.progress.log), "%.6g")
 
     # --- validate ---------------------------------------------------------------------------------------------
 
