@@ -168,7 +168,7 @@ def duplicates(
     alike = alike.head(MOST)
     places = alike.assign(a=seen.rows[alone[alike["a"]]], b=seen.rows[alone[alike["b"]]])
     places = places.sort_values(["a", "b"], ignore_index=True)
-    places["agreement"] = agreement(images, places)
+    places["agreement"] = agreement(images, places).round(5)  # a pair's two directions tie, whatever the last bits
     places = places[places["agreement"] >= AGREE].sort_values("agreement", ascending=False, kind="stable")
     both = [np.minimum(places["a"], places["b"]), np.maximum(places["a"], places["b"])]
     near = places[~pd.DataFrame(both).T.duplicated().to_numpy()].sort_values(["a", "b"]).assign(kind="near")
