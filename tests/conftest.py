@@ -47,15 +47,17 @@ class Workplace:
     root: Path
     competition: Path = field(default_factory=Path)
 
-    def run(self, *arguments: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, check: bool = True, drawn: bool = False, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """`python src/<arguments>` as a user types it; the output comes back. In a fork of a process with warm
-        libraries where no `env` is given."""
+        libraries where no `env` is given, and there with blank figures unless `drawn`."""
         script, *rest = map(str, arguments)
         chosen = [] if script.startswith("00") or "--competition" in rest else ["--competition", str(self.competition)]
         command = [str(REPOSITORY / "src" / script), *chosen, *rest]
         all_env = {**os.environ, "FOLDWISE_ROOT": str(self.root), **env}
         if sys.platform == "linux" and not env:
-            done = warm().run(command, self.root, all_env)
+            done = warm().run(command, self.root, all_env, drawn)
         else:
             done = subprocess.run(
                 [sys.executable, *command], cwd=self.root, env=all_env, capture_output=True, text=True, timeout=600

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom on a small demo, shows small outputs, and says what its script says."""
+"""Every notebook runs from top to bottom on a small demo, shows small outputs, and is what its twin, a script, is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import QUICK, REPOSITORY, Workplace
+from conftest import QUICK, REPOSITORY, Workplace, warm
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -41,15 +41,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 def execute(path: Path, demo: Workplace, **env: str) -> None:
-    """Run a notebook as CI does; assert that no cell failed."""
-    pytest.importorskip("nbmake")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-q", "--rootdir", REPOSITORY, path],
-        env={**os.environ, "FOLDWISE_ROOT": str(demo.root), **env},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    """Run a notebook's cells (those of its twin, the script) from top to bottom in a fork with warm libraries."""
+    all_env = {**os.environ, "FOLDWISE_ROOT": str(demo.root), **env}
+    done = warm().run([str(path.with_suffix(".py"))], path.parent, all_env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -57,7 +52,19 @@ def test_runs_from_top_to_bottom(path: Path, demo: Workplace) -> None:
     execute(path, demo, **({"FOLDWISE_KAGGLE": str(demo.root / "kaggle")} if "submit" in path.stem else {}))
 
 
-@pytest.mark.slow
+def test_runs_in_a_kernel_as_jupyter_starts_it(demo: Workplace) -> None:
+    pytest.importorskip("nbmake")
+    blend = REPOSITORY / "notebooks" / "03_blend.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-q", "--rootdir", REPOSITORY, blend],
+        env={**os.environ, "FOLDWISE_ROOT": str(demo.root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.nightly
 def test_transfer_learning_runs_without_imagenet_weights(demo: Workplace) -> None:
     execute(REPOSITORY / "notebooks" / "04_transfer_learning.ipynb", demo, FOLDWISE_SHARED=str(demo.root / "none"))
     info = json.loads((demo.runs / "transfer_finetune" / "run.json").read_text())

@@ -2,7 +2,9 @@
 
 A fork is the script's own: arguments, folder, environment, output and exit status. What a warm library could hide
 (variables read while torch loads) is tested with a process of its own: `Workplace.run` starts one wherever variables
-are given. The worker processes that a script asks for come from a fork server as warm as this one.
+are given. The worker processes that a script asks for come from a fork server as warm as this one. Figures are made,
+but drawn blank: drawing takes longer than all the rest of a tiny competition. Tests that look at a picture ask for it
+(`drawn=True`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ LIBRARIES = (
     "lightgbm",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.layout_engine",
     "torch",
     "timm",
     "tqdm",
@@ -60,10 +64,12 @@ class Warm:
             env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def run(self, arguments: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, arguments: list[str], folder: Path, env: dict[str, str], drawn: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         """`python <arguments>` in `folder`."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps([arguments, str(folder), env]), file=self.process.stdin, flush=True)
+        print(json.dumps([arguments, str(folder), env, drawn]), file=self.process.stdin, flush=True)
         status, out, err = json.loads(self.process.stdout.readline())
         return subprocess.CompletedProcess(arguments, status, out, err)
 
@@ -79,7 +85,7 @@ def serve() -> None:
     gc.freeze()  # the collector of a fork leaves the shared memory alone
     share_fork_server()
     for line in sys.stdin:
-        arguments, folder, env = json.loads(line)
+        arguments, folder, env, drawn = json.loads(line)
         pipes = os.pipe(), os.pipe()
         child = os.fork()
         if not child:
@@ -88,6 +94,8 @@ def serve() -> None:
                 os.close(reads)
                 os.close(writes)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            if not drawn:
+                draw_blank()
             script(arguments, folder, env)
         for _, writes in pipes:
             os.close(writes)
@@ -124,6 +132,24 @@ def share_fork_server() -> None:
     server = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address, server._forkserver_alive_fd = address, keeps_alive
     server.ensure_running = lambda: None
+
+
+def draw_blank() -> None:
+    """Figures are neither laid out nor drawn: a file of the right kind, with nothing on it."""
+    import cv2
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    def savefig(_: Figure, to: Any, format: str, **__: object) -> None:
+        if format == "svg":
+            to.write("<svg></svg>")
+            return
+        data = cv2.imencode(f".{format}", np.full((1, 1, 3), 255, np.uint8))[1].tobytes()
+        _ = to.write(data) if hasattr(to, "write") else Path(to).write_bytes(data)
+
+    ConstrainedLayoutEngine.execute = lambda *_: None  # type: ignore[method-assign]
+    Figure.savefig = savefig  # type: ignore[method-assign, assignment]
 
 
 def collect(pipes: list[int], child: int, limit: float = 600) -> list[str]:

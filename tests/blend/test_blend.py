@@ -346,7 +346,7 @@ def place(
 
 
 def test_06_on_real_models(hospital):
-    done = hospital.run("06_blend.py", "--method", "rank", "--name", "real")
+    done = hospital.run("06_blend.py", "--method", "rank", "--name", "real", drawn=True)
     facts = json.loads((hospital.submissions / "real.json").read_text())
     twins = {tuple(pair["runs"]) for pair in facts["near_identical"] if pair["identical"]}
     assert {("drnet", "ihil"), ("drnet", "sensexdr"), ("ihil", "sensexdr")} <= twins

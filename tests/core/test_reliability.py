@@ -234,6 +234,31 @@ def test_a_closed_pipe_is_no_success(tmp_path: Path) -> None:
     process.wait()
 
 
+IGNORED = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from foldwise.core import cli
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(1)
+def main():
+    one = Ends()
+    del one
+    time.sleep(60)
+cli.run(main)
+"""
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_a_destructor_is_not_lost(end: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-c", IGNORED, str(REPOSITORY / "src"), str(int(end))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_a_killed_01(tmp_path: Path, end: signal.Signals) -> None:

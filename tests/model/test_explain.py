@@ -436,7 +436,7 @@ def explained(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> W
     root = tmp_path_factory.mktemp("explained")
     shutil.copytree(trained.root, root, dirs_exist_ok=True)
     place = Workplace(root, root / "tiny.yaml")
-    done = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 4, "--maximise")
+    done = place.run("07_explain.py", "--run", "quick", "--count", 2, "--deletion", 4, "--maximise", drawn=True)
     assert "look at oof/tiny/quick/explain/index.html" in done.stdout
     assert re.match(r"(maps matter|do not trust these maps): .* \([+-]0\.\d+, ", done.stdout.splitlines()[-1])
     assert done.stdout.splitlines()[-1] in unescape((place.runs / "quick" / "explain" / "index.html").read_text())

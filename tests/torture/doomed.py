@@ -2,7 +2,7 @@
 
 KILL, TERM, INT: that signal at the N-th rename, or after 'Ns' of processor time (KILL: by the kernel, wherever it is).
 full: no file grows past N bytes, as on a full disk. denied: permissions hold, also for root. count: renames and seconds
-are written to the file N. Figures are drawn blank: what they show is tested elsewhere, and takes most of the time.
+are written to the file N.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BLANK = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1" version="1.1"></svg>'
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2  # linux/capability.h
 CAPABILITIES = 0x20080522
 
@@ -84,14 +83,6 @@ def obey_permissions() -> None:
     assert not libc.capset(head, sets)
 
 
-def draw_blank(figure: Any, to: Any, **_: Any) -> None:
-    """Figure.savefig, less the drawing."""
-    if hasattr(to, "write"):
-        to.write(BLANK)
-    else:
-        Path(to).write_text(BLANK)
-
-
 def arm(fault: str, number: str) -> None:
     if fault == "full":
         fill_the_disk(int(number))
@@ -106,11 +97,8 @@ def arm(fault: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    from matplotlib.figure import Figure
-
     fault, number, *sys.argv = sys.argv[1:]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    Figure.savefig = draw_blank
     signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
     if fault != "none":
         arm(fault, number)

@@ -149,7 +149,9 @@ def test_the_proposed_rate_lies_below_the_first_lowest_loss() -> None:
 
 
 def test_lr_find_draws_and_writes_no_run(trained: Workplace) -> None:
-    done = trained.run("02_train.py", "--recipe", trained.root / "quick.yaml", "--lr-find", "train.batch_size=8")
+    done = trained.run(
+        "02_train.py", "--recipe", trained.root / "quick.yaml", "--lr-find", "train.batch_size=8", drawn=True
+    )
     assert "is proposed (the recipe has 0.003)" in done.stdout
     assert (trained.derived / "lr_quick.png").stat().st_size > 9000
     assert not list(trained.root.glob("fold*"))
@@ -158,8 +160,8 @@ def test_lr_find_draws_and_writes_no_run(trained: Workplace) -> None:
 def test_preview_with_mixed_images_and_the_last_epochs_as_snapshots(trained: Workplace, tmp_path: Path) -> None:
     recipe = ["--recipe", trained.root / "quick.yaml"]
     mixing = ["augment.mixup=0.5", "augment.cutmix=0.5", "augment.strength=0.5", "augment.ops={elastic: 0.5}"]
-    trained.run("02_train.py", *recipe, "--preview", tmp_path / "a.png", *mixing)
-    trained.run("02_train.py", *recipe, "--preview", tmp_path / "b.png", *mixing[2:])
+    trained.run("02_train.py", *recipe, "--preview", tmp_path / "a.png", *mixing, drawn=True)
+    trained.run("02_train.py", *recipe, "--preview", tmp_path / "b.png", *mixing[2:], drawn=True)
     tall, short = (cv2.imread(str(tmp_path / f"{name}.png")).shape[0] for name in "ab")
     assert tall > 1.3 * short
     options = ["--fold", 0, "--name", "late", "train.snapshots=3", "train.epochs=5", "train.lr=0.01"]

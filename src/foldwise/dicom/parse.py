@@ -7,6 +7,7 @@ it is left to pydicom, which is permissive. Both give the same `Parsed`, and val
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zlib
@@ -76,7 +77,7 @@ class Parsed:
     def number(self, keyword: str, default: Any = None) -> Any:
         """`first`, where it is a finite number; `default` where it is not."""
         value = self.first(keyword)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < HUGE:
             return value
         return default
 
@@ -86,11 +87,20 @@ class Parsed:
         return found[1] if found and isinstance(found[1], list) else []
 
 
+HUGE = 1e300  # an IS of 400 digits is no number either
+
+
+@lru_cache(maxsize=4096)
 def is_keyword(name: str) -> bool:
     """True for the keyword of a header field (PS3.6), such as PatientID."""
     from pydicom.datadict import tag_for_keyword
 
     return tag_for_keyword(name) is not None
+
+
+def is_sequence(keyword: str) -> bool:
+    """True for the keyword of a field that holds items."""
+    return dictionary_vr(_tag(keyword)) == "SQ"
 
 
 @lru_cache(maxsize=4096)
@@ -337,6 +347,8 @@ def _is_several(raw: Any) -> bool:
 
 def _binary(raw: bytes | memoryview, kind: str, little: bool) -> Any:
     size = int(kind[1])
+    if len(raw) == size and kind[0] == "u":  # most of them; an array of one takes five times as long
+        return int.from_bytes(raw, "little" if little else "big")
     whole = len(raw) - len(raw) % size
     values = np.frombuffer(raw[:whole], dtype=("<" if little else ">") + kind).tolist()
     return None if not values else values[0] if len(values) == 1 else values
@@ -375,7 +387,7 @@ def _decimal(text: str) -> float | None:
         value = float(text.replace(",", ".") if "," in text else text)
     except ValueError:
         return None
-    return value if np.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def _integer(text: str) -> int | float | None:

@@ -32,7 +32,7 @@ from foldwise.core import source
 from foldwise.core.schema import Strict
 from foldwise.core.source import ReadWarning
 from foldwise.dicom.decode import Array, Frame, Layout, decode_frame, layout_of, name_of
-from foldwise.dicom.parse import DicomError, Parsed, metadata, parse, parse_with_pydicom, scan
+from foldwise.dicom.parse import DicomError, Parsed, is_keyword, is_sequence, metadata, parse, parse_with_pydicom, scan
 
 # Customary windows of CT, (center, width) in Hounsfield units
 WINDOWS = {
@@ -284,12 +284,10 @@ def _head(path: Path) -> memoryview:
 
 def _header(head: memoryview, tags: list[str] | None, path: str | Path) -> dict[str, Any]:
     """Fields from a file's first bytes, from all of it where these do not reach the pixel data."""
-    from pydicom.datadict import dictionary_VR, tag_for_keyword
-
     for keyword in tags or ():
-        if tag_for_keyword(keyword) is None:
+        if not is_keyword(keyword):
             raise DicomError(f"'{keyword}' is no DICOM keyword")
-    sequences = any(dictionary_VR(keyword) == "SQ" for keyword in tags or ())
+    sequences = any(is_sequence(keyword) for keyword in tags or ())
     parsed = None if sequences else scan(head, header_only=True)
     if parsed is None or (len(head) == HEAD and not parsed.pixel_tag):
         parsed = parse_with_pydicom(whole(Path(path)), header_only=True)

@@ -19,7 +19,7 @@ import pandas as pd
 from foldwise.core import source
 from foldwise.core.source import ReadWarning
 from foldwise.dicom.decode import Array
-from foldwise.dicom.parse import DicomError, Parsed, parse_with_pydicom
+from foldwise.dicom.parse import HUGE, DicomError, Parsed, parse_with_pydicom
 from foldwise.dicom.render import (
     DicomOptions,
     Size,
@@ -233,7 +233,7 @@ def _vector(value: Any, length: int) -> Array:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) < HUGE
 
 
 def _of_frame(parsed: Parsed, fields: dict[str, Any], frame: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -18,6 +17,7 @@ from foldwise.report.figures import BLUE, GREEN, ORANGE, PALETTE, VERMILLION
 
 PANEL = 224  # pixels a side of one panel of a strip, at least
 GAP = 6  # white pixels between panels
+HEAD = 0.45  # inches above a strip, for its two lines
 ORDER_COLOURS = {"map": VERMILLION, "random": BLUE, "centre": GREEN}
 ORDER_WORDS = {"map": "what the map marks first", "random": "at random", "centre": "from the centre outwards"}
 
@@ -67,16 +67,10 @@ def png(image: np.ndarray) -> bytes:
 @figures.styled
 def sheet(title: str, strips: Sequence[np.ndarray], words: Sequence[str], across: int = 2) -> Figure:
     """A sheet of strips with two lines of words above each."""
-    rows = -(-len(strips) // across)
-    wide = figures.WIDTH / across
-    high = max(wide * image.shape[0] / image.shape[1] for image in strips)
-    high = min(high, 2.4) + 0.55
-    figure, axes = figures.panels(across, rows * high + 0.4, rows=rows)
-    for place, image, said in zip(axes, strips, words, strict=False):
-        place.imshow(image, interpolation="none")
-        place.set_title(said, fontsize=8.5, fontweight="normal")
-    for place in axes:
-        place.axis("off")
+    grid = [[*zip(strips, words, strict=True)][k : k + across] for k in range(0, len(strips), across)]
+    high = max(image.shape[0] / image.shape[1] for image in strips)
+    figure, (axes,) = figures.panels(1, len(grid) * (high * figures.WIDTH / across + HEAD) + 0.4)
+    figures.tiles(axes, grid, high, HEAD * across / figures.WIDTH, size=8.5)
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -92,24 +86,15 @@ def stage(
 ) -> Figure:
     """One stage: a row per image, with the mean of all channels and then single channels (K, h, w) with what each
     adds to the evidence. Every picture has its own scale, dark is low."""
-    columns = 2 + max(len(each) for each in maps)
-    figure, axes = figures.panels(columns, 0.45 + 1.42 * len(images), rows=len(images))
-    grid = np.array(axes, dtype=object).reshape(len(images), columns)
-    for row, image, name, mean, each, adds in zip(grid, images, names, means, maps, weights, strict=True):
-        row[0].imshow(image)
-        row[0].set_title(figures.short(name, 16), fontsize=8)
-        _map(row[1], mean, "mean of all")
-        for place, one, weight in zip(row[2:], each, adds, strict=False):
-            _map(place, one, f"{weight:+.2g}")
-        for place in row:
-            place.axis("off")
+    grid = [
+        [(image, figures.short(name, 16)), (mean, "mean of all"), *zip(each, (f"{a:+.2g}" for a in adds), strict=True)]
+        for image, name, mean, each, adds in zip(images, names, means, maps, weights, strict=True)
+    ]
+    side = figures.WIDTH / max(map(len, grid))
+    figure, (axes,) = figures.panels(1, 0.45 + (side + 0.2) * len(images))
+    figures.tiles(axes, grid, head=0.2 / side)
     figure.suptitle(title, fontsize=10.5, fontweight="bold", x=0.01, ha="left")
     return figure
-
-
-def _map(place: Axes, values: np.ndarray, title: str) -> None:
-    place.imshow(values, cmap="cividis", interpolation="none")
-    place.set_title(title, fontsize=8, fontweight="normal")
 
 
 @figures.styled
@@ -117,12 +102,9 @@ def filters(weights: np.ndarray, across: int = 16) -> Figure:
     """Filters float (K, h, w, 3), each on its own scale around gray."""
     scale = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     shown = 0.5 + 0.5 * weights / np.where(scale > 0, scale, 1)
-    rows = -(-len(shown) // across)
-    figure, axes = figures.panels(across, 0.68 * rows, rows=rows)
-    for place, one in zip(axes, shown, strict=False):
-        place.imshow(one, interpolation="none")
-    for place in axes:
-        place.axis("off")
+    grid = [[(one, "") for one in shown[k : k + across]] for k in range(0, len(shown), across)]
+    figure, (axes,) = figures.panels(1, figures.WIDTH / across * len(grid))
+    figures.tiles(axes, grid)
     return figure
 
 

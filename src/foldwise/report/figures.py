@@ -83,27 +83,55 @@ def panels(columns: int, height: float, rows: int = 1, width: float = WIDTH) -> 
     return figure, list(np.ravel(np.array(figure.subplots(rows, columns))))
 
 
+def tiles(
+    axes: Axes, grid: Sequence[Sequence[tuple[np.ndarray, str]]], high: float = 1.0, head: float = 0.0, size: float = 8
+) -> None:
+    """Pictures (H, W[, 3]) with their words above, row by row in one axes: an axes a picture takes ten times as long.
+
+    A tile is one unit wide and `high` units high, with `head` units above it. Gray pictures have their own scale each.
+    """
+    gap = 0.04
+    for y, row in enumerate(grid):
+        top = y * (high + head) + head
+        for x, (image, words) in enumerate(row):
+            tall, wide = high - gap * high, 1 - gap
+            fit = min(tall / image.shape[0], wide / image.shape[1])
+            place = (x, x + fit * image.shape[1], top + fit * image.shape[0], top)
+            axes.imshow(image, cmap="cividis", interpolation="none", extent=place)
+            axes.text(x, top - 0.01, words, va="bottom", fontsize=size)
+    axes.set(xlim=(0, max(map(len, grid), default=1)), ylim=(len(grid) * (high + head), 0))
+    axes.axis("off")
+
+
+def _write(figure: Figure, stream: Any, **how: Any) -> None:
+    """In this module's style. What savefig would lay out, draw for nothing and then draw is laid out here, once."""
+    with matplotlib.rc_context(STYLE):
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
+            figure.set_layout_engine(None)
+        figure.savefig(stream, **how)
+
+
 def save(figure: Figure, path: Path, dpi: int = 110, tight: bool = False) -> None:
     """A PNG or JPEG on white, written whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part, matplotlib.rc_context(STYLE):
+    with replacing(path) as part:
         box = "tight" if tight else None
-        figure.savefig(part, format=path.suffix[1:], dpi=dpi, facecolor="white", bbox_inches=box)
+        _write(figure, part, format=path.suffix[1:], dpi=dpi, facecolor="white", bbox_inches=box)
 
 
 def png(figure: Figure, dpi: int = 80) -> bytes:
     """A small PNG on white, for a notebook."""
     stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="png", dpi=dpi, facecolor="white")
+    _write(figure, stream, format="png", dpi=dpi, facecolor="white")
     return stream.getvalue()
 
 
 def svg(figure: Figure, number: int, alt: str) -> str:
     """Inline SVG for an HTML page: text in the page's colour, ids made unique by `number`, nothing fetched."""
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg")
+    _write(figure, stream, format="svg")
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", text, count=5)

@@ -429,7 +429,6 @@ def _regression(sheet: Page, place: Path, answers: Answers) -> list[Sheet]:
 def _both(sheet: Page, place: Path, name: str, figure: Figure, alt: str) -> str:
     """The figure as <name>.png and for the page."""
     figures.save(figure, place / f"{name}.png")
-    figure.set_layout_engine("none")  # laid out; not once more for the page
     return sheet.figure(figure, alt)
 
 
