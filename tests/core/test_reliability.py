@@ -165,6 +165,10 @@ def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):
         weights.read_state(path)
+    for cut in (0, 5, 100):
+        path.write_bytes(damaged[:cut])
+        with pytest.raises(UserError, match="damaged"):
+            weights.classes_of(path)
 
 
 # --- at once ----------------------------------------------------------------------------------------------
