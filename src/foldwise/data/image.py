@@ -274,6 +274,11 @@ class Listing:
         return left_out(self.others)
 
 
+def without(series: str) -> str:
+    """What is remarked of a row that lacks one of several series."""
+    return f"series {series} missing or unreadable"
+
+
 def left_out(others: Counter[str]) -> str:
     """The files of a Listing that are no images, in words that go on a sentence; '' where there are none."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())

@@ -137,6 +137,18 @@ def check_readable(competition: Competition, index: pd.DataFrame) -> None:
             )
 
 
+def check_series(competition: Competition, index: pd.DataFrame, remarks: pd.DataFrame) -> None:
+    """UserError where no training row has one of several series: nothing would be learnt of it. remarks: the cache's"""
+    train = int(((index["split"] == "train") & index["error"].isna()).sum())
+    said = remarks.loc[remarks["split"] == "train", "remark"]
+    for name in competition.image.series:
+        if said.str.contains(image.without(name), regex=False).sum() == train:
+            raise UserError(
+                f"{competition.file}: `train.series`: no training row has '{name}'; mend its path, or take the series "
+                "out of every split"
+            )
+
+
 def odd_formats(index: pd.DataFrame) -> list[str]:
     """Warnings about file formats that make under 2 % of a split: often a placeholder, not a picture."""
     warnings = []

@@ -100,7 +100,7 @@ def read_study(
         except UserError as error:
             errors.append(error)
             if options.series:
-                say(f"series {options.series[number]} missing or unreadable")
+                say(image.without(options.series[number]))
             continue
         tables.append(table.assign(series=number, slot=number * options.slices + slots))
     if not parts:

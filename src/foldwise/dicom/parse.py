@@ -44,7 +44,6 @@ _SHORT_VRS = frozenset(
     | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 )
 _NUMBERS = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8", "UV": "u8", "SV": "i8", "AT": "u2"}
-_TEXT = frozenset({"AE", "CS", "LO", "SH", "UI", "UR", "UC", "PN"})
 _DELIMITERS: Any = {"\\", "\r", "\n", "\t", "\f"}  # they reset the character set (PS3.5 6.1.2.5.3)
 _LONG_TEXT = frozenset({"LT", "ST", "UT"})  # one value, backslashes included (PS3.5 6.2)
 

@@ -51,6 +51,9 @@ WINDOWS = {
     "temporal_bone": (600.0, 2800.0),
 }
 
+# Of projected X-rays: as smooth as the detector blurs them, so that a wavelet level left out costs little
+RADIOGRAPHS = ("CR", "DX", "MG", "RG", "PX", "IO")
+
 REDUCED_BOUND = 2.0  # gray levels, mean absolute difference between reduced and full decoding at one size
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -75,11 +78,12 @@ class DicomOptions(Strict):
     frame: int | Literal["first", "middle", "last", "mean"] = Field(
         "middle", description="which frame of a multi-frame file; negative numbers count from the last"
     )
-    oversample: float = Field(
-        2.0,
+    oversample: float | None = Field(
+        None,
         ge=1,
-        description="JPEG 2000 is decoded at the smallest scale that is still this many times the target; 1 is 4 "
-        "times as fast and twice as far from the full decode. CT is always decoded in full.",
+        description="JPEG 2000 is decoded at the smallest scale that is still this many times the target; 1 is 3 "
+        "times as fast as 2 and twice as far from the full decode. By default 1 for radiographs "
+        f"({', '.join(RADIOGRAPHS)}), 2 for others. CT is always decoded in full.",
     )
     max_pixels: int = Field(100_000_000, gt=0, description="files that claim more pixels a frame are refused")
     unwrap: bool = Field(
@@ -322,9 +326,11 @@ def _mean_frame(parsed: Parsed, layout: Layout, options: DicomOptions, at_least:
 
 
 def _render_frame(parsed: Parsed, layout: Layout, index: int, options: DicomOptions, at_least: int | None) -> Array:
-    if parsed.first("Modality") == "CT":
+    modality = parsed.first("Modality")
+    if modality == "CT":
         at_least = None  # air, tissue and bone side by side under a narrow window: averages must come after it
-    frame = decode_frame(parsed, layout, index, at_least, options.oversample, options.truncated == "fill")
+    oversample = options.oversample or (1.0 if modality in RADIOGRAPHS else 2.0)
+    frame = decode_frame(parsed, layout, index, at_least, oversample, options.truncated == "fill")
     if frame.layout.photometric == "PALETTE COLOR":
         return _palette(frame, parsed)
     if frame.layout.samples == 3:

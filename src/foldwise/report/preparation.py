@@ -45,6 +45,8 @@ def _prepare(
         folds.check_saved(competition, table)
     table["error"] = cache.build_caches(competition, table, list(dict.fromkeys([*sizes, SIZE])), workers, dask)
     index.check_readable(competition, table)
+    remarks = cache.remarks(competition, table, sizes[0])
+    index.check_series(competition, table, remarks)
     ties = groups.ties(competition, table)
     groups.refuse(competition, ties)
     images = cache.load_cache(competition, SIZE, table=table)
@@ -55,7 +57,7 @@ def _prepare(
     index.save_index(table, competition)
     path, warnings = write_competition_report(competition, table, fold_table, sizes, copies)
     _look_at_orientation(competition, table, images)
-    odd = index.remarked(cache.remarks(competition, table, sizes[0])) + index.odd_formats(table)
+    odd = index.remarked(remarks) + index.odd_formats(table)
     forgotten = [str(tie) for tie in ties[:1]]
     refused = submission.objection(competition, table, index.classes(competition, table))
     if refused is not None:
