@@ -162,8 +162,7 @@ def duplicates(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs a, b (row numbers of `table`), kind, distance, agreement, look; and how many candidates there were."""
     exact = _exact(seen, table, raw)
-    copies = {b for _, b in exact}
-    alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
+    alone = np.flatnonzero(~seen.flat & ~np.isin(seen.rows, [b for _, b in exact]))
     alike = candidates(seen.hashes[alone], turned)
     skipped = max(0, len(alike) - MOST)
     alike = alike.head(MOST)
