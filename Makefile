@@ -29,7 +29,7 @@ smoke: $(VENV)/installed-tests
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m smoke
 
 torture: $(VENV)/installed-tests
-	FOLDWISE_TORTURE_LONG=$(LONG) $(RUN) -m pytest tests/torture
+	FOLDWISE_TORTURE_LONG=$(LONG) $(RUN) -m pytest $(if $(LONG),-s) tests/torture
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

@@ -165,6 +165,10 @@ def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):
         weights.read_state(path)
+    for cut in (0, 5, 100):
+        path.write_bytes(damaged[:cut])
+        with pytest.raises(UserError, match="damaged"):
+            weights.classes_of(path)
 
 
 # --- at once ----------------------------------------------------------------------------------------------
@@ -232,6 +236,31 @@ def test_a_closed_pipe_is_no_success(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read().split()[-1] == b"141"
     process.wait()
+
+
+IGNORED = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from foldwise.core import cli
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(1)
+def main():
+    one = Ends()
+    del one
+    time.sleep(60)
+cli.run(main)
+"""
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("end", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_a_destructor_is_not_lost(end: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-c", IGNORED, str(REPOSITORY / "src"), str(int(end))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

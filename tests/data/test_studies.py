@@ -54,6 +54,14 @@ def quiet(*given: object) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 @pytest.mark.smoke
+def test_a_pattern_finds_its_ending_in_large_letters(tmp_path: Path) -> None:
+    for name in ("b.DCM", "a.DCM", "c.txt", "IM"):
+        (tmp_path / name).touch()
+    assert [file.name for file in series.files(tmp_path / "*.dcm")] == ["a.DCM", "b.DCM"]
+    assert [file.name for file in series.files(tmp_path / "I*")] == ["IM"]
+
+
+@pytest.mark.smoke
 @pytest.mark.parametrize("study", ["S0", "S1", "S2", "S3"])
 def test_slices_are_channels_in_space(studies, study):
     pixels, table = quiet(studies / study, 64, options(slices=9, window="lung"))

@@ -14,7 +14,7 @@ from foldwise.data import cache, folds, index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import load_recipe
 from foldwise.model import fold_models, lora, weights
-from foldwise.model.finetune import checkpoint_gradients
+from foldwise.model.finetune import checkpoint_gradients, counted_once
 from foldwise.model.network import Network, create_network
 from foldwise.train.trainer import Trainer
 
@@ -93,16 +93,22 @@ def test_what_has_no_linear_layers_is_refused(about: Competition, tmp_path: Path
         load_recipe("baseline", ["model.mode=frozen", "model.lora={rank: 2}"])
 
 
-@pytest.mark.parametrize("name", ["test_vit", "convnextv2_atto"])
+@pytest.mark.parametrize("name", ["test_vit", "convnextv2_atto", "test_resnet"])
 def test_activations_computed_twice_give_the_same_gradients(name: str) -> None:
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
-    gradients = []
+    gradients, statistics = [], []
     for twice in (False, True):
         made = network(name, size=32)
         if twice:
             checkpoint_gradients(made)
-        made.train()(images).square().sum().backward()
+        loss = made.train()(images).square().sum()
+        with counted_once(made):
+            loss.backward()
         gradients.append({key: value.grad for key, value in made.named_parameters()})
+        statistics.append(
+            [value for key, value in made.named_buffers() if key.endswith(("running_mean", "running_var"))]
+        )
+    assert all(map(torch.equal, *statistics))
     assert all(torch.equal(value, gradients[1][key]) for key, value in gradients[0].items() if value is not None)
 
 

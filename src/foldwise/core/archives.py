@@ -7,7 +7,6 @@ raw folder is the same packed and unpacked.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -25,7 +24,7 @@ import numpy as np
 
 from foldwise import UserError
 from foldwise.core import paths
-from foldwise.core.files import locked, temporary_folder
+from foldwise.core.files import FULL, locked, temporary_folder
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z")
 SAMPLE = 1 << 14  # bytes of a file hashed at its head, middle and tail
@@ -361,7 +360,7 @@ def _unpack_tar(file: Path, folder: Path) -> None:
                     with target.open("wb") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
     except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise UserError(
             f"{file}: damaged, can't be unpacked ({' '.join(str(error).split())}); fetch it again"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from foldwise import UserError
 from foldwise.core.files import FULL
@@ -187,6 +187,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Call `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130, SIGTERM 143."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _termination)
+        sys.unraisablehook = _not_to_be_ignored
     try:
         main()
         sys.stdout.flush()
@@ -213,6 +214,20 @@ def run(main: Callable[[], None]) -> NoReturn:
     except Stopped as stop:
         _end(int(str(stop.code)))
     sys.exit(0)
+
+
+def _not_to_be_ignored(ignored: Any) -> None:
+    """Python ignores what is raised in a destructor: the end that was asked for comes a moment later."""
+    end = ignored.exc_value
+
+    def raise_again(*_: object) -> NoReturn:
+        raise end
+
+    if isinstance(end, (Stopped, KeyboardInterrupt)) and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, raise_again)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _end(status: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from foldwise import UserError, stats
 from foldwise.core.files import write_csv, write_json
+from foldwise.data import index
 from foldwise.data.competition import Competition
 from foldwise.data.recipe import differences
 from foldwise.data.rows import table_columns
@@ -113,11 +115,19 @@ def check_saved(competition: Competition, table: pd.DataFrame) -> None:
     if not are_saved(competition):
         return
     saved = load_folds(competition)
-    aside = folder / "unreadable.csv"
-    broken = set(pd.read_csv(aside, dtype=str, keep_default_na=False)["id"]) if aside.exists() else set()
     train = table[(table["split"] == "train") & table["error"].isna()]
-    _same_rows(folder, saved, set(train["id"]) - (broken - set(saved["id"])))
+    _same_rows(folder, saved, set(train["id"]) - (_broken(competition) - set(saved["id"])))
     check(competition, saved, train)
+
+
+def _broken(competition: Competition) -> set[str]:
+    """Ids that an earlier 01 set aside, from its index, or where that is damaged from what it wrote for people."""
+    with suppress(UserError):
+        table = index.load_index(competition)
+        return set(table["id"][table["error"].notna()])
+    with suppress(OSError, ValueError, KeyError):
+        return set(pd.read_csv(competition.derived() / "unreadable.csv", dtype=str, keep_default_na=False)["id"])
+    return set()
 
 
 def _same_rows(folder: Path, saved: pd.DataFrame, ids: set[str]) -> None:

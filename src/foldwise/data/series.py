@@ -57,11 +57,15 @@ def files(place: Path) -> list[Path]:
     if "*" not in text:
         return source.tree(place).files if source.is_folder(place) else [place] if source.is_there(place) else []
     folder = Path(text.partition("*")[0].rpartition("/")[0])
-    fits = "*".join(map(glob.escape, text.split("*")))
     depth, lead = len(place.parts), text.partition("*")[0]  # a * is no folder's end
     names = _listed(folder, source.stamp_of_folder(folder))
     some = names[bisect_left(names, lead) : bisect_left(names, lead + chr(0x10FFFF))]
-    return [file for name in some if fnmatchcase(name, fits) and len((file := Path(name)).parts) == depth]
+    stem, dot, suffix = text.rpartition(".")
+    for ending in dict.fromkeys((suffix, suffix.lower(), suffix.upper())):  # *.dcm finds .DCM
+        fits = "*".join(map(glob.escape, f"{stem}{dot}{ending}".split("*")))
+        if fit := [file for name in some if fnmatchcase(name, fits) and len((file := Path(name)).parts) == depth]:
+            return fit
+    return []
 
 
 @lru_cache(maxsize=8)

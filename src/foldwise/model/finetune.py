@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,7 @@ def _body_groups(body: nn.Module, train: Train) -> list[dict[str, Any]]:
 def checkpoint_gradients(network: Network) -> None:
     """Keep the inputs of blocks alone and compute the rest again for the gradient (Chen 2016, arXiv:1604.06174).
 
-    The same gradients; a batch norm's running statistics take each batch in twice. UserError where timm's model
-    does not know how.
+    The same gradients. UserError where timm's model does not know how.
     """
     for body in filter(None, (network.backbone, network.second)):
         try:
@@ -187,6 +187,20 @@ def checkpoint_gradients(network: Network) -> None:
         except (AttributeError, AssertionError, NotImplementedError):
             name = type(body).__name__
             raise UserError(f"train.gradient_checkpointing: timm's {name} can't; set it to false") from None
+
+
+@contextmanager
+def counted_once(network: nn.Module) -> Iterator[None]:
+    """A backward pass: where activations are made again, batch norms do not count the same pictures twice."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
 
 
 def count_parameters(network: Network) -> tuple[int, int]:

@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -81,10 +80,7 @@ class Slices(nn.Module):
         flat = pictures[present]
         step = (self.batch or len(flat)) if self.training else AT_ONCE
         again = self.training and torch.is_grad_enabled() and step < len(flat)
-        run = backbone
-        if again:
-            contexts = partial(_first_and_again, backbone)
-            run = partial(checkpoint, backbone, use_reentrant=False, context_fn=contexts)
+        run = partial(checkpoint, backbone, use_reentrant=False) if again else backbone
         # as equal as they come: none of a single picture, which batch norm can't take
         values = torch.cat([run(part) for part in flat.tensor_split(max(1, len(flat) // step))])
         return values.new_zeros(*present.shape, values.shape[1]).index_put((present,), values)
@@ -103,25 +99,6 @@ class Slices(nn.Module):
             there = seen.any(dim=1).unflatten(0, (-1, series))
             pooled = torch.where(there[..., None], pooled, self.missing.to(pooled.dtype))
         return pooled.flatten(1)
-
-
-def _first_and_again(backbone: Backbone) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(backbone)
-
-
-@contextmanager
-def _statistics_kept(backbone: Backbone) -> Iterator[None]:
-    """While activations are made again, batch norms do not count the same pictures twice."""
-    owner = getattr(backbone, "__self__", None)
-    norms = [m for m in owner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if owner is not None else []
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, kept, strict=True):
-            norm.momentum = momentum
 
 
 class Context(nn.Module):

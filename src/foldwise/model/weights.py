@@ -101,12 +101,15 @@ def _metadata(path: Path) -> dict[str, Any]:
     """What `save` wrote beside the tensors; {} in files of others."""
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        meta = file.metadata() or {}
-    if "foldwise" in meta:
-        return json.loads(meta["foldwise"])
-    if "classes" in meta:  # format 1
-        return {"format": 1, "checksum": meta.get("checksum"), "classes": json.loads(meta["classes"])}
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+        if "foldwise" in meta:
+            return json.loads(meta["foldwise"])
+        if "classes" in meta:  # format 1
+            return {"format": 1, "checksum": meta.get("checksum"), "classes": json.loads(meta["classes"])}
+    except Exception as error:  # safetensors has its own
+        raise UserError(f"{path}: damaged ({error}); train the fold again with --restart") from None
     return {}
 
 

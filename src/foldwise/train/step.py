@@ -21,6 +21,7 @@ from foldwise.core.cli import note
 from foldwise.core.ranks import current_ranks
 from foldwise.data.recipe import Recipe
 from foldwise.model import precision
+from foldwise.model.finetune import counted_once
 from foldwise.model.transfer import DeviceBatch, to_device
 from foldwise.train import auxiliary, losses
 from foldwise.train.fold_data import FoldData
@@ -77,6 +78,7 @@ class Stepper:
         self, recipe: Recipe, fold: int, data: FoldData, state: State, schedule: Schedule, device: torch.device
     ) -> None:
         self.recipe, self.fold, self.targets, self.state = recipe, fold, data.targets, state
+        self.computes_twice = recipe.train.gradient_checkpointing or recipe.model.stack is not None
         self.schedule, self.device, self.ranks = schedule, device, current_ranks()
         self.precision = precision.of_device(recipe, device)
         self.sums, self.patient = Sums(device), fused(state.optimizer)
@@ -173,7 +175,8 @@ class Stepper:
                 total += loss.detach().double() * len(rows)
                 # ranks average their gradients: a rank with fewer rows of this batch counts for less
                 fraction = len(rows) * self.ranks.size / of / self.recipe.train.accumulate
-                self.state.scaler.scale(loss * fraction).backward()
+                with counted_once(network) if self.computes_twice else nullcontext():
+                    self.state.scaler.scale(loss * fraction).backward()
         return total / len(images)
 
     def total_loss(self, logits: Tensor, target: Tensor) -> Tensor:
