@@ -36,7 +36,7 @@ lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
-SLOW := bench/fits.py bench/gpu.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
+SLOW := bench/fits.py bench/gpu.py bench/preprocess.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py
 
 # the quick ones; those in SLOW take half an hour and more each, or a GPU: python bench/NAME.py
 bench: $(VENV)/installed-tests

@@ -162,14 +162,13 @@ def duplicates(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Pairs a, b (row numbers of `table`), kind, distance, agreement, look; and how many candidates there were."""
     exact = _exact(seen, table, raw)
-    copies = {b for _, b in exact}
-    alone = np.array([k for k, row in enumerate(seen.rows) if row not in copies and not seen.flat[k]], np.int64)
+    alone = np.flatnonzero(~seen.flat & ~np.isin(seen.rows, [b for _, b in exact]))
     alike = candidates(seen.hashes[alone], turned)
     skipped = max(0, len(alike) - MOST)
     alike = alike.head(MOST)
     places = alike.assign(a=seen.rows[alone[alike["a"]]], b=seen.rows[alone[alike["b"]]])
     places = places.sort_values(["a", "b"], ignore_index=True)
-    places["agreement"] = agreement(images, places)
+    places["agreement"] = agreement(images, places).round(5)  # a pair's two directions tie, whatever the last bits
     places = places[places["agreement"] >= AGREE].sort_values("agreement", ascending=False, kind="stable")
     both = [np.minimum(places["a"], places["b"]), np.maximum(places["a"], places["b"])]
     near = places[~pd.DataFrame(both).T.duplicated().to_numpy()].sort_values(["a", "b"]).assign(kind="near")

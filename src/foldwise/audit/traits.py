@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from foldwise.core import parallel
 from foldwise.data.cache import Cache
@@ -103,7 +104,7 @@ def _in_threads(images: Cache, rows: np.ndarray, hashed: bool) -> Iterator[_Seen
     """Blocks in order, few at a time: reading, OpenCV and hashing all let go of the interpreter's lock."""
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     workers = parallel.cores()
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(blocks), 4 * workers):
             yield from pool.map(lambda block: _see(images.pictures(block), hashed), blocks[start : start + 4 * workers])
 
