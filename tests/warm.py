@@ -149,7 +149,7 @@ def share_fork_server() -> None:
     os.close(alive)
     server = forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address, server._forkserver_alive_fd = address, keeps_alive
-    server.ensure_running = lambda: None
+    server.ensure_running = forkserver.ensure_running = lambda: None
 
 
 def collect(pipes: list[int], child: int, limit: float = 600) -> list[str]:
