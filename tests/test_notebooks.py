@@ -17,6 +17,7 @@ import pytest
 import yaml
 from conftest import QUICK, REPOSITORY, Workplace, warm
 
+RUNNER = REPOSITORY / "tests" / "notebook.py"
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
@@ -43,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def execute(path: Path, demo: Workplace, **env: str) -> None:
     """Run a notebook's cells (those of its twin, the script) from top to bottom in a fork with warm libraries."""
     all_env = {**os.environ, "FOLDWISE_ROOT": str(demo.root), **env}
-    done = warm().run([str(path.with_suffix(".py"))], path.parent, all_env)
+    done = warm().run([str(RUNNER), str(path.with_suffix(".py"))], path.parent, all_env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -34,6 +34,7 @@ def workers(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait()
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_s_fold_is_taken_up_from_its_checkpoint(
     workers: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:

@@ -149,7 +149,11 @@ def test_a_renamed_class_never_takes_another_ones_column(tmp_path: Path) -> None
     place.run(*QUICK)
     table.assign(sick=table["sick"].replace("cat", "zebra")).to_csv(place.raw / "train.csv", index=False)
     place.run("01_preprocess.py", "--sizes", 32)
-    line = place.refused("05_predict.py", "--run", "quick", "--name", "again")
+    again = ("05_predict.py", "--run", "quick", "--name", "again")
+    assert "trained on other labels" in place.refused(*again)
+    info = place.runs / "quick" / "run.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "targets_hash": None}))  # a run of before
+    line = place.refused(*again)
     assert "'cat', now 'dog'" in line and "train it anew" in line
 
 

@@ -464,7 +464,7 @@ def test_coco_detectors_by_local_weights(tmp_path: Path, monkeypatch: pytest.Mon
         detector.load("mobilenet_320", str(tmp_path / "other.safetensors"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tuning_on_forty_raccoons_beats_the_mean_box(tmp_path: Path) -> None:
     from foldwise.model import detector
 

@@ -46,16 +46,16 @@ def trainer(about: Competition, made: Recipe, folder: Path, **kwargs: float) -> 
 
 
 def test_a_run_killed_anywhere_writes_the_bytes_of_one_that_was_not(about: Competition) -> None:
-    """Seven named moments and five random ones; each a kill -9, then the same command again. More in the torture."""
+    """Seven named moments and two random ones; each a kill -9, then the same command again. More in the torture."""
     command = [sys.executable, str(REPOSITORY / "tests" / "killed_runs.py"), str(about.file)]
     done = subprocess.run(
-        [*command, str(about.file.with_name("quick.yaml")), "1", "12"], capture_output=True, text=True, timeout=600
+        [*command, str(about.file.with_name("quick.yaml")), "1", "9"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(trials) == 13
+    assert len(trials) == 10
     assert all(trial["kills"] for trial in trials[1:8]), "a named moment never came"
-    assert sum(trial["kills"] for trial in trials[8:]) >= 3, "the random kills came after the end"
+    assert sum(trial["kills"] for trial in trials[8:]) >= 1, "the random kills came after the end"
     odd = [trial for trial in trials if trial["digest"] != trials[0]["digest"]]
     assert not odd, odd
 
