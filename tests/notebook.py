@@ -15,13 +15,15 @@ from typing import Any
 
 from warm import script
 
+STEPS = Path(__file__).resolve().parents[1] / "src"
+
 
 def fds() -> set[int]:
     return {int(path.name) for path in Path("/proc/self/fd").iterdir()}
 
 
 class Step(subprocess.Popen[Any]):
-    """`python script ...` in a fork that never comes to exec; any other command as it is."""
+    """A step of ours in a fork that never comes to exec; any other command, a bundle's step too, as it is."""
 
     def __init__(self, args: list[str], **how: Any) -> None:
         before, env = fds(), dict(how.get("env") or os.environ)
@@ -32,7 +34,7 @@ class Step(subprocess.Popen[Any]):
                     os.close(fd)
             script(args[1:], how.get("cwd") or str(Path.cwd()), env)
 
-        if args[0] == sys.executable and args[1].endswith(".py"):
+        if args[0] == sys.executable and Path(args[1]).parent == STEPS:
             how["preexec_fn"] = step
         super().__init__(args, **how)
 
