@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -310,6 +311,20 @@ def test_folders_that_killed_processes_left_are_swept(tmp_path: Path) -> None:
     (left / ".lock").touch()
     with temporary_folder(tmp_path, "upload.") as one, temporary_folder(tmp_path, "upload.") as two:
         assert one.is_dir() and two.is_dir() and not left.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_made_at_once_are_not_swept(tmp_path: Path) -> None:
+    """Between its making and its locking a folder once looked like one that a killed process had left."""
+
+    def visit(_: int) -> None:
+        for _ in range(40):
+            with temporary_folder(tmp_path, "upload.") as folder:
+                (folder / "sent").touch()
+                assert (folder / "sent").exists()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(visit, range(6)))
     assert not list(tmp_path.iterdir())
 
 

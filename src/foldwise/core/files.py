@@ -55,13 +55,13 @@ def _full(part: Path) -> OSError | None:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True, mode: str = "w") -> Iterator[None]:
     """Hold the lock file `path`: one process at a time; BlockingIOError where another holds it and `wait` is False.
 
     The lock is the kernel's, and goes with the process however that ends. A file system that knows none (some network
     mounts) gets a file beside it that names the holder; one left by a process that is gone counts for nothing.
     """
-    with path.open("w") as file:
+    with path.open(mode) as file:
         if _kernel_lock(file, wait):
             yield
             return
@@ -78,11 +78,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether some process holds the lock file `path` now."""
-    if not path.exists():
-        return False
     try:
-        with locked(path, wait=False):
+        with locked(path, wait=False, mode="r+"):  # never makes one: its folder may be going
             return False
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
         return True
 
@@ -131,8 +131,14 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     for left in parent.glob(f"{prefix}*"):
         if (left / ".lock").exists() and not is_locked(left / ".lock"):
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as folder, locked(Path(folder) / ".lock"):
-        yield Path(folder)
+    unseen = Path(tempfile.mkdtemp(dir=parent, prefix=f".{prefix}"))
+    folder = unseen.with_name(unseen.name[1:])
+    with locked(unseen / ".lock"):
+        unseen.rename(folder)  # from here on another one looks at it, and finds it locked
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

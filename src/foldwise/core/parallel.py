@@ -231,13 +231,17 @@ def context(*modules: str) -> Any:
     named = [str(getattr(value, "__module__", None) or getattr(value, "__name__", "")) for value in script]
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload([*modules, *dict.fromkeys(name for name in named if name.startswith("foldwise."))])
-    before = os.environ.get("PYTHONPATH")  # the one way to tell the server of 3.11 where we lie
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.SOURCE), before]))
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    with _starting:
+        before = os.environ.get("PYTHONPATH")  # the one way to tell the server of 3.11 where we lie
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.SOURCE), before]))
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     return chosen
+
+
+_starting = threading.Lock()  # the app's visitors may come at once
 
 
 worker_memory: int | None = None  # bytes that a worker may take; the app, whose files are anybody's, sets it
