@@ -6,7 +6,9 @@ RUN := $(VENV)/bin/python
 # a machine without a network: wheels/ holds what `pip download -d wheels -r requirements.txt -r tests/requirements.txt` got
 WHEELS := $(if $(wildcard wheels),--no-index --find-links wheels)
 
-.PHONY: demo test smoke torture lint bench gpu trust report clean app
+unexport PYTHONDONTWRITEBYTECODE  # every step would compile the package anew
+
+.PHONY: demo test suite smoke torture lint types bench gpu trust report clean app
 
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
@@ -18,8 +20,12 @@ demo: $(VENV)/installed
 	$(RUN) src/06_blend.py --name blend
 	$(RUN) src/00_demo.py --score
 
-# files side by side, a process a core
+# types are checked beside the tests: that is one core's work for a minute
 test: lint
+	$(MAKE) --jobs 2 types suite
+
+# files side by side, a process a core
+suite: $(VENV)/installed-tests
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 app: $(VENV)/installed
@@ -34,6 +40,8 @@ torture: $(VENV)/installed-tests
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
+
+types: $(VENV)/installed-tests
 	$(VENV)/bin/mypy
 
 SLOW := bench/fits.py bench/gpu.py bench/preprocess.py bench/skin1500.py bench/transfer.py bench/speed.py bench/trust.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,13 +49,16 @@ class Workplace:
     competition: Path = field(default_factory=Path)
 
     def run(
-        self, *arguments: object, check: bool = True, drawn: bool = False, **env: str
+        self, *arguments: object, check: bool = True, drawn: bool = False, fault: Sequence[object] = (), **env: str
     ) -> subprocess.CompletedProcess[str]:
         """`python src/<arguments>` as a user types it; the output comes back. In a fork of a process with warm
-        libraries where no `env` is given, and there with blank figures unless `drawn`."""
+        libraries where no `env` is given, and there with blank figures unless `drawn`. fault: two words of doomed.py,
+        as ("KILL", "0.5s")."""
         script, *rest = map(str, arguments)
         chosen = [] if script.startswith("00") or "--competition" in rest else ["--competition", str(self.competition)]
         command = [str(REPOSITORY / "src" / script), *chosen, *rest]
+        if fault:
+            command = [str(REPOSITORY / "tests" / "torture" / "doomed.py"), *map(str, fault), *command]
         all_env = {**os.environ, "FOLDWISE_ROOT": str(self.root), **env}
         if sys.platform == "linux" and not env:
             done = warm().run(command, self.root, all_env, drawn)

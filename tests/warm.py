@@ -30,7 +30,11 @@ from typing import Any, NoReturn
 LIBRARIES = (
     "numpy",
     "pandas",
-    "pyarrow",
+    "pandas.core.arrays.arrow.extension_types",
+    "pandas.core.reshape.reshape",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "faiss",
     "pydicom",
     "cv2",
     "scipy.stats",
@@ -53,29 +57,34 @@ LIBRARIES = (
 
 
 class Warm:
-    """A server of forks; one call at a time."""
+    """A server of forks, for any number of calls at once."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self.address = connection.arbitrary_address("AF_UNIX")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())],
+                stdin=subprocess.PIPE,  # its end is the server's
+                pass_fds=[listener.fileno()],
+                env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"},
+            )
 
     def run(
         self, arguments: list[str], folder: Path, env: dict[str, str], drawn: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """`python <arguments>` in `folder`."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps([arguments, str(folder), env, drawn]), file=self.process.stdin, flush=True)
-        status, out, err = json.loads(self.process.stdout.readline())
+        with socket.socket(socket.AF_UNIX) as call:
+            call.connect(self.address)
+            with call.makefile("rw") as stream:
+                print(json.dumps([arguments, str(folder), env, drawn]), file=stream, flush=True)
+                status, out, err = json.loads(stream.readline())
         return subprocess.CompletedProcess(arguments, status, out, err)
 
 
-def serve() -> None:
-    """Fork for every line of stdin; answer with (exit status, output, errors) when the fork has ended."""
+def serve(listener: socket.socket) -> None:
+    """A fork for every call."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
     import foldwise
 
@@ -84,24 +93,38 @@ def serve() -> None:
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a library started threads: they would not live on in a fork"
     gc.freeze()  # the collector of a fork leaves the shared memory alone
     share_fork_server()
-    for line in sys.stdin:
-        arguments, folder, env, drawn = json.loads(line)
-        pipes = os.pipe(), os.pipe()
-        child = os.fork()
-        if not child:
-            for (reads, writes), place in zip(pipes, (1, 2), strict=True):
-                os.dup2(writes, place)
-                os.close(reads)
-                os.close(writes)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            if not drawn:
-                draw_blank()
-            script(arguments, folder, env)
-        for _, writes in pipes:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        call, _ = listener.accept()
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            answer(call)
+            os._exit(0)
+        call.close()
+
+
+def answer(call: socket.socket) -> None:
+    """Run what is asked for in a fork; answer with (exit status, output, errors) when that has ended."""
+    stream = call.makefile("rw")
+    arguments, folder, env, drawn = json.loads(stream.readline())
+    pipes = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        for (reads, writes), place in zip(pipes, (1, 2), strict=True):
+            os.dup2(writes, place)
+            os.close(reads)
             os.close(writes)
-        out, err = collect([reads for reads, _ in pipes], child)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps([status, out, err]), flush=True)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        call.close()
+        stream.close()
+        if not drawn:
+            draw_blank()
+        script(arguments, folder, env)
+    for _, writes in pipes:
+        os.close(writes)
+    out, err = collect([reads for reads, _ in pipes], child)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), out, err]), file=stream, flush=True)
 
 
 def draw_blank() -> None:
@@ -193,4 +216,4 @@ def script(arguments: list[str], folder: str, env: dict[str, str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))

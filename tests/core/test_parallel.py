@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
+import jobs
 import pytest
-from conftest import Workplace, make_tiny
+from conftest import make_tiny
 
 from foldwise import UserError
 from foldwise.core import parallel, paths
 from foldwise.core.parallel import parallel_map
 
 
-def _square(rows: Sequence[int]) -> list[int]:
-    return [row * row for row in rows]
-
-
-def _die_on_seven(rows: Sequence[int]) -> list[int]:
-    if 7 in rows:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return list(rows)
-
-
 @pytest.mark.smoke
 def test_every_row_comes_back_once() -> None:
-    found = dict(parallel_map(_square, list(range(100)), workers=2))
+    found = dict(parallel_map(jobs.square, list(range(100)), workers=2))
     assert found == {k: k * k for k in range(100)}
 
 
 def test_a_crashed_process_costs_one_row() -> None:
-    found = dict(parallel_map(_die_on_seven, list(range(40)), workers=2))
+    found = dict(parallel_map(jobs.die_on_seven, list(range(40)), workers=2))
     assert set(found) == set(range(40))
     assert isinstance(found.pop(7), RuntimeError)
     assert all(found[k] == k for k in found)
@@ -66,21 +53,15 @@ def test_cores_are_those_said(monkeypatch: pytest.MonkeyPatch) -> None:
             parallel.cores()
 
 
-def _hang_on_seven(rows: Sequence[int]) -> list[int]:
-    if 7 in rows:
-        time.sleep(600)
-    return list(rows)
-
-
 def test_a_decoder_that_hangs_is_stopped_and_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "FILE_SECONDS", 4.0)
-    answers = dict(parallel_map(_hang_on_seven, list(range(20)), workers=2))
-    assert "took over 4 s" in str(answers.pop(7))
+    monkeypatch.setattr(parallel, "FILE_SECONDS", 2.0)
+    answers = dict(parallel_map(jobs.hang_on_seven, list(range(20)), workers=2))
+    assert "took over 2 s" in str(answers.pop(7))
     assert answers == {k: k for k in range(20) if k != 7}
 
 
 def test_no_rows_no_work() -> None:
-    assert list(parallel_map(_square, [], workers=2)) == []
+    assert list(parallel_map(jobs.square, [], workers=2)) == []
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +78,3 @@ def test_dask_writes_the_same_bytes(cluster: str, tmp_path: Path) -> None:
     other.run("01_preprocess.py", "--sizes", 32, 48, "--dask", cluster)
     for name in ("images_32.npy", "images_48.npy", "images_32_ids.csv", "folds.csv", "unreadable.csv"):
         assert (one.derived / name).read_bytes() == (other.derived / name).read_bytes(), name
-
-
-def test_an_absent_scheduler_is_one_clear_line(tiny: Workplace) -> None:
-    assert "no scheduler answers" in tiny.refused("01_preprocess.py", "--dask", "tcp://127.0.0.1:1")

@@ -24,11 +24,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, Workplace, make_tiny
-from warm import Warm
+from conftest import Workplace, make_tiny
 
 LONG = bool(os.environ.get("FOLDWISE_TORTURE_LONG"))
-DOOMED = str(Path(__file__).with_name("doomed.py"))
 STEPS = {
     "01": ("01_preprocess.py", "--sizes", "32", "--workers", "1"),
     "02": ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.precision=plain", "train.epochs=1"),
@@ -53,8 +51,7 @@ class Torture:
 
     def __init__(self, root: Path) -> None:
         self.place = make_place(root / "place")
-        self.kept, self.warm, self.tried = root / "kept", Warm(), Counter[str]()
-        self.beside: Warm | None = None
+        self.kept, self.tried = root / "kept", Counter[str]()
         self.renames: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         self.wrote: dict[str, Bytes] = {}
@@ -92,9 +89,9 @@ class Torture:
             shutil.rmtree(folder)
             shutil.copytree(self.kept / name / folder.name, folder)
 
-    def run(self, step: str, fault: str = "none", number: object = 0, warm: Warm | None = None) -> Done:
+    def run(self, step: str, fault: str = "none", number: object = 0) -> Done:
         """A step, with a fault of doomed.py."""
-        return run(self.place, warm or self.warm, step, fault, number)
+        return run(self.place, step, fault, number)
 
     def numbers(self) -> Bytes:
         return numbers(self.place)
@@ -126,11 +123,8 @@ def make_place(root: Path) -> Workplace:
     return place
 
 
-def run(place: Workplace, warm: Warm, step: str, fault: str = "none", number: object = 0) -> Done:
-    script, *rest = STEPS[step]
-    command = [str(REPOSITORY / "src" / script), "--competition", str(place.competition), *rest]
-    env = {**os.environ, "FOLDWISE_ROOT": str(place.root), "FOLDWISE_CORES": "1"}
-    return warm.run([DOOMED, fault, str(number), *command], place.root, env)
+def run(place: Workplace, step: str, fault: str = "none", number: object = 0) -> Done:
+    return place.run(*STEPS[step], check=False, fault=(fault, number))
 
 
 def folders(place: Workplace) -> list[Path]:
@@ -156,10 +150,10 @@ def numbers(place: Workplace) -> Bytes:
 def torture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torture]:
     if sys.platform != "linux":
         pytest.skip("forks and limits of Linux")
-    torture = Torture(tmp_path_factory.mktemp("torture"))
-    yield torture
-    for warm in filter(None, (torture.warm, torture.beside)):
-        warm.process.kill()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDWISE_CORES", "1")
+        torture = Torture(tmp_path_factory.mktemp("torture"))
+        yield torture
     print(f"\ntried: {dict(torture.tried)}")
 
 
@@ -340,7 +334,7 @@ def changed(torture: Torture, change: str) -> Iterator[str]:
     (folder := other.root / "input" / "derived" / "tiny").mkdir(parents=True)
     for name in ("folds.csv", "folds.json"):
         shutil.copy(torture.kept / "whole" / "derived" / "tiny" / name, folder)
-    whole = all(not run(other, torture.warm, step).returncode for step in BLENDED)
+    whole = all(not run(other, step).returncode for step in BLENDED)
     fresh = numbers(other) if whole else {}
     try:
         for steps in (BLENDED[1:], BLENDED):
@@ -386,12 +380,11 @@ def doubled(torture: Torture, one: str, other: str) -> Iterator[str]:
     torture.back_to(max(one, other))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(torture.run, one)
-        second = torture.run(other, warm=torture.beside)
+        second = torture.run(other)
     for done in (first.result(), second):
         yield from refused_or_done(done)
     yield from torture.again(max(one, other))
 
 
 def test_two_steps_at_once_are_refused_or_do_no_harm(torture: Torture) -> None:
-    torture.beside = Warm()
     torture.endure("at once", list(combinations_with_replacement(STEPS, 2)), 1, doubled)

@@ -184,11 +184,9 @@ def open_size(folder: Path, size: int, crop: bool = False) -> Cache:
 def to_show(competition: Competition, own: int | None = None) -> Cache | None:
     """Images for a page: of size `own` where it is there (and whole), else the smallest of 128 pixels on, else any."""
     folder = competition.derived()
-    known = [size for size in sizes(competition) if read_voucher(folder / f"{_stem(size, False)}.json") is not None]
-    if not known:
-        return None
-    size = own if own in known else next((size for size in known if size >= 128), known[-1])
-    return open_size(folder, size)
+    by_choice = sorted(sizes(competition), key=lambda size: (size != own, size < 128, size if size >= 128 else -size))
+    whole = (size for size in by_choice if read_voucher(folder / f"{_stem(size, False)}.json") is not None)
+    return next((open_size(folder, size) for size in whole), None)
 
 
 def _stem(size: int | str, crop: bool) -> str:

@@ -66,9 +66,9 @@ def png(image: np.ndarray) -> bytes:
 
 @figures.styled
 def sheet(title: str, strips: Sequence[np.ndarray], words: Sequence[str], across: int = 2) -> Figure:
-    """A sheet of strips with two lines of words above each."""
+    """A sheet of strips, at most 2.4 inches high, with two lines of words above each."""
     grid = [[*zip(strips, words, strict=True)][k : k + across] for k in range(0, len(strips), across)]
-    high = max(image.shape[0] / image.shape[1] for image in strips)
+    high = min(max(image.shape[0] / image.shape[1] for image in strips), 2.4 * across / figures.WIDTH)
     figure, (axes,) = figures.panels(1, len(grid) * (high * figures.WIDTH / across + HEAD) + 0.4)
     figures.tiles(axes, grid, high, HEAD * across / figures.WIDTH, size=8.5)
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
