@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import cv2
 import jobs
+import numpy as np
 import pytest
 from conftest import make_tiny
 
 from foldwise import UserError
 from foldwise.core import parallel, paths
 from foldwise.core.parallel import parallel_map
+from foldwise.data.competition import ImageOptions
 
 
 @pytest.mark.smoke
@@ -78,3 +82,13 @@ def test_dask_writes_the_same_bytes(cluster: str, tmp_path: Path) -> None:
     other.run("01_preprocess.py", "--sizes", 32, 48, "--dask", cluster)
     for name in ("images_32.npy", "images_48.npy", "images_32_ids.csv", "folds.csv", "unreadable.csv"):
         assert (one.derived / name).read_bytes() == (other.derived / name).read_bytes(), name
+
+
+def test_the_memory_of_each_worker_is_a_few_images(tmp_path: Path) -> None:
+    """Never a chunk of them: of 12 megapixels, 36 MB decoded, a worker holds the file, its image and what is small."""
+    ramp = np.linspace(0, 255, 4000, dtype=np.uint8)
+    picture = np.broadcast_to(ramp[None, :, None], (3000, 4000, 3))
+    cv2.imwrite(str(path := tmp_path / "large.png"), picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    job = partial(jobs.read_images, 64, ImageOptions())
+    taken = [kib / 1024 for _, kib in parallel_map(job, [path] * 8, workers=2)]
+    assert 30 < max(taken) < 4 * 36, taken

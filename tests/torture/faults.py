@@ -154,6 +154,12 @@ FAULTS = [  # fault, what happens, file, test
         "core/test_parallel.py",
         "test_a_decoder_that_hangs_is_stopped_and_costs_one_row",
     ),
+    (
+        "large images, and many of them",
+        "each worker of 01 holds a few decoded images at a time",
+        "core/test_parallel.py",
+        "test_the_memory_of_each_worker_is_a_few_images",
+    ),
     ("weights that hold code", "refused", NETWORK, "test_a_file_that_would_run_code_is_refused"),
     ("weights of another model", "refused", NETWORK, "test_weights_of_another_model_are_refused"),
     (

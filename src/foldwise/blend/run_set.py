@@ -425,7 +425,8 @@ def _tests(runs: list[Run], columns: list[str]) -> tuple[Array, Array]:
             where = "lacks" if mismatched[0] in set(ids) else "alone has"
             raise UserError(
                 f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(mismatched)} ids; it {where} "
-                f"'{mismatched[0]}'"
+                f"'{mismatched[0]}'; predict anew with the one that is older than the test table: 05_predict.py --run of "
+                "a network, else the step that made it"
             )
     arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
     return np.stack(arrays), ids.to_numpy()
