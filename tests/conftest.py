@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # a core a worker, and so for all it starts: many threads on few cores wait for each other. Before NumPy is loaded,
+    # whose BLAS starts its threads then
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
+
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,11 +30,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from foldwise.data.competition import Competition, load_competition
 from foldwise.data.recipe import Recipe, load_recipe
-
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    # a core a worker, and so for all it starts: many threads on few cores wait for each other
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 warm = cache(Warm)
 

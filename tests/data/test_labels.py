@@ -85,11 +85,10 @@ def test_every_blending_method_takes_labels_with_gaps(metric: str) -> None:
     for seed in (0, 1):
         noise = np.random.default_rng(seed).random((3, *TRUTH.shape))
         preds = np.where(KNOWN, np.stack([PRED, 0.5 * PRED + 0.25, PRED**2]), noise)
-        made = blend.fit_weights(preds, TRUTH, metric, "auto", draws=100, families=[("x", "1")] * 3)
-        assert np.isfinite([row["nested_score"] for row in made.table]).all()
-        own = blend.fit_weights(preds, TRUTH, metric, "stack", draws=100)
-        scores.append(own.nested_score)
+        scores.append(blend.fit_weights(preds, TRUTH, metric, "stack", draws=100).nested_score)
     assert scores[0] == pytest.approx(scores[1])
+    made = blend.fit_weights(preds, TRUTH, metric, "auto", draws=100, families=[("x", "1")] * 3)
+    assert np.isfinite([row["nested_score"] for row in made.table]).all()
 
 
 def test_labels_with_gaps_go_all_the_way(tmp_path: Path) -> None:
