@@ -46,7 +46,6 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.smoke
 def test_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     again = bytes_of(demo.make_demo(IMAGES, seed=3, root=tmp_path))
     assert again == bytes_of(root / "input/demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,15 @@ HEAVY = {
 }
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> set[str]:
     """Dotted names of everything that a file imports, at the top or later."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -55,13 +61,13 @@ def storey(name: str) -> int:
 def test_rooms_import_one_way(path: Path) -> None:
     if path == SOURCE / "foldwise" / "__init__.py":
         return
-    own, names = room(path), {name.split(".")[1] for name in imported(path) if name.startswith("foldwise.")}
-    others = names - {"UserError", "__version__", own}
+    own, names = room(path), imported(path)
+    others = {name.split(".")[1] for name in names if name.startswith("foldwise.")} - {"UserError", "__version__", own}
     wrong = {other for other in others if storey(other) >= storey(own)}
     assert not wrong, f"{own} imports {sorted(wrong)}"
-    assert not {name for name in imported(path) if re.match(r"app\b", name)}
+    assert not {name for name in names if re.match(r"app\b", name)}
     for library, allowed in HEAVY.items():
-        if any(name.split(".")[0] == library for name in imported(path)):
+        if any(name.split(".")[0] == library for name in names):
             places = {own, path.relative_to(SOURCE / "foldwise").with_suffix("").as_posix()}
             assert places & allowed, f"{path} imports {library}"
 
@@ -79,9 +85,8 @@ def test_scripts_are_thin_and_documented(path: Path) -> None:
 
 def test_modules_have_a_caption_and_public_functions_a_docstring() -> None:
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert ast.get_docstring(tree), path
-        for node in tree.body:
+        assert ast.get_docstring(tree(path)), path
+        for node in tree(path).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
 

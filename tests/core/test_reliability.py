@@ -45,7 +45,6 @@ def pixels(place: Workplace) -> bytes:
 # --- between steps ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"group": "patient"}, "group: None -> patient"), ({"folds": {"n": 4, "seed": 0}}, "folds.n: 3 -> 4")],
@@ -407,7 +406,6 @@ def test_script_in_a_run_reaches_no_page(trained: Workplace, monkeypatch: pytest
 # --- damage -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("text", ["null", "[]", "", '{"config": 3}', '{"score": "high", "config": {}}'])
 def test_a_damaged_run_json_is_one_line(trained: Workplace, text: str) -> None:
     folder = shutil.copytree(trained.runs / "quick", trained.runs / "hurt")

@@ -100,7 +100,6 @@ def test_both_checkpoints_damaged_start_the_fold_anew(
     assert "no whole checkpoint is left" in capsys.readouterr().err
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("overrides", "over", "stops"),
     [
