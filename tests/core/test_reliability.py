@@ -25,7 +25,7 @@ from foldwise.core.files import is_locked, locked, platform, temporary_folder
 from foldwise.data import folds, index
 from foldwise.data.competition import load_competition
 from foldwise.data.runs import load_run, write_run
-from foldwise.model import weights
+from foldwise.model import fold_models, weights
 
 QUICK = ("02_train.py", "--recipe", "quick.yaml", "train.threads=1", "train.precision=plain", "train.epochs=1")
 
@@ -173,6 +173,46 @@ def test_a_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(damaged[:cut])
         with pytest.raises(UserError, match="damaged"):
             weights.classes_of(path)
+
+
+def test_what_changed_since_it_was_written_is_said_or_refused(trained: Workplace, tmp_path: Path) -> None:
+    """A table of predictions and run.json may be edited by hand; the rows of a fold, an encoder, a mixture may not."""
+    place = Workplace(tmp_path, tmp_path / "tiny.yaml")
+    shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
+    folder = place.runs / "quick"
+    said = "not as its step wrote it: edited or damaged"
+    assert said not in place.run("06_blend.py", "--all", "--method", "mean").stderr
+    for name in ("test.csv", "run.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text[:-9] + text[-9:].replace(text.rstrip()[-2], "1" if name == "test.csv" else " "))
+    spoken = place.run("06_blend.py", "--all", "--method", "mean").stderr
+    assert spoken.count(said) == 2 and f"test.csv: {said}" in spoken and f"run.json: {said}" in spoken
+    table = folder / "fold0.csv"
+    table.write_bytes(b"".join(table.read_bytes().splitlines(keepends=True)[:-3]))
+    assert "fold0.csv: cut off or edited: 3 ids" in place.refused("02_train.py", "--recipe", "quick.yaml")
+    assert "fold0.csv: cut off or edited: 3 ids" in place.refused("07_explain.py", "--run", "quick")
+    blend = next(place.submissions.glob("*.json"))
+    blend.write_text(blend.read_text().replace(" 0.5", " 0.6"))
+    assert "other than it was written" in place.refused("05_predict.py", "--submission", blend.stem)
+    encoder = tmp_path / "fold0_metadata.json"
+    with files.sealed(encoder):
+        encoder.write_text('{"mean": 1.25}')
+    encoder.write_text('{"mean": 1.35}')
+    with pytest.raises(UserError, match="edited or damaged"):
+        fold_models._encoder(encoder)
+
+
+def test_one_process_makes_embeddings_at_a_time(trained: Workplace, tmp_path: Path) -> None:
+    """Two once wrote into one file, of which the first took away what the other had begun."""
+    place = Workplace(tmp_path, tmp_path / "tiny.yaml")
+    shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
+    command = ("04_embed.py", "--run", "quick", "--head", "logreg")
+    with ThreadPoolExecutor(1) as pool:
+        with locked(place.runs / "quick" / ".fold0_embeddings.lock"):
+            waits = pool.submit(place.run, *command)
+            time.sleep(1.5)
+            assert not waits.done() and not (place.runs / "quick" / "fold0_embeddings.state.part").exists()
+        assert not waits.result().returncode
 
 
 # --- at once ----------------------------------------------------------------------------------------------

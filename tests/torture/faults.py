@@ -62,7 +62,7 @@ FAULTS = [  # fault, what happens, file, test
     ),
     (
         "any output emptied, cut, or a bit of it flipped",
-        "made again, refused by name, or without effect on the numbers of any step after it",
+        "made again, refused by name, said, or without effect on the numbers of any step after it",
         TORTURE,
         "test_a_damaged_output_is_made_again_refused_or_harmless",
     ),
@@ -71,6 +71,12 @@ FAULTS = [  # fault, what happens, file, test
         "training continues from the one before",
         SURVIVAL,
         "test_a_damaged_checkpoint_falls_back_to_the_one_before",
+    ),
+    (
+        "predictions, run.json, a fold's rows, an encoder or a saved blend that changed and still can be read",
+        "said for what people edit (predictions, run.json); the rest is refused",
+        CHANGES,
+        "test_what_changed_since_it_was_written_is_said_or_refused",
     ),
     ("a flipped bit in weights", "refused", CHANGES, "test_a_flipped_bit_in_weights_is_noticed"),
     (
@@ -99,7 +105,8 @@ FAULTS = [  # fault, what happens, file, test
     ),
     (
         "anything else of the competition changed between steps: metric, labels, columns, rows, images",
-        "refused, or the numbers of a competition that was so from the start",
+        "refused, or the numbers of a competition that was so from the start; runs keep what they have learnt of an image "
+        "that is replaced",
         TORTURE,
         "test_a_competition_that_changes_between_steps_is_refused_or_done_anew",
     ),

@@ -167,7 +167,8 @@ def _load(competition: Competition, name: str, tests: bool = True) -> Run:
     done = finished_folds(folder) if folder.is_dir() and not (folder / "oof.csv").exists() else []
     if not done:
         return load_run(competition, name, tests)
-    return Run(name, folder, read_folds(folder, done), mean_test(folder, done), read_run_info(folder))
+    parts = read_folds(folder, done, folds.load_folds(competition))
+    return Run(name, folder, pd.concat(parts, ignore_index=True), mean_test(folder, done), read_run_info(folder))
 
 
 def _foreign(competition: Competition, name: str, oof_file: Path, test_file: Path, rename: Mapping[str, str]) -> Run:
@@ -425,8 +426,8 @@ def _tests(runs: list[Run], columns: list[str]) -> tuple[Array, Array]:
             where = "lacks" if mismatched[0] in set(ids) else "alone has"
             raise UserError(
                 f"run '{run.name}': its test table differs from '{runs[0].name}' in {len(mismatched)} ids; it {where} "
-                f"'{mismatched[0]}'; predict anew with the one that is older than the test table: 05_predict.py --run of "
-                "a network, else the step that made it"
+                f"'{mismatched[0]}'; predict anew with the one that is older than the test table: 05_predict.py --run "
+                "of a network, else the step that made it"
             )
     arrays = [run.test.set_index("id").loc[ids, columns].to_numpy(dtype=np.float64) for run in runs]
     return np.stack(arrays), ids.to_numpy()

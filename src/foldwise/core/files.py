@@ -164,6 +164,27 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
 
 
+@contextmanager
+def sealed(path: Path) -> Iterator[None]:
+    """A block that writes `path`, whose digest then lies in a hidden file beside it."""
+    seal = _seal(path)
+    seal.unlink(missing_ok=True)
+    yield
+    write_text(seal, file_digest(path))
+
+
+def is_intact(path: Path) -> bool:
+    """False where a file that `sealed` saw written is no longer the same: edited by hand, or damaged."""
+    try:
+        return _seal(path).read_text(encoding="utf-8") == file_digest(path)
+    except (FileNotFoundError, ValueError):
+        return True
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sum")
+
+
 def write_voucher(path: Path, meta: dict[str, Any], *files: Path) -> None:
     """`meta` as JSON, written last: it vouches for files beside it, whose digests it holds."""
     write_json(path, {**meta, "vouches": {file.name: file_digest(file) for file in files}})

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, metrics
-from foldwise.core.cli import note
-from foldwise.core.files import replacing, write_csv
+from foldwise.core.cli import note, note_once
+from foldwise.core.files import is_intact, replacing, sealed, write_csv
 from foldwise.data import index, tables, top
 from foldwise.data.competition import Competition
 
@@ -73,11 +73,17 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
             frame.to_parquet(part, index=False, write_page_checksum=True)
         frame = frame[[*(c for c in frame if not c.startswith(("class_top", "pred_"))), "class_top1", "pred_top1"]]
     whole = {c: "int64" for c in frame if c.startswith("target") and tables.are_whole(frame[c])}
-    write_csv(path, frame.astype(whole), DIGITS)
+    with sealed(path):
+        write_csv(path, frame.astype(whole), DIGITS)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite."""
+    """A prediction table; UserError names the file and row of a missing or doubled id or a prediction not finite.
+
+    One that has changed since it was written counts as it is, and is said.
+    """
+    if not is_intact(path):
+        note_once(f"warning: {path}: not as its step wrote it: edited or damaged; it counts as it is now")
     frame = tables.read_table(path, ["id", *_class_names(path)])
     if top.is_top(frame):
         frame = _read_top(path, frame)

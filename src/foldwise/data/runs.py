@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
 from foldwise.core import cli
-from foldwise.core.files import digest, is_locked, locked, write_json
+from foldwise.core.files import digest, is_intact, is_locked, locked, sealed, write_json
 from foldwise.core.schema import nearest
 from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
@@ -118,6 +118,8 @@ def load_run(competition: Competition, name: str, tests: bool = True) -> Run:
 def read_run_info(folder: Path) -> RunInfo:
     """run.json, or nothing but defaults where there is none; UserError where it is damaged."""
     path = folder / "run.json"
+    if not is_intact(path):
+        cli.note_once(f"warning: {path}: not as its step wrote it: edited or damaged; it counts as it is now")
     try:
         return RunInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -174,7 +176,8 @@ def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) ->
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
     """run.json, written whole."""
-    write_json(folder / "run.json", info.model_dump(exclude_unset=True))
+    with sealed(folder / "run.json"):
+        write_json(folder / "run.json", info.model_dump(exclude_unset=True))
 
 
 def open_run(
@@ -329,9 +332,18 @@ def finished_folds(folder: Path) -> list[int]:
     return sorted(fold for fold in done if (folder / f"fold{fold}_test.csv").exists())
 
 
-def read_folds(folder: Path, wanted: Sequence[int]) -> pd.DataFrame:
-    """The OOF rows of some finished folds, one after the other."""
-    return pd.concat([read_table(folder / f"fold{fold}.csv") for fold in wanted], ignore_index=True)
+def read_folds(folder: Path, wanted: Sequence[int], fold_table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The OOF rows of each of some finished folds; UserError where a table holds other rows than its fold."""
+    tables = [read_table(folder / f"fold{fold}.csv") for fold in wanted]
+    for fold, table in zip(wanted, tables, strict=True):
+        own = set(fold_table.loc[fold_table["fold"] == fold, "id"])
+        if own != set(table["id"]):
+            raise UserError(
+                f"{folder / f'fold{fold}.csv'}: cut off or edited: {len(own ^ set(table['id']))} ids are not those of "
+                f"its fold; 05_predict.py --run {folder.name} makes that of a network again; else delete it and run "
+                "its step again"
+            )
+    return tables
 
 
 def finish_run(
@@ -350,7 +362,7 @@ def _gather(
 ) -> RunInfo:
     wanted = sorted(fold_table["fold"].unique().tolist())
     done = [fold for fold in finished_folds(folder) if fold in wanted]
-    parts, before = [read_table(folder / f"fold{fold}.csv") for fold in done], read_run_info(folder)
+    parts, before = read_folds(folder, done, fold_table), read_run_info(folder)
     predicted_again = bool(before.command) and before.folds_done == done  # which is not what made it
     known: dict[str, Any] = {
         "run": folder.name,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foldwise import UserError
-from foldwise.core.files import digest, file_digest
+from foldwise.core.files import digest, file_digest, is_intact
 from foldwise.core.pieces import Piece
 from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
@@ -136,9 +136,13 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
 
 def _encoder(path: Path) -> Numbers:
     try:
+        if not is_intact(path):
+            raise ValueError("edited or damaged")
         return Numbers.from_state(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: can't be read ({type(error).__name__}); train the fold anew with --restart") from None
+        raise UserError(
+            f"{path}: can't be read ({type(error).__name__}: {error}); train the fold anew with --restart"
+        ) from None
 
 
 def made_of(competition: Competition, recipe: Recipe, run: str) -> str:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from foldwise import UserError
 from foldwise.core.cli import note
-from foldwise.core.files import digest, file_digest, read_voucher, write_json, write_voucher
+from foldwise.core.files import digest, file_digest, locked, read_voucher, write_json, write_voucher
 from foldwise.core.saved import read_saved, write_saved
 from foldwise.core.schema import nearest
 from foldwise.data import cache, folds, index, top
@@ -155,11 +155,12 @@ def _stored(
     images = json.loads(rows.images.path.with_suffix(".json").read_text(encoding="utf-8"))["key"]
     meta = {"format": FORMAT, **meta, "images": images, "rows": digest(rows.table["id"].tolist())}
     path = place / f"{stem}.npy"
-    if read_voucher(path.with_suffix(".json")) != meta:
-        place.mkdir(parents=True, exist_ok=True)
-        _make(path, digest(meta), rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
-        write_voucher(path.with_suffix(".json"), meta, path)
-        note(f"{path}: {len(rows.table):,} rows embedded")
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place / f".{stem}.lock"):  # another process may be making it: then it is there
+        if read_voucher(path.with_suffix(".json")) != meta:
+            _make(path, digest(meta), rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
+            write_voucher(path.with_suffix(".json"), meta, path)
+            note(f"{path}: {len(rows.table):,} rows embedded")
     return np.load(path, mmap_mode="r")
 
 
