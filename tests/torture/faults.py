@@ -105,8 +105,8 @@ FAULTS = [  # fault, what happens, file, test
     ),
     (
         "anything else of the competition changed between steps: metric, labels, columns, rows, images",
-        "refused, or the numbers of a competition that was so from the start; runs keep what they have learnt of an image "
-        "that is replaced",
+        "refused, or the numbers of a competition that was so from the start; runs keep what they have learnt of an "
+        "image that is replaced",
         TORTURE,
         "test_a_competition_that_changes_between_steps_is_refused_or_done_anew",
     ),
