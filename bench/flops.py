@@ -116,8 +116,8 @@ def main() -> None:
     }
     for name, (matrix, depthwise) in peaks.items():
         print(f"peak, {name}: matrix product {matrix / 1e9:.0f} GFLOP/s, depthwise convolution {depthwise / 1e9:.0f}")
-    print("\n| model | size | format | ms an image | GFLOP/s | of the limit |", *KINDS, "the rest |", sep=" | ")
-    print("|---" * (6 + len(KINDS) + 1) + "|")
+    heads = ("model", "size", "format", "ms an image", "GFLOP/s", "of the limit", *KINDS, "the rest")
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for model in asked.models:
         for size in asked.sizes:
             fits = [] if size == 224 or "vit" not in model else [f"model.kwargs={{img_size: {size}}}"]
