@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -56,6 +58,22 @@ def test_words_wrap_at_a_terminal_and_stay_one_line_elsewhere(monkeypatch: pytes
     monkeypatch.setattr(sys, "stdout", plain)
     cli.say(line)
     assert plain.getvalue() == line + "\n"
+
+
+@pytest.mark.smoke
+def test_a_folder_that_can_not_be_written_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "oof/tiny")
+
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which run changes
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: oof/tiny: Read-only file system; ")
+    assert "set FOLDWISE_ROOT" in said and said.count("\n") == 1
 
 
 @pytest.mark.smoke

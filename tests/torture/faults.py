@@ -50,7 +50,7 @@ FAULTS = [  # fault, what happens, file, test
     ),
     (
         "a folder that can't be written, files that can't be read",
-        "one line that names it, status 2; with permission the same command continues",
+        "one line that names it, and FOLDWISE_ROOT, status 2; with permission the same command continues",
         TORTURE,
         "test_a_folder_without_permission_is_one_line",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import os
 import re
 import select
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from foldwise import UserError
-from foldwise.core.files import FULL
+from foldwise.core.files import FULL, is_intact
 from foldwise.core.schema import nearest
 
 TERMINATED = 128 + signal.SIGTERM
@@ -206,7 +207,9 @@ def run(main: Callable[[], None]) -> NoReturn:
             sys.exit(2)
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        closed = error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}
+        remedy = "; allow it, or set FOLDWISE_ROOT to a folder that can be written" if closed else ""
+        print(f"error: {error.filename}: {error.strerror}{remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: what was finished is saved; run the same command again to continue", file=sys.stderr)
@@ -258,6 +261,12 @@ def note(message: str) -> None:
 def note_once(message: str) -> None:
     """A note that several folds have to make."""
     note(message)
+
+
+def note_if_edited(path: Path) -> None:
+    """Say, once, that a file is not as it was written, where people may have edited it."""
+    if not is_intact(path):
+        note_once(f"warning: {path}: not as its step wrote it: edited or damaged; it counts as it is now")
 
 
 def say(message: str) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from foldwise import UserError, metrics
-from foldwise.core.cli import note, note_once
-from foldwise.core.files import is_intact, replacing, sealed, write_csv
+from foldwise.core.cli import note, note_if_edited
+from foldwise.core.files import replacing, sealed, write_csv
 from foldwise.data import index, tables, top
 from foldwise.data.competition import Competition
 
@@ -82,8 +82,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
     One that has changed since it was written counts as it is, and is said.
     """
-    if not is_intact(path):
-        note_once(f"warning: {path}: not as its step wrote it: edited or damaged; it counts as it is now")
+    note_if_edited(path)
     frame = tables.read_table(path, ["id", *_class_names(path)])
     if top.is_top(frame):
         frame = _read_top(path, frame)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
 from foldwise.core import cli
-from foldwise.core.files import digest, is_intact, is_locked, locked, sealed, write_json
+from foldwise.core.files import digest, is_locked, locked, sealed, write_json
 from foldwise.core.schema import nearest
 from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
@@ -118,8 +118,7 @@ def load_run(competition: Competition, name: str, tests: bool = True) -> Run:
 def read_run_info(folder: Path) -> RunInfo:
     """run.json, or nothing but defaults where there is none; UserError where it is damaged."""
     path = folder / "run.json"
-    if not is_intact(path):
-        cli.note_once(f"warning: {path}: not as its step wrote it: edited or damaged; it counts as it is now")
+    cli.note_if_edited(path)
     try:
         return RunInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:

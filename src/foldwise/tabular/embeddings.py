@@ -155,12 +155,14 @@ def _stored(
     images = json.loads(rows.images.path.with_suffix(".json").read_text(encoding="utf-8"))["key"]
     meta = {"format": FORMAT, **meta, "images": images, "rows": digest(rows.table["id"].tolist())}
     path = place / f"{stem}.npy"
-    place.mkdir(parents=True, exist_ok=True)
-    with locked(place / f".{stem}.lock"):  # another process may be making it: then it is there
-        if read_voucher(path.with_suffix(".json")) != meta:
-            _make(path, digest(meta), rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
-            write_voucher(path.with_suffix(".json"), meta, path)
-            note(f"{path}: {len(rows.table):,} rows embedded")
+    voucher = path.with_suffix(".json")
+    if read_voucher(voucher) != meta:
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place / f".{stem}.lock"):  # another process may be making it: then it is there
+            if read_voucher(voucher) != meta:
+                _make(path, digest(meta), rows, embed, f"{competition.name} {stem.replace('_', ' ')}")
+                write_voucher(voucher, meta, path)
+                note(f"{path}: {len(rows.table):,} rows embedded")
     return np.load(path, mmap_mode="r")
 
 
