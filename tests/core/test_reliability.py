@@ -202,6 +202,18 @@ def test_what_changed_since_it_was_written_is_said_or_refused(trained: Workplace
         fold_models._encoder(encoder)
 
 
+def test_explanations_at_once_leave_one_that_is_whole(trained: Workplace, tmp_path: Path) -> None:
+    """They once took each other's half-made folder away."""
+    place = Workplace(tmp_path, tmp_path / "tiny.yaml")
+    shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
+    command = ("07_explain.py", "--run", "quick", "--sheet", "worst", "--count", 1, "--deletion", 2)
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda _: place.run(*command, check=False), range(3)))
+    assert [one.returncode for one in ended] == [0, 0, 0], [one.stderr[-300:] for one in ended]
+    assert (place.runs / "quick" / "explain" / "index.html").exists()
+    assert not list((place.runs / "quick").glob("*.part"))
+
+
 def test_one_process_makes_embeddings_at_a_time(trained: Workplace, tmp_path: Path) -> None:
     """Two once wrote into one file, of which the first took away what the other had begun."""
     place = Workplace(tmp_path, tmp_path / "tiny.yaml")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from foldwise import UserError, __version__
 from foldwise.audit.duplicates import connected, load_audit
 from foldwise.core.cli import counted, note
-from foldwise.core.files import write_csv, write_text
+from foldwise.core.files import locked, write_csv, write_text
 from foldwise.core.schema import nearest
 from foldwise.data import cache, folds, index
 from foldwise.data.competition import Competition
@@ -67,11 +67,12 @@ def write_explain_report(
     explained.ask(shown, tried[0].cases if tried else [], layer, maximise)
     folder = competition.runs() / run / "explain"
     part = folder.with_name("explain.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    explained.write(shown, part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with locked(folder.with_name(".explain.lock")):  # of two at once the later one stays, whole
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        explained.write(shown, part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
     return folder / "index.html", explained.verdict
 
 
