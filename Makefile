@@ -25,14 +25,11 @@ test: lint
 	$(MAKE) --jobs 2 types suite
 
 # files side by side, a process a core
-suite: $(VENV)/installed-tests
-	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+suite smoke: $(VENV)/installed-tests
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(filter smoke,$@),-m smoke)
 
 app: $(VENV)/installed
 	$(RUN) src/09_app.py
-
-smoke: $(VENV)/installed-tests
-	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m smoke
 
 torture: $(VENV)/installed-tests
 	FOLDWISE_TORTURE_LONG=$(LONG) $(RUN) -m pytest $(if $(LONG),-s) tests/torture

@@ -11,7 +11,7 @@ import cv2
 import jobs
 import numpy as np
 import pytest
-from conftest import make_tiny
+from conftest import Workplace, make_tiny
 
 from foldwise import UserError
 from foldwise.core import parallel, paths
@@ -82,6 +82,10 @@ def test_dask_writes_the_same_bytes(cluster: str, tmp_path: Path) -> None:
     other.run("01_preprocess.py", "--sizes", 32, 48, "--dask", cluster)
     for name in ("images_32.npy", "images_48.npy", "images_32_ids.csv", "folds.csv", "unreadable.csv"):
         assert (one.derived / name).read_bytes() == (other.derived / name).read_bytes(), name
+
+
+def test_an_absent_scheduler_is_one_clear_line(tiny: Workplace) -> None:
+    assert "no scheduler answers" in tiny.refused("01_preprocess.py", "--dask", "tcp://127.0.0.1:1")
 
 
 def test_the_memory_of_each_worker_is_a_few_images(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def damages(torture: Torture) -> list[tuple[str, list[Path], str]]:
 
 
 def after_damage(torture: Torture, step: str, paths: list[Path], how: str) -> Iterator[str]:
-    """The steps after it, or its own once more: no other numbers than those of an undamaged one, but said."""
+    """The steps after it, or its own once more: other numbers than those of an undamaged one only where
+    the step says so."""
     for steps in ([one for one in STEPS if one > step and (how == "cut" or one < "07")], [step]):
         torture.back_to([*STEPS, "whole"][list(STEPS).index(step) + 1])
         for path in paths:

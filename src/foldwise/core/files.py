@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,6 +186,19 @@ def _seal(path: Path) -> Path:
     return path.with_name(f".{path.name}.sum")
 
 
+def write_sealed(path: Path, data: Any) -> None:
+    """`write_json`, sealed."""
+    with sealed(path):
+        write_json(path, data)
+
+
+def read_sealed(path: Path) -> Any:
+    """What `write_sealed` wrote; ValueError where it is not as it was written, or no JSON."""
+    if not is_intact(path):
+        raise ValueError("edited or damaged: other than it was written")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_voucher(path: Path, meta: dict[str, Any], *files: Path) -> None:
     """`meta` as JSON, written last: it vouches for files beside it, whose digests it holds."""
     write_json(path, {**meta, "vouches": {file.name: file_digest(file) for file in files}})
@@ -200,8 +214,13 @@ def read_voucher(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, OSError):
         pass
-    print(f"warning: {path} or a file that it vouches for is damaged or edited; it does not count", file=sys.stderr)
+    _warn_once(f"warning: {path} or a file that it vouches for is damaged or edited; it does not count")
     return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def digest(data: Any) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from foldwise import UserError, __version__
 from foldwise.core import cli
-from foldwise.core.files import digest, is_locked, locked, sealed, write_json
+from foldwise.core.files import digest, is_locked, locked, write_sealed
 from foldwise.core.schema import nearest
 from foldwise.data import decisions, folds, index, top
 from foldwise.data.competition import Competition
@@ -175,8 +175,7 @@ def check_folds(competition: Competition, run: str, fold_table: pd.DataFrame) ->
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
     """run.json, written whole."""
-    with sealed(folder / "run.json"):
-        write_json(folder / "run.json", info.model_dump(exclude_unset=True))
+    write_sealed(folder / "run.json", info.model_dump(exclude_unset=True))
 
 
 def open_run(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from foldwise import UserError
 from foldwise.core import cli
-from foldwise.core.files import locked, replacing, sealed, write_csv, write_json
+from foldwise.core.files import locked, replacing, write_csv, write_sealed
 from foldwise.core.schema import nearest
 from foldwise.data import index, oof, tables, top
 from foldwise.data.competition import Competition
@@ -41,8 +41,7 @@ def write_submission(competition: Competition, pred: pd.DataFrame, name: str, ma
     meta = {"name": name, "competition": competition.name, "metric": competition.metric, "rows": len(frame)}
     meta |= {"sample": json.loads(sample.head(2).to_json(orient="split", index=False)), **made_by}
     with locked(folder / f".{name}.lock"):
-        with sealed(path.with_suffix(".json")):
-            write_json(path.with_suffix(".json"), meta)  # before the CSV: a new CSV never stands beside an old JSON
+        write_sealed(path.with_suffix(".json"), meta)  # before the CSV: a new CSV never stands beside an old JSON
         write_frame(competition, frame, sample, path)
     return path
 

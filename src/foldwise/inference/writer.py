@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from foldwise import UserError
 from foldwise.blend.mixture import Mixture
 from foldwise.blend.run_set import join_tests
 from foldwise.core.cli import note
-from foldwise.core.files import is_intact
+from foldwise.core.files import read_sealed
 from foldwise.core.schema import nearest
 from foldwise.data import folds, index, submission, test_rows
 from foldwise.data.competition import Competition
@@ -43,10 +42,7 @@ class Saved:
             there = sorted(file.stem for file in competition.submissions().glob("*.json"))
             raise UserError(f"{path}: not there{nearest(name, there)}; make it with 06_blend.py --name {name}")
         try:
-            if not is_intact(path):
-                raise ValueError("other than it was written")
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            return cls._of(path, name, meta)
+            return cls._of(path, name, read_sealed(path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:100]
             raise UserError(f"{path}: damaged ({why}); run the same 06_blend.py again") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foldwise import UserError
-from foldwise.core.files import digest, file_digest, is_intact
+from foldwise.core.files import digest, file_digest, read_sealed
 from foldwise.core.pieces import Piece
 from foldwise.data import cache, folds, index
 from foldwise.data.cache import Cache
@@ -136,9 +135,7 @@ def load_fold(competition: Competition, recipe: Recipe, run: str, fold: int, tab
 
 def _encoder(path: Path) -> Numbers:
     try:
-        if not is_intact(path):
-            raise ValueError("edited or damaged")
-        return Numbers.from_state(json.loads(path.read_text(encoding="utf-8")))
+        return Numbers.from_state(read_sealed(path))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: can't be read ({type(error).__name__}: {error}); train the fold anew with --restart"

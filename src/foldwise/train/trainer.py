@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foldwise import UserError, augment, metrics
 from foldwise.core.cli import note, terminated
-from foldwise.core.files import sealed, write_csv, write_json
+from foldwise.core.files import write_csv, write_json, write_sealed
 from foldwise.core.progress import Bar
 from foldwise.core.ranks import current_ranks
 from foldwise.data import cache, oof, top
@@ -432,9 +432,7 @@ class Trainer:
     def _write(self, valid: np.ndarray, test: np.ndarray, facts: dict[str, Any]) -> None:
         network, snapshots, targets = self.state.network, self.state.snapshots, self.data.targets
         if self.data.encoder is not None:
-            path = self.folder / f"fold{self.fold}_metadata.json"
-            with sealed(path):
-                write_json(path, self.data.encoder.state())
+            write_sealed(self.folder / f"fold{self.fold}_metadata.json", self.data.encoder.state())
         several = snapshots if len(snapshots) > 1 else []  # one is the fold's weights
         for number, snapshot in enumerate(several, start=1):
             network.load_state_dict(snapshot)
