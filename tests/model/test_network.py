@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,19 +16,18 @@ from conftest import shared
 from torch import nn
 from torch.profiler import profile
 
-from foldwise import UserError, metrics
+from foldwise import UserError
 from foldwise.core import paths
 from foldwise.data.image import ImageOptions
 from foldwise.data.orientation import fitted
 from foldwise.data.recipe import Fusion, Head, Recipe, load_recipe
-from foldwise.model import heads, weights
+from foldwise.model import heads, precision, weights
 from foldwise.model.finetune import (
     count_parameters,
     init_from,
     load_weights,
     parameter_groups,
     start_at_base_rate,
-    start_at_discriminants,
     unfreeze,
 )
 from foldwise.model.network import IMAGENET, Network, PretrainedNetwork, _without_copies, create_network
@@ -334,27 +335,6 @@ def test_training_begins_at_the_base_rate_whatever_the_head(extra: list[str]) ->
     assert np.allclose(probabilities, [0.8, 0.15, 0.05], atol=0.03)
 
 
-@pytest.mark.parametrize("classes", [[0, 1], [0, 2]])  # with one logit, and with three of which one has no row
-def test_a_warm_head_tells_classes_apart_before_the_first_step(classes: list[int]) -> None:
-    network = create_network(load_recipe("baseline", TINY), 1 if classes[1] == 1 else 3)
-    rng, width = np.random.default_rng(0), network.head.classifier.weight.shape[1]
-    target = rng.choice(classes, 120, p=[0.8, 0.2])
-    features = rng.normal(size=(120, width)) * rng.uniform(0.1, 10, width)  # the discriminating one is a faint one
-    features[:, features.std(axis=0).argmin()] += (target == classes[1]) * 1.0
-    start_at_discriminants(network, features.astype(np.float32), target)
-    with torch.inference_mode():
-        logits = network.head.eval()(torch.from_numpy(features).float())
-    sure = logits[:, 0] if logits.shape[1] == 1 else logits[:, 2] - logits[:, 0]
-    assert metrics.score("roc_auc", (target > 0).astype(int), sure.numpy()) > 0.95
-    assert logits.std() < 3 and torch.sigmoid(sure).mean() < 0.5  # not too sure, and the rarer class is the rarer
-
-
-def test_a_warm_head_needs_pretrained_weights_and_a_linear_head() -> None:
-    for other in ("model.head.hidden=8", "model.mode=scratch"):
-        with pytest.raises(UserError, match=r"model.warm_head=true has no effect"):
-            load_recipe("mobilenetv2", ["model.warm_head=true", other, "model.weights=null"])
-
-
 @pytest.mark.parametrize("extra", [[], ["model.head.hidden=8"], ["model.head.pool=max", "model.head.dropout=0.5"]])
 def test_a_frozen_backbones_features_can_be_kept(extra: list[str]) -> None:
     network = made("model.mode=frozen", *extra).train()
@@ -639,3 +619,21 @@ def test_weights_are_found_by_their_file_name(tmp_path: Path, monkeypatch: pytes
     assert weights.of_backbone(named) == tmp_path / place
     with pytest.raises(UserError, match=r"model.weights=none.pth: no such file .*kaggle"):
         weights.named("none.pth", "model.weights")
+
+
+def test_folds_that_begin_together_compute_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each probe would find another one the fastest: the second fold waits, and takes what the first has found."""
+    recipe = load_recipe("baseline", TINY)
+    network, found = create_network(recipe, 1), iter(["bf16", "channels_last"])
+
+    def probe(*_: object) -> dict[str, float]:
+        time.sleep(0.1)
+        return {**dict.fromkeys(precision.STEPS, 2.0), next(found): 1.0}
+
+    monkeypatch.setattr(precision, "probe", probe)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(2) as folds:
+        chosen = list(folds.map(lambda _: precision.choose(network, recipe, torch.device("cpu")).name, range(2)))
+    assert chosen == ["bf16", "bf16"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no/home")  # nothing is remembered there
+    assert precision.choose(network, recipe, torch.device("cpu")).name == "channels_last"

@@ -112,11 +112,6 @@ class Model(Backbone):
     unfreeze_epochs: int | None = Field(
         None, ge=1, description="gradual unfreezing: the head alone first, then one more stage every so many epochs"
     )
-    warm_head: bool = Field(
-        False,
-        description="the new head starts as linear discriminants of the pretrained features, made once for all folds, "
-        "instead of at random: fewer epochs",
-    )
     labels: str | None = Field(None, description="mode as_is: file with the pretrained head's class names, one a line")
     label_map: dict[str, list[str]] = Field(
         {}, description="mode as_is: competition class -> pretrained classes, where names differ, as {ants: [ant]}"
@@ -347,17 +342,6 @@ NEEDS: tuple[tuple[str, str, Callable[[Recipe], bool]], ...] = (
         "model.unfreeze_epochs train.layer_decay train.head_lr",
         "another model.mode than frozen, where the head alone learns",
         lambda r: r.model.mode != "frozen",
-    ),
-    (
-        "model.warm_head",
-        "pretrained weights, and a plain linear head: no init_from, metadata, second, hidden, cosine or pool",
-        lambda r: (
-            r.model.mode in {"frozen", "partial", "finetune"}
-            and r.model.has_weights
-            and not (r.model.init_from or r.model.metadata or r.model.second)
-            and not (r.model.head.hidden or r.model.head.cosine)
-            and r.model.head.pool == "default"
-        ),
     ),
     ("model.lora", "model.mode=finetune", lambda r: r.model.mode == "finetune"),
     (

@@ -40,31 +40,6 @@ def start_at_base_rate(network: Network, target: np.ndarray, classes: int, share
         network.head.classifier.bias.copy_(torch.from_numpy(bias).float())
 
 
-def start_at_discriminants(network: Network, features: np.ndarray, target: np.ndarray) -> None:
-    """Set the new head to the linear discriminants (Fisher 1936) of features float32 (N, D) by target int (N,).
-
-    Their common covariance is shrunken (Ledoit and Wolf 2004), for there are more features than rows; logits of rows
-    they were fitted to are too sure of themselves, so their standard deviation becomes 2 at most.
-    """
-    from sklearn.covariance import ledoit_wolf
-
-    classes, place, counts = np.unique(target.astype(int), return_inverse=True, return_counts=True)
-    if len(classes) < 2:
-        return
-    x = features.astype(np.float64)
-    means = np.stack([x[place == k].mean(axis=0) for k in range(len(classes))])
-    covariance, _ = ledoit_wolf(x - means[place], assume_centered=True)
-    weights = np.linalg.solve(covariance, means.T).T
-    bias = np.log(counts / len(x)) - (weights * means).sum(axis=1) / 2
-    classifier = network.head.classifier
-    if len(classifier.weight) == 1:
-        weights, bias, classes = weights[1:] - weights[:1], bias[1:] - bias[:1], np.zeros(1, int)
-    spread = (x @ (weights - weights.mean(axis=0) * (len(weights) > 1)).T).std() / 2
-    state = classifier.state_dict()
-    for name, values in (("weight", weights), ("bias", bias)):
-        state[name][classes.tolist()] = torch.from_numpy(values / max(1.0, spread)).to(state[name])
-
-
 def init_from(network: Network, path: Path) -> None:
     """Fill the network from another run's fold<K>.safetensors: its layers of the same name and shape.
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldwise.core import parallel
-from foldwise.core.files import digest, write_json
+from foldwise.core.files import digest, locked, write_json
 from foldwise.data.recipe import Recipe
 from foldwise.model.network import Network
 
@@ -67,7 +67,7 @@ def choose(network: Network, recipe: Recipe, device: torch.device, metadata: Ten
     """of_device, and on a CPU by `train.precision: auto` the fastest step as a probe of this machine found it.
 
     The finding is remembered in ~/.cache/foldwise ($XDG_CACHE_HOME), so that the same machine computes the same bits
-    every time. The network is left as it was.
+    every time, and folds side by side compute alike. The network is left as it was.
     """
     if device.type == "cuda" or recipe.train.precision != "auto":
         return of_device(recipe, device)
@@ -75,16 +75,17 @@ def choose(network: Network, recipe: Recipe, device: torch.device, metadata: Ten
     model = recipe.model.model_dump(mode="json", exclude={"weights", "pretrained", "init_from"})
     size = {"image_size": recipe.image_size, "threads": torch.get_num_threads()}
     key = digest({**size, "model": model, "torch": torch.__version__, "cpu": _cpu()})
-    known = _read(path)
-    if known.get(key) not in STEPS:
-        seconds = probe(network, recipe.image_size, metadata)
-        best = min(seconds, key=lambda name: seconds[name])
-        known = {**_read(path), key: best if seconds["plain"] > MARGIN * seconds[best] else "plain"}
-        try:
+    with ExitStack() as stack:
+        with suppress(OSError):  # a read-only home: it is probed anew next time
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, known)
-        except OSError:
-            pass  # a read-only home: it is probed anew next time
+            stack.enter_context(locked(path.with_name("steps.lock")))  # two folds that probe at once slow each other
+        known = _read(path)
+        if known.get(key) not in STEPS:
+            seconds = probe(network, recipe.image_size, metadata)
+            best = min(seconds, key=lambda name: seconds[name])
+            known[key] = best if seconds["plain"] > MARGIN * seconds[best] else "plain"
+            with suppress(OSError):
+                write_json(path, known)
     return Precision(known[key], *STEPS[known[key]])
 
 

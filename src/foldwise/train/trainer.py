@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foldwise import UserError, augment, metrics
+from foldwise import augment, metrics
 from foldwise.core.cli import note, terminated
 from foldwise.core.files import write_csv, write_json, write_sealed
 from foldwise.core.progress import Bar
@@ -31,7 +31,7 @@ from foldwise.data.recipe import Recipe
 from foldwise.data.runs import check_folds
 from foldwise.model import checkpoint, precision, weights
 from foldwise.model.device_images import DeviceImages, on_the_device
-from foldwise.model.finetune import count_parameters, start_at_discriminants, unfreeze
+from foldwise.model.finetune import count_parameters, unfreeze
 from foldwise.model.network import Network
 from foldwise.model.predict import pick_device, predict_rows, say_unreadable
 from foldwise.model.transfer import DeviceBatch, Timed, on_device
@@ -138,8 +138,6 @@ class Trainer:
         progress.precision = self.stepper.precision.name
         for module in filter(None, (network, self.state.average.kept)):
             self.stepper.precision.to_memory_format(module)
-        if self.recipe.model.warm_head and not resumed:
-            self._warm_head()
         if kept_features.stay_alike(network, self.recipe) and self.ranks.size == 1:
             images = kept_features.keep_features(network, self.data.images, self.recipe, self.stepper.precision)
             self.data = replace(self.data, images=images)
@@ -147,16 +145,6 @@ class Trainer:
         if not learn:  # mode as_is: there is nothing to train
             progress.epoch, self.state.best_weights = self.recipe.train.epochs, self.state.weights()
         self.logger = Logger(self.recipe, self.folder, self.fold) if not self.ranks.rank else None
-
-    def _warm_head(self) -> None:
-        """Start the head at what the pretrained features tell, the same for all folds and so made once."""
-        if self.data.targets.task not in {"binary", "multiclass"}:
-            raise UserError(f"model.warm_head needs classes, one a row: this learns {self.data.targets.task}")
-        one_view = self.recipe.predict.model_copy(update={"tta": "none", "crops": 1, "scales": [1.0]})
-        recipe = self.recipe.model_copy(update={"predict": one_view})
-        kept = kept_features.keep_features(self.state.network, self.data.images, recipe, self.stepper.precision)
-        features = kept.read(kept.rows_of(self.data.train))
-        start_at_discriminants(self.state.network, features, self.data.train_target)
 
     def _batches(self, epoch: int) -> Batches:
         """The training rows in batches, at the epoch's image size."""
