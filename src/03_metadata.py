@@ -114,10 +114,10 @@ def main() -> None:
     index.try_metric(competition, table)
     learner = learners.get(args.model)
     asked = {key: value for key, value in vars(args).items() if key not in {"competition", "name", "report", "hours"}}
-    params, columns = learners.settings_of(learner, dict(args.params)), index.metadata_columns(competition)
-    settings = {**asked, "params": params, "columns": columns}
+    params = learners.settings_of(learner, dict(args.params), competition.task)
+    settings = {**asked, "params": params, "columns": index.metadata_columns(competition)}
     if args.tune:
-        boosting.load_optuna()
+        boosting.load_optuna(learner)
     if args.negatives and competition.task not in {"binary", "multilabel"}:
         raise UserError(f"--negatives: task {competition.task} has no negatives; leave it out")
     if args.name in args.oof:

@@ -77,7 +77,7 @@ def test_a_rising_feature_never_lowers_a_prediction(name: str, task: str) -> Non
 
     def steps(rising: list[int]) -> np.ndarray:
         data = learners.Data(x, y, (), rising)
-        fitted = learners.fit(learner, learners.settings_of(learner, {}), task, 1, data, None, rounds)  # type: ignore[arg-type]
+        fitted = learners.fit(learner, learners.settings_of(learner, {}, task), task, 1, data, None, rounds)  # type: ignore[arg-type]
         grid = np.zeros((50, 3))
         grid[:, 0] = np.linspace(-2, 2, 50)
         return np.diff(fitted.predict(grid)[:, 0])

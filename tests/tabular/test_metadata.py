@@ -327,10 +327,10 @@ def test_settings_that_a_library_does_not_know_are_refused(trained: Workplace, m
 @pytest.mark.smoke
 def test_settings_have_one_name_and_a_sensible_value() -> None:
     with pytest.raises(UserError, match="called rounds"):
-        learners.settings_of(learners.get("lightgbm"), {"n_estimators": 3})
+        learners.settings_of(learners.get("lightgbm"), {"n_estimators": 3}, "binary")
     with pytest.raises(UserError, match="lightgbm refuses"):
-        learners.settings_of(learners.get("lightgbm"), {"num_leaves": "many"})
-    assert learners.settings_of(learners.get("lightgbm"), {"num_leaves": 3})["num_leaves"] == 3
+        learners.settings_of(learners.get("lightgbm"), {"num_leaves": "many"}, "binary")
+    assert learners.settings_of(learners.get("lightgbm"), {"num_leaves": 3}, "binary")["num_leaves"] == 3
 
 
 @pytest.mark.smoke

@@ -41,6 +41,7 @@ EDITED = ("dataset/dataset-metadata.json", "kernel/kernel-metadata.json")  # tha
 WHOLE = ("dataset/code/", "dataset/root/")  # where nothing may be added
 WORKING, DATASET = 20e9, 100e9  # bytes that Kaggle gives the working folder, and a dataset at most
 ENTRIES = ("foldwise.inference.writer", "foldwise.inference.predict")
+TABPFN = ("tabpfn", "skrub", "pydantic-settings", "einops")
 DECODERS = ("python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "dicomsdl")
 KERNEL = {
     "language": "python",
@@ -105,7 +106,7 @@ def make_bundle(competition: Competition, name: str, out: Path, wish: Wish) -> d
     target = root / "submissions" / competition.name / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(competition.submissions() / f"{name}.json", target)
-    lacking = _wheels(table, wish.wheels, dataset)
+    lacking = _wheels(table, members.values(), wish.wheels, dataset)
     slug = competition.slug or competition.name
     _write_kernel(out, competition.name, slug, name, wish)
     about = {
@@ -220,6 +221,8 @@ def _copy_member(competition: Competition, member: Member, root: Path, fp16: boo
     _copy(runs / member.name, target / member.name, ["run.json"])
     if ending:
         _copy(runs / member.name, target / member.name, [f"fold{fold}{ending}" for fold in member.folds])
+    if member.config.get("model") == "tabpfn":
+        _copy_named(member.config["params"]["weights"], "--params weights", root)
     for source in member.sources(member.folds):
         if source.recipe.model.labels:
             _copy_named(source.recipe.model.labels, "model.labels", root)
@@ -308,9 +311,11 @@ def half_precision(competition: Competition, members: Mapping[str, Member], tabl
 # --- wheels -----------------------------------------------------------------------------------------------
 
 
-def _wheels(table: pd.DataFrame, given: Path | None, dataset: Path) -> list[str]:
+def _wheels(table: pd.DataFrame, members: Iterable[Member], given: Path | None, dataset: Path) -> list[str]:
     """Requirements that Kaggle's image lacks and inference needs; copied where a folder of wheels is given."""
     lacking = list(DECODERS) if (table["format"] == "DICOM").any() else []
+    if any(member.config.get("model") == "tabpfn" for member in members):
+        lacking += TABPFN
     if given is None:
         return lacking
     files = sorted(given.glob("*.whl"))

@@ -24,7 +24,7 @@ from foldwise.core.files import replacing
 from foldwise.data.recipe import Backbone
 from foldwise.model import lora
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 FORMAT = 2  # of the tensors' names: raise it when they change (finetune reads those of before)
 
 

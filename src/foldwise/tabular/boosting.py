@@ -292,7 +292,7 @@ def _rounds(
 ) -> tuple[list[list[int]], list[str]]:
     """How long to boost, by seed and target: until rows of the training folds, held out for it, get no better."""
     targets = problem.columns.shape[1]
-    if plan.learner.linear:
+    if not plan.learner.boosted:
         return [[1] * targets], []
     held = _watched(problem, learn, fold, plan.seed)
     encoder, x, (x_watch,) = _encoded(problem, plan, rows, learn[~held], [learn[held]])
@@ -388,7 +388,7 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
                 _known(problem, split.encoder, x, part, k)
                 for x, part in ((split.x, split.learn), (split.x_watch, split.watch))
             )
-            told = watch if not plan.learner.linear and _tells(problem, data, watch) else None
+            told = watch if plan.learner.boosted and _tells(problem, data, watch) else None
             models.append([_fit(problem, plan, settings, data, told, settings["rounds"] if told else UNWATCHED, 0)])
         preds.append(_predicted(models, split.x_watch, problem.outputs))
     truth = problem.y[np.concatenate([split.watch for split in splits])]
@@ -405,7 +405,7 @@ def _inner_score(problem: Problem, plan: Plan, settings: Settings, splits: Seque
 def _searched(
     problem: Problem, plan: Plan, settings: Settings, score: Callable[[Settings], float], seconds: float, fold: int
 ) -> tuple[Settings, float, int]:
-    optuna = load_optuna()
+    optuna = load_optuna(plan.learner)
     optuna.logging.set_verbosity(logging.WARNING)
     space = {name: bounds for name, bounds in plan.learner.space.items()}
 
@@ -425,8 +425,10 @@ def _suggest(trial: Any, name: str, low: float, high: float, kind: str) -> float
     return trial.suggest_float(name, low, high, log=kind == "log")
 
 
-def load_optuna() -> Any:
-    """The search library; UserError where it is not installed."""
+def load_optuna(learner: Learner) -> Any:
+    """The search library; UserError where it is not installed, or there is nothing to search."""
+    if not learner.space:
+        raise UserError(f"--tune: {learner.name} has no settings to search; leave it out")
     try:
         import optuna
     except ImportError:

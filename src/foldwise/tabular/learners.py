@@ -1,7 +1,7 @@
-"""LightGBM, XGBoost, CatBoost and linear models behind one call: fit, predict, and what each feature contributed.
+"""LightGBM, XGBoost, CatBoost, TabPFN and linear models behind one call: fit, predict, and what each feature added.
 
 Each is fitted on one thread: folds side by side use the cores better (bench/metadata.py), and the bits do not depend
-on how many there are. XGBoost and CatBoost are optional.
+on how many there are. XGBoost, CatBoost and TabPFN are optional.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 from foldwise import UserError
+from foldwise.core.files import file_digest
 from foldwise.core.schema import nearest
 from foldwise.data.competition import Task
 
@@ -77,6 +78,8 @@ class Learner:
     fit: Callable[[Settings, int, Data, Data | None, int], Fitted]
     seed: str | None  # the setting's name
     linear: bool = False
+    boosted: bool = True  # has rounds, and a time to stop
+    complete: Callable[[Settings, Task], Settings] = lambda settings, task: settings  # what depends on the task
 
     @property
     def version(self) -> str:
@@ -98,20 +101,19 @@ def get(name: str) -> Learner:
     return named
 
 
-def settings_of(learner: Learner, given: Settings) -> Settings:
+def settings_of(learner: Learner, given: Settings, task: Task) -> Settings:
     """The learner's defaults under `given`; UserError for a name or value that the library does not know."""
-    for alias in {"num_iterations", "n_estimators", "num_boost_round", "iterations", "early_stopping_rounds"} & set(
-        given
-    ):
+    aliases = {"num_iterations", "n_estimators", "num_boost_round", "iterations", "early_stopping_rounds"}
+    for alias in aliases & set(given) if learner.boosted else ():
         own = "patience" if alias.startswith("early") else "rounds"
         raise UserError(f"--params {alias}: it is called {own} here, for every model")
-    settings = {**learner.defaults, **given}
+    settings = learner.complete({**learner.defaults, **given}, task)
     if given:
-        _try(learner, settings, given)
+        _try(learner, settings, given, int(task != "regression"))
     return settings
 
 
-def _try(learner: Learner, settings: Settings, given: Settings) -> None:
+def _try(learner: Learner, settings: Settings, given: Settings, classes: int) -> None:
     """Fit 40 random rows, to hear what the library says of the settings."""
     rng = np.random.default_rng(0)
     data = Data(rng.random((40, 2)), (np.arange(40) % 2).astype(float))
@@ -121,7 +123,7 @@ def _try(learner: Learner, settings: Settings, given: Settings) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            learner.fit({**settings, **LOUD.get(learner.name, {})}, 1, data, None, 1)
+            learner.fit({**settings, **LOUD.get(learner.name, {})}, classes, data, None, 1)
         except Exception as error:  # each library has errors of its own
             said = " ".join(str(error).split())[:200]
             raise UserError(f"--params {' '.join(map(str, given))}: {learner.name} refuses: {said}") from None
@@ -408,6 +410,102 @@ def _without(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if name not in {"rounds", "patience"}}
 
 
+# --- TabPFN -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TabPFN:
+    """Learns in context (Hollmann 2025): it predicts by the training rows themselves and a file of weights."""
+
+    data: Data
+    weights: str
+    digest: str  # of that file
+    settings: Settings
+    classes: int
+    rounds: int = 1
+
+    @cached_property
+    def _model(self) -> Any:
+        import tabpfn
+
+        from foldwise.model import weights
+
+        here = Path(self.weights)
+        file = here if here.is_file() else weights.named(here.name, "--params weights")
+        if file_digest(file) != self.digest:
+            raise UserError(f"{file}: not the weights that this model was fitted with; put those back, or run 03 again")
+        model = (tabpfn.TabPFNClassifier if self.classes else tabpfn.TabPFNRegressor)(
+            model_path=str(file),
+            categorical_features_indices=list(self.data.categorical),
+            ignore_pretraining_limits=True,  # else it refuses a CPU above 1,000 rows
+            **self.settings,
+        )
+        return model.fit(self.data.x, self.data.y.astype(int if self.classes else float))
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        pred = self._model.predict_proba(x) if self.classes else self._model.predict(x)[:, None]
+        return (pred[:, 1:] if self.classes == 1 else pred).astype(np.float64)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """Shapley values of two orders of the features, one the other's reverse (Mitchell 2022), from the training
+        rows' medians; exact in their sum. 2 F predictions of all rows."""
+        start = np.nanquantile(self.data.x, 0.5, axis=0, method="lower")
+        base = self._score(start[None])[0]
+        added = np.zeros((len(x), len(base), x.shape[1] + 1))
+        added[..., -1] = base
+        for order in (range(x.shape[1]), range(x.shape[1])[::-1]):
+            rows, before = np.tile(start, (len(x), 1)), np.tile(base, (len(x), 1))
+            for k in order:
+                rows[:, k] = x[:, k]
+                after = self._score(rows)
+                added[..., k] += (after - before) / 2
+                before = after
+        return added
+
+    def _score(self, x: np.ndarray) -> np.ndarray:
+        """float64 (N, outputs): log-odds, log probabilities of classes, or values."""
+        pred = self.predict(x)
+        sure = np.clip(pred, 1e-12, 1 - 1e-12)
+        return pred if not self.classes else logit(sure) if self.classes == 1 else np.log(sure)
+
+    def importance(self) -> np.ndarray:
+        every = -(-len(self.data.x) // 256)
+        return np.abs(self.contributions(self.data.x[::every])[..., :-1]).mean(axis=(0, 1))
+
+
+def _fit_tabpfn(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
+    if len(data.rising):
+        raise UserError(
+            "--oof: tabpfn can't be held to let other runs' predictions only raise its own, and so would learn the "
+            "folds; take another --model for stacking"
+        )
+    asked = dict(settings)
+    file = asked.pop("weights")
+    fitted = _TabPFN(data, file, file_digest(Path(file)), asked, classes)
+    try:
+        _ = fitted._model
+    except ValueError as error:  # more classes or features than the weights were made for
+        raise UserError(f"--model tabpfn refuses: {' '.join(str(error).split())[:300]}") from None
+    return fitted
+
+
+def _tabpfn_weights(settings: Settings, task: Task) -> Settings:
+    """With the file of weights that lies there; nothing is fetched."""
+    from foldwise.model import weights
+
+    if settings["weights"]:
+        return {**settings, "weights": str(weights.named(settings["weights"], "--params weights").resolve())}
+    other = "classifier" if task == "regression" else "regressor"
+    for file in (file for folder in weights.folders() for file in weights.files_below(folder)):
+        if file.name.startswith("tabpfn") and other not in file.name:
+            return {**settings, "weights": str(file.resolve())}
+    raise UserError(
+        "--model tabpfn: no weights (tabpfn*.ckpt or .safetensors, under the name they are published by) in "
+        f"{', '.join(map(str, weights.folders()))}; put them there, or name them: --params weights=FILE. Their "
+        "licences differ: version 2 asks for attribution, later ones forbid commercial use"
+    )
+
+
 # --- constant ---------------------------------------------------------------------------------------------
 
 
@@ -551,7 +649,7 @@ def placed(pred: np.ndarray, known: np.ndarray, rates: np.ndarray) -> np.ndarray
     return whole
 
 
-FITTED = (_LightGBM, _XGBoost, _CatBoost, _Linear, Odds, Constant, _Placed, Thinned)
+FITTED = (_LightGBM, _XGBoost, _CatBoost, _TabPFN, Data, _Linear, Odds, Constant, _Placed, Thinned)
 
 BOOSTING: Settings = {"rounds": 2000, "patience": 100}  # at rates of 0.03 to 0.05 it stops by itself before
 
@@ -623,6 +721,25 @@ LEARNERS = {
             _fit_catboost,
             "random_seed",
         ),
-        Learner("logreg", "scikit-learn", {"C": None, **BOOSTING}, {"C": (1e-4, 1e2, "log")}, _fit_linear, None, True),
+        Learner(
+            "logreg",
+            "scikit-learn",
+            {"C": None, **BOOSTING},
+            {"C": (1e-4, 1e2, "log")},
+            _fit_linear,
+            None,
+            linear=True,
+            boosted=False,
+        ),
+        Learner(
+            "tabpfn",
+            "tabpfn",
+            {"weights": None, "n_estimators": "auto"},
+            {},
+            _fit_tabpfn,
+            "random_state",
+            boosted=False,
+            complete=_tabpfn_weights,
+        ),
     )
 }
