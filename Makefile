@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE  # every step would compile the package anew
 demo: $(VENV)/installed
 	$(RUN) src/00_demo.py
 	$(RUN) src/01_preprocess.py --sizes 96
-	$(RUN) src/02_train.py --recipe demo --fold all
+	$(RUN) src/02_train.py --recipe demo --fold all --devices 2
 	$(RUN) src/03_metadata.py
 	$(RUN) src/04_embed.py --run demo --head svm
 	$(RUN) src/05_predict.py --run demo predict.tta=d4

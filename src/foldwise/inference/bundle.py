@@ -35,6 +35,7 @@ from foldwise.inference.budget import Choice
 from foldwise.inference.members import Member, members_of
 from foldwise.inference.pixels import BATCH, Looks, Pace, Pixels
 from foldwise.inference.writer import Saved
+from foldwise.tabular import learners
 
 Rule = tuple[str, bool, str]  # name, whether it holds, what is wrong
 EDITED = ("dataset/dataset-metadata.json", "kernel/kernel-metadata.json")  # that a user may be asked to mend
@@ -222,7 +223,8 @@ def _copy_member(competition: Competition, member: Member, root: Path, fp16: boo
     if ending:
         _copy(runs / member.name, target / member.name, [f"fold{fold}{ending}" for fold in member.folds])
     if member.config.get("model") == "tabpfn":
-        _copy_named(member.config["params"]["weights"], "--params weights", root)
+        (root / "input" / "weights").mkdir(parents=True, exist_ok=True)
+        shutil.copy(learners.tabpfn_weights(member.config["params"]["weights"]), root / "input" / "weights")
     for source in member.sources(member.folds):
         if source.recipe.model.labels:
             _copy_named(source.recipe.model.labels, "model.labels", root)

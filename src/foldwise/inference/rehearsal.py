@@ -262,11 +262,7 @@ class Stage:
             else:
                 there.symlink_to(here.resolve())
         (kaggle / "working").mkdir()
-        env = {
-            key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ
-        }
-        env |= {key: os.environ[key] for key in ("FOLDWISE_CORES", "OMP_NUM_THREADS") if key in os.environ}
-        env |= {
+        env = {key: os.environ[key] for key in KEPT if key in os.environ} | {
             "FOLDWISE_KAGGLE": str(kaggle),
             "FOLDWISE_REHEARSAL": flags,
             "FOLDWISE_GUARD": str(self.folder / "network.log"),

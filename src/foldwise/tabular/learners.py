@@ -428,10 +428,7 @@ class _TabPFN:
     def _model(self) -> Any:
         import tabpfn
 
-        from foldwise.model import weights
-
-        here = Path(self.weights)
-        file = here if here.is_file() else weights.named(here.name, "--params weights")
+        file = tabpfn_weights(self.weights)
         if file_digest(file) != self.digest:
             raise UserError(f"{file}: not the weights that this model was fitted with; put those back, or run 03 again")
         model = (tabpfn.TabPFNClassifier if self.classes else tabpfn.TabPFNRegressor)(
@@ -473,6 +470,13 @@ class _TabPFN:
         return np.abs(self.contributions(self.data.x[::every])[..., :-1]).mean(axis=(0, 1))
 
 
+def tabpfn_weights(path: str) -> Path:
+    """The file there, or wherever one of its name lies now."""
+    from foldwise.model import weights
+
+    return Path(path) if Path(path).is_file() else weights.named(Path(path).name, "--params weights")
+
+
 def _fit_tabpfn(settings: Settings, classes: int, data: Data, watch: Data | None, rounds: int) -> Fitted:
     if len(data.rising):
         raise UserError(
@@ -489,7 +493,7 @@ def _fit_tabpfn(settings: Settings, classes: int, data: Data, watch: Data | None
     return fitted
 
 
-def _tabpfn_weights(settings: Settings, task: Task) -> Settings:
+def _with_weights(settings: Settings, task: Task) -> Settings:
     """With the file of weights that lies there; nothing is fetched."""
     from foldwise.model import weights
 
@@ -739,7 +743,7 @@ LEARNERS = {
             _fit_tabpfn,
             "random_state",
             boosted=False,
-            complete=_tabpfn_weights,
+            complete=_with_weights,
         ),
     )
 }
