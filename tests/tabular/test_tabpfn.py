@@ -49,9 +49,9 @@ def at_hand(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def table() -> np.ndarray:
-    """(60, 3): a number, a number with gaps, a category."""
+    """(60, 4): a number, a number with gaps, a category, nothing."""
     rng = np.random.default_rng(0)
-    x = np.column_stack([rng.normal(size=(60, 2)), rng.integers(0, 3, 60)])
+    x = np.column_stack([rng.normal(size=(60, 2)), rng.integers(0, 3, 60), np.full(60, np.nan)])
     x[::7, 1] = np.nan
     return x
 
@@ -74,7 +74,7 @@ def test_what_features_add_sums_to_the_prediction_and_the_file_predicts_the_same
     assert pred.shape == (60, 3 if task == "multiclass" else 1) and len(np.unique(pred)) > 50
     meant = {"binary": logit, "multiclass": np.log, "regression": np.asarray}[task](pred)
     assert model.contributions(x).sum(axis=2) == pytest.approx(meant, abs=1e-9)
-    assert (model.importance() > 0).all()
+    assert (model.importance()[:3] > 0).all() and model.importance()[3] == 0
     write_saved(tmp_path / "model.npz", model)
     assert (read_saved(tmp_path / "model.npz", learners.FITTED, "").predict(x) == pred).all()
     (at_hand / f"tabpfn-v2-{'regressor' if task == 'regression' else 'classifier'}.safetensors").write_bytes(b"other")

@@ -1,7 +1,7 @@
 """LightGBM, XGBoost, CatBoost, TabPFN and linear models behind one call: fit, predict, and what each feature added.
 
-Each is fitted on one thread: folds side by side use the cores better (bench/metadata.py), and the bits do not depend
-on how many there are. XGBoost, CatBoost and TabPFN are optional.
+Each but TabPFN is fitted on one thread: folds side by side use the cores better (bench/metadata.py), and the bits do
+not depend on how many there are. XGBoost, CatBoost and TabPFN are optional.
 """
 
 from __future__ import annotations
@@ -446,12 +446,14 @@ class _TabPFN:
     def contributions(self, x: np.ndarray) -> np.ndarray:
         """Shapley values of two orders of the features, one the other's reverse (Mitchell 2022), from the training
         rows' medians; exact in their sum. 2 F predictions of all rows."""
-        start = np.nanquantile(self.data.x, 0.5, axis=0, method="lower")
-        base = self._score(start[None])[0]
-        added = np.zeros((len(x), len(base), x.shape[1] + 1))
+        ordered = np.sort(self.data.x, axis=0)  # NaN last
+        middle = np.maximum(0, (~np.isnan(ordered)).sum(axis=0) - 1) // 2
+        start = np.tile(np.take_along_axis(ordered, middle[None], axis=0), (len(x), 1))
+        base = self._score(start)
+        added = np.zeros((*base.shape, x.shape[1] + 1))
         added[..., -1] = base
         for order in (range(x.shape[1]), range(x.shape[1])[::-1]):
-            rows, before = np.tile(start, (len(x), 1)), np.tile(base, (len(x), 1))
+            rows, before = start.copy(), base
             for k in order:
                 rows[:, k] = x[:, k]
                 after = self._score(rows)
