@@ -15,7 +15,7 @@ from foldwise.core import paths
 from foldwise.core.files import digest
 from foldwise.core.schema import describe
 from foldwise.data.competition import Competition, load_competition
-from foldwise.data.recipe import NEEDS, Recipe, differences, load_recipe, recipe_settings
+from foldwise.data.recipe import NEEDS, Recipe, differences, load_recipe, recipe_from, recipe_settings
 from foldwise.data.runs import read_run_info
 
 pytestmark = pytest.mark.smoke
@@ -256,5 +256,10 @@ def test_older_keys_are_read_under_their_new_names(tmp_path: Path) -> None:
     config = recipe_settings(made)
     config["train"]["cpu_step"] = config["train"].pop("precision")
     del config["augment"]["strength"], config["augment"]["ops"]  # keys that came later
+    config["model"]["warm_head"] = False  # one that is gone, and changed nothing
     (tmp_path / "run.json").write_text(json.dumps({"run": "old", "config": config}))
     assert read_run_info(tmp_path).config == recipe_settings(made)
+    config["model"]["warm_head"] = True  # its weights were made by what is no more
+    (tmp_path / "run.json").write_text(json.dumps({"run": "old", "config": config}))
+    with pytest.raises(UserError, match=r"unknown key 'model\.warm_head'"):
+        recipe_from(read_run_info(tmp_path).config, [], "run.json")

@@ -301,6 +301,9 @@ RENAMED = {  # by section: keys of older recipes and run.json, and what they are
 }
 
 
+GONE = {"model": {"warm_head": False}}  # settings that are no more, at the value that changed nothing
+
+
 def renamed(data: dict[str, Any]) -> dict[str, Any]:
     """A recipe's plain data with today's keys for those it has by an older name."""
     parts = {section: data[section] for section in RENAMED if isinstance(data.get(section), dict)}
@@ -439,8 +442,13 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings as run.json has them, under today's names; of a recipe, keys that came later at their defaults."""
+    """Settings as run.json has them, under today's names; of a recipe, keys that came later at their defaults, and
+    none that are gone."""
     config = renamed(config)
+    for section in GONE.keys() & config.keys():
+        if isinstance(config[section], dict):
+            unused = GONE[section].items()
+            config = config | {section: dict(pair for pair in config[section].items() if pair not in unused)}
     return merge(recipe_settings(Recipe()), config) if "image_size" in config else config
 
 
