@@ -128,7 +128,7 @@ def second_level(name: str, oof: np.ndarray, y: np.ndarray, folds: np.ndarray, s
         parts = [
             learners.Data(oof.T[part], y[part], (), range(len(oof))) for part in (learn[~watch], learn[watch], learn)
         ]
-        settings = learners.settings_of(learner, {})
+        settings = learners.settings_of(learner, {}, "binary")
         rounds = 1
         if not learner.linear:
             rounds = max(1, learners.fit(learner, settings, "binary", 1, parts[0], parts[1], 500).rounds)
