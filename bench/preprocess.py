@@ -47,12 +47,13 @@ train: {table: train.csv, images: "train/{id}.jpg"}
 
 
 def generate(folder: Path, count: int, side: int) -> None:
-    """JPEGs of coarse random colours, each unlike the others, and their table."""
+    """JPEGs of random colours at five scales, the coarse ones stronger as in photographs, and their table."""
     rng = np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
     for k in range(count):
-        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        drawn = [rng.standard_normal((n, n, 3)) * 100 / n for n in (4, 8, 16, 32, 64)]
+        layers = [cv2.resize(layer, (side, side), interpolation=cv2.INTER_LINEAR) for layer in drawn]
+        image = np.clip(128 + 2 * np.sum(layers, axis=0), 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / "train" / f"{k:06d}.jpg"), image)
     ids = [f"{k:06d}" for k in range(count)]
     pd.DataFrame({"id": ids, "target": rng.integers(0, 2, count)}).to_csv(folder / "train.csv", index=False)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from foldwise.audit import traits
 from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits, as_channels
@@ -46,6 +48,9 @@ AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated 
 ZOOMS = (1.0, 1.06, 1.12, 1 / 1.06, 1 / 1.12)  # crops of up to 8 % a side, on either image
 HOPELESS = 0.3  # agreement without zoom below which zooming is not tried; crops of 5 % a side keep 0.38
 COLUMNS = ["id_a", "split_a", "id_b", "split_b", "kind", "distance", "agreement", "view", "same_label"]
+
+
+bar = partial(tqdm, leave=False, disable=None)  # at a terminal alone
 
 
 @dataclass(frozen=True)
@@ -238,8 +243,9 @@ def candidates(hashes: np.ndarray, turned: bool = True) -> pd.DataFrame:
         return (np.minimum(one, two) * n + np.maximum(one, two))[apart], ranks[apart]
 
     asked = [k for k, look in enumerate(LOOKS) if turned or not look.turn] if n >= 2 else []
+    none = np.empty(0, np.int64)
     with ThreadPoolExecutor(parallel.cores()) as pool:
-        hits = [*pool.map(search, asked)] or [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        hits = [(none, none), *bar(pool.map(search, asked), total=len(asked), desc="alike", unit="look")]
     keys, ranks = (np.concatenate(parts) for parts in zip(*hits, strict=True))
     return _nearest_looks(keys, ranks, max(1, n))
 
@@ -270,7 +276,8 @@ def agreement(images: Cache, pairs: pd.DataFrame, block: int = 4096) -> np.ndarr
     """
     parts = [pairs.iloc[start : start + block] for start in range(0, len(pairs), block)]
     with threadpool_limits(1), ThreadPoolExecutor(parallel.cores()) as pool:
-        return np.concatenate([np.empty(0), *pool.map(lambda part: _lowest(images, part), parts)])
+        shares = bar(pool.map(lambda part: _lowest(images, part), parts), total=len(parts), desc="compared")
+        return np.concatenate([np.empty(0), *shares])
 
 
 def _lowest(images: Cache, pairs: pd.DataFrame) -> np.ndarray:

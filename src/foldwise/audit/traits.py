@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
+from tqdm import trange
 
 from foldwise.core import parallel
 from foldwise.data.cache import Cache
@@ -105,7 +106,7 @@ def _in_threads(images: Cache, rows: np.ndarray, hashed: bool) -> Iterator[_Seen
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     workers = parallel.cores()
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(blocks), 4 * workers):
+        for start in trange(0, len(blocks), 4 * workers, desc="looked at", leave=False, disable=None):
             yield from pool.map(lambda block: _see(images.pictures(block), hashed), blocks[start : start + 4 * workers])
 
 
