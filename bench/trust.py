@@ -130,7 +130,7 @@ def second_level(name: str, oof: np.ndarray, y: np.ndarray, folds: np.ndarray, s
         ]
         settings = learners.settings_of(learner, {}, "binary")
         rounds = 1
-        if not learner.linear:
+        if learner.boosted:
             rounds = max(1, learners.fit(learner, settings, "binary", 1, parts[0], parts[1], 500).rounds)
         fitted = learners.fit(learner, settings, "binary", 1, parts[2], None, rounds)
         pred[held] = fitted.predict(oof.T[held])[:, 0]

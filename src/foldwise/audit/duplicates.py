@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,10 +26,9 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from foldwise.audit import traits
-from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits, as_channels
+from foldwise.audit.traits import LOOKS, STATISTICS, THUMBNAIL, Look, Traits, as_channels, bar
 from foldwise.core import parallel, source
 from foldwise.core.cli import counted
 from foldwise.core.files import digest, read_voucher, replacing, write_csv, write_voucher
@@ -48,9 +46,6 @@ AGREE = 0.80  # correlation of fine structure; of 1,900 candidates of unrelated 
 ZOOMS = (1.0, 1.06, 1.12, 1 / 1.06, 1 / 1.12)  # crops of up to 8 % a side, on either image
 HOPELESS = 0.3  # agreement without zoom below which zooming is not tried; crops of 5 % a side keep 0.38
 COLUMNS = ["id_a", "split_a", "id_b", "split_b", "kind", "distance", "agreement", "view", "same_label"]
-
-
-bar = partial(tqdm, leave=False, disable=None)  # at a terminal alone
 
 
 @dataclass(frozen=True)

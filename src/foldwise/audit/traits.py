@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
-from tqdm import trange
+from tqdm import tqdm
 
 from foldwise.core import parallel
 from foldwise.data.cache import Cache
@@ -68,6 +69,9 @@ LOOKS = [
 ]
 
 
+bar = partial(tqdm, leave=False, disable=None)  # at a terminal alone
+
+
 @dataclass(frozen=True)
 class Traits:
     """What was seen of the N readable images; `rows` are their row numbers in the index and the cache."""
@@ -106,7 +110,7 @@ def _in_threads(images: Cache, rows: np.ndarray, hashed: bool) -> Iterator[_Seen
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     workers = parallel.cores()
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        for start in trange(0, len(blocks), 4 * workers, desc="looked at", leave=False, disable=None):
+        for start in bar(range(0, len(blocks), 4 * workers), desc="looked at"):
             yield from pool.map(lambda block: _see(images.pictures(block), hashed), blocks[start : start + 4 * workers])
 
 

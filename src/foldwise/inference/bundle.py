@@ -211,8 +211,7 @@ def _copy_table(competition: Competition, table: pd.DataFrame, root: Path) -> No
         if meta["weights"]:
             _copy_named(meta["weights"], "--weights", root)
         else:
-            (root / "input" / "weights").mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, root / "input" / "weights")
+            _copy_weights(file, root)
 
 
 def _copy_member(competition: Competition, member: Member, root: Path, fp16: bool) -> None:
@@ -223,8 +222,7 @@ def _copy_member(competition: Competition, member: Member, root: Path, fp16: boo
     if ending:
         _copy(runs / member.name, target / member.name, [f"fold{fold}{ending}" for fold in member.folds])
     if member.config.get("model") == "tabpfn":
-        (root / "input" / "weights").mkdir(parents=True, exist_ok=True)
-        shutil.copy(learners.tabpfn_weights(member.config["params"]["weights"]), root / "input" / "weights")
+        _copy_weights(learners.tabpfn_weights(member.config["params"]["weights"]), root)
     for source in member.sources(member.folds):
         if source.recipe.model.labels:
             _copy_named(source.recipe.model.labels, "model.labels", root)
@@ -253,6 +251,12 @@ def _copy(folder: Path, to: Path, names: Iterable[str]) -> None:
         if name.endswith(".json"):
             text = re.sub(rb'("(?:weights|labels)": )"/[^"]*/([^"/]+)"', rb'\1"input/weights/\2"', text)
         (to / name).write_bytes(text)
+
+
+def _copy_weights(file: Path, root: Path) -> None:
+    """A file that is found in the bundle by its own name."""
+    (root / "input" / "weights").mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, root / "input" / "weights")
 
 
 def _copy_named(path: str, key: str, root: Path) -> None:

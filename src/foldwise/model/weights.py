@@ -51,12 +51,17 @@ def folders() -> list[Path]:
 
 def _by_name(names: Sequence[str]) -> Path | None:
     """The first file of the first of `names` that lies below one of the folders; 'x/y' is a file y somewhere in x."""
-    files = [file for folder in folders() for file in files_below(folder)]
+    files = list(within_reach())
     for folder, name in (one.rpartition("/")[::2] for one in names):
         for file in files:
             if file.name == name and (not folder or folder in file.parts):
                 return file
     return None
+
+
+def within_reach() -> Iterator[Path]:
+    """All files of weights that lie in `folders`, the nearest first."""
+    return (file for folder in folders() for file in files_below(folder))
 
 
 def files_below(folder: Path) -> Iterator[Path]:

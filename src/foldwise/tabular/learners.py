@@ -502,7 +502,7 @@ def _with_weights(settings: Settings, task: Task) -> Settings:
     if settings["weights"]:
         return {**settings, "weights": str(weights.named(settings["weights"], "--params weights").resolve())}
     other = "classifier" if task == "regression" else "regressor"
-    for file in (file for folder in weights.folders() for file in weights.files_below(folder)):
+    for file in weights.within_reach():
         if file.name.startswith("tabpfn") and other not in file.name:
             return {**settings, "weights": str(file.resolve())}
     raise UserError(
